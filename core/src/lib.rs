@@ -1,0 +1,12 @@
+//! The mechanisms of Proxenos that need no machine instruction of their own.
+//!
+//! Everything here sees hardware only through the traits of [`machine`], so the very code that runs in ring 0 also
+//! runs in host unit tests and property tests. It contains no `unsafe` and knows no boot protocol.
+#![no_std]
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+extern crate alloc;
+
+pub mod addr;
+pub mod machine;

@@ -1,0 +1,71 @@
+//! What `core` may ask of the machine: memory by machine address, guest memory by virtual address, TLBs, a clock.
+//!
+//! The hypervisor implements these over its direct map and a few instructions; host tests implement them over a
+//! vector. All calls are statically dispatched. Machine memory may be changed by guests at any time, so every access
+//! is a single, aligned, atomic load or store of the width named, and a value read once is never assumed to be there
+//! at the second look.
+
+use crate::addr::{GuestVirt, MachineAddr, Mfn};
+
+/// RAM, by machine address. Callers pass only addresses inside frames that exist (see `FrameTable::contains`), aligned
+/// to the access; implementations may panic otherwise.
+pub trait MachineMemory {
+    /// Reads a byte.
+    fn load8(&self, at: MachineAddr) -> u8;
+    /// Writes a byte.
+    fn store8(&self, at: MachineAddr, value: u8);
+    /// Reads 32 bits, little-endian, aligned to 4.
+    fn load32(&self, at: MachineAddr) -> u32;
+    /// Writes 32 bits, aligned to 4.
+    fn store32(&self, at: MachineAddr, value: u32);
+    /// Reads 64 bits, aligned to 8.
+    fn load64(&self, at: MachineAddr) -> u64;
+    /// Writes 64 bits, aligned to 8.
+    fn store64(&self, at: MachineAddr, value: u64);
+    /// Atomically replaces `old` by `new`; on mismatch returns what was there.
+    fn cas32(&self, at: MachineAddr, old: u32, new: u32) -> Result<(), u32>;
+    /// Atomically replaces `old` by `new`; on mismatch returns what was there.
+    fn cas64(&self, at: MachineAddr, old: u64, new: u64) -> Result<(), u64>;
+    /// Atomically sets `bits`, returns the value before.
+    fn or32(&self, at: MachineAddr, bits: u32) -> u32;
+    /// Fills a frame with zeroes.
+    fn clear_frame(&self, frame: Mfn);
+    /// Copies bytes out of machine memory; the range may cross frames.
+    fn read(&self, at: MachineAddr, into: &mut [u8]);
+    /// Copies bytes into machine memory; the range may cross frames.
+    fn write(&self, at: MachineAddr, from: &[u8]);
+}
+
+/// A guest pointer did not lead where the guest said: not mapped, not writable, or in the hypervisor's range.
+/// Becomes `-EFAULT` at the hypercall boundary.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BadPointer;
+
+/// Memory of the guest that is running on this CPU, by the guest's own virtual addresses, with its own page
+/// protections. A pointer into the hypervisor's range or an unmapped page is an error, never a fault.
+pub trait GuestMemory {
+    /// Copies from the guest.
+    fn copy_from_guest(&self, from: GuestVirt, into: &mut [u8]) -> Result<(), BadPointer>;
+    /// Copies to the guest.
+    fn copy_to_guest(&self, to: GuestVirt, from: &[u8]) -> Result<(), BadPointer>;
+}
+
+/// The translation caches of this CPU (and, through stamps, of all).
+pub trait Tlb {
+    /// Drops every translation of the guest running here.
+    fn flush_all(&self);
+    /// Drops the translations of one page.
+    fn flush_page(&self, at: GuestVirt);
+    /// Writes back and drops the data caches (`wbinvd`).
+    fn flush_caches(&self);
+    /// The global flush clock: a stamp taken now is older than every later flush.
+    fn stamp(&self) -> u32;
+    /// Flushes every TLB that was last flushed before `stamp` was taken.
+    fn flush_if_older(&self, stamp: u32);
+}
+
+/// Monotonic time.
+pub trait Clock {
+    /// Nanoseconds since the hypervisor's boot.
+    fn now_ns(&self) -> u64;
+}
