@@ -1,0 +1,5 @@
+//! `cargo xtask`: build, run, test and package Proxenos.
+mod qemu;
+mod symbols;
+
+fn main() {}
