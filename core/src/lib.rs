@@ -10,3 +10,5 @@ extern crate alloc;
 
 pub mod addr;
 pub mod machine;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
