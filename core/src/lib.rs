@@ -9,6 +9,7 @@
 extern crate alloc;
 
 pub mod addr;
+pub mod event;
 pub mod machine;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;

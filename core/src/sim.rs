@@ -4,15 +4,17 @@
 //! one aligned atomic load or store, so threads may share a machine and interleave as CPUs would. A bad address panics,
 //! which is what a test wants to see. No lock, except around a [`SimGuest`]'s page map.
 
-use crate::addr::{GuestVirt, MachineAddr, Mfn, PAGE_SHIFT, PAGE_SIZE};
+use crate::addr::{GuestVirt, MachineAddr, Mfn, PAGE_SHIFT};
 use crate::machine::{BadPointer, Clock, GuestMemory, MachineMemory, Tlb};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use spin::Mutex;
 
+/// Bytes in a frame.
+const FRAME: u64 = 1 << PAGE_SHIFT;
 /// Words of 64 bits in a frame.
-const FRAME_WORDS: usize = (PAGE_SIZE / 8) as usize;
+const FRAME_WORDS: usize = FRAME as usize / 8;
 
 /// A machine of `n` frames, numbered from 0, with counters for what is asked of its TLB.
 #[derive(Debug)]
@@ -60,7 +62,7 @@ impl SimMachine {
     /// A copy of a frame's bytes.
     #[must_use]
     pub fn frame_bytes(&self, frame: Mfn) -> Vec<u8> {
-        let mut bytes = alloc::vec![0; PAGE_SIZE as usize];
+        let mut bytes = alloc::vec![0; FRAME as usize];
         self.read(MachineAddr(frame_base(frame)), &mut bytes);
         bytes
     }
@@ -235,7 +237,7 @@ impl<'m> SimGuest<'m> {
     fn translate(&self, at: u64, access: SimAccess) -> Result<MachineAddr, BadPointer> {
         match self.pages.lock().get(&(at >> PAGE_SHIFT)) {
             Some((_, SimAccess::ReadOnly)) if access == SimAccess::ReadWrite => Err(BadPointer),
-            Some((frame, _)) => Ok(MachineAddr(frame_base(*frame) + at % PAGE_SIZE)),
+            Some((frame, _)) => Ok(MachineAddr(frame_base(*frame) + at % FRAME)),
             None => Err(BadPointer),
         }
     }
@@ -244,14 +246,14 @@ impl<'m> SimGuest<'m> {
 impl GuestMemory for SimGuest<'_> {
     fn copy_from_guest(&self, from: GuestVirt, into: &mut [u8]) -> Result<(), BadPointer> {
         for (i, byte) in into.iter_mut().enumerate() {
-            *byte = self.machine.load8(self.translate(from.offset(i as u64).0, SimAccess::ReadOnly)?);
+            *byte = self.machine.load8(self.translate(from.0.wrapping_add(i as u64), SimAccess::ReadOnly)?);
         }
         Ok(())
     }
 
     fn copy_to_guest(&self, to: GuestVirt, from: &[u8]) -> Result<(), BadPointer> {
         for (i, &byte) in from.iter().enumerate() {
-            self.machine.store8(self.translate(to.offset(i as u64).0, SimAccess::ReadWrite)?, byte);
+            self.machine.store8(self.translate(to.0.wrapping_add(i as u64), SimAccess::ReadWrite)?, byte);
         }
         Ok(())
     }
