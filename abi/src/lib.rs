@@ -17,6 +17,11 @@
 //! | [`hypercall`], [`mmu`], [`start_info`], [`shared_info`], [`ids`] | `xen.h` |
 //! | [`arch`], [`context`], [`x86_32`], [`x86_64`] | `arch-x86_32.h`, `arch-x86_64.h` |
 //! | [`event_channel`] | `event_channel.h` |
+//! | [`grant_table`] | `grant_table.h` |
+//! | [`dom0_ops`], [`sched_ctl`] | `dom0_ops.h`, `sched_ctl.h` |
+//! | [`physdev`] | `physdev.h` |
+//! | [`trace`] | `trace.h` |
+//! | [`io`] | `io/domain_controller.h`, `io/blkif.h`, `io/netif.h` |
 //! | [`errno`] | the error numbers that calls return negated |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -27,14 +32,20 @@ mod macros;
 
 pub mod arch;
 pub mod context;
+pub mod dom0_ops;
 pub mod errno;
 pub mod event_channel;
+pub mod grant_table;
 pub mod hypercall;
 pub mod ids;
+pub mod io;
 pub mod mmu;
 pub mod payload;
+pub mod physdev;
+pub mod sched_ctl;
 pub mod shared_info;
 pub mod start_info;
+pub mod trace;
 pub mod x86_32;
 pub mod x86_64;
 

@@ -55,7 +55,7 @@ macro_rules! numbers {
             type Error = $crate::errno::UnknownValue;
 
             #[inline]
-            fn try_from(raw: $repr) -> Result<Self, Self::Error> {
+            fn try_from(raw: $repr) -> Result<Self, $crate::errno::UnknownValue> {
                 Self::from_raw(raw).ok_or($crate::errno::UnknownValue)
             }
         }
