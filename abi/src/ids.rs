@@ -33,8 +33,8 @@ impl DomId {
 }
 
 newtype! {
-    /// An event-channel port (`event_channel.h`): an index below [`NR_EVENT_CHANNELS`](crate::event_channel::NR_EVENT_CHANNELS)
-    /// into the domain's own channels.
+    /// An event-channel port (`event_channel.h`): an index into the domain's own channels, below
+    /// [`NR_EVENT_CHANNELS`](crate::event_channel::NR_EVENT_CHANNELS).
     pub struct Port(u32);
 }
 
@@ -96,6 +96,13 @@ impl MachineAddr {
 }
 
 impl GuestVirt {
+    /// The address `bytes` further, wrapping at 2^64: whoever touches memory checks the range.
+    #[inline]
+    #[must_use]
+    pub const fn offset(self, bytes: u64) -> Self {
+        Self(self.0.wrapping_add(bytes))
+    }
+
     /// Byte offset within the page.
     #[inline]
     pub const fn page_offset(self) -> usize {

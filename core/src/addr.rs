@@ -2,29 +2,11 @@
 //!
 //! A *machine* address names real memory; a *pseudo-physical* frame number (pfn) is a guest's own numbering of the
 //! frames it was given; a guest-virtual address is what guest code uses. They never mix without a conversion that
-//! says so.
+//! says so. The types are the interface's own; this module is where `core` gets them from.
 
-pub use proxenos_abi::{MachineAddr, Mfn, Pfn};
+pub use proxenos_abi::{DomId, GuestVirt, MachineAddr, Mfn, PAGE_SHIFT, PAGE_SIZE, Pfn};
 
-/// Bytes in a frame (and a page): 4 KiB in both architectures.
-pub const PAGE_SIZE: u64 = 4096;
-/// log2 of [`PAGE_SIZE`].
-pub const PAGE_SHIFT: u32 = 12;
-
-/// A guest-virtual (linear) address, of either width.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-pub struct GuestVirt(pub u64);
-
-impl GuestVirt {
-    /// The address `bytes` further, wrapping at 2^64 (range checks happen where memory is touched).
-    #[must_use]
-    pub const fn offset(self, bytes: u64) -> Self {
-        Self(self.0.wrapping_add(bytes))
-    }
-
-    /// The address of the page's first byte.
-    #[must_use]
-    pub const fn page_base(self) -> Self {
-        Self(self.0 & !(PAGE_SIZE - 1))
-    }
-}
+/// The frames below this one (the first MiB) are the PC's: never handed out, mapped as I/O memory.
+pub const FIRST_RAM_FRAME: Mfn = Mfn(0x100);
+/// The first frame an x86_32 guest cannot name: 4 GiB.
+pub const FRAMES_BELOW_4G: u64 = 1 << 20;

@@ -9,7 +9,19 @@
 extern crate alloc;
 
 pub mod addr;
+pub mod bounce;
+pub mod descriptor;
+pub mod domain;
 pub mod event;
+pub mod frame;
+pub mod frame_alloc;
+pub mod host;
+pub mod hypercall;
 pub mod machine;
+pub mod mmu;
+pub mod paging;
+pub mod personality;
+pub mod segments;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
+pub mod vcpu;

@@ -5,7 +5,7 @@
 //! is a single, aligned, atomic load or store of the width named, and a value read once is never assumed to be there
 //! at the second look.
 
-use crate::addr::{GuestVirt, MachineAddr, Mfn};
+use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn};
 
 /// RAM, by machine address. Callers pass only addresses inside frames that exist (see `FrameTable::contains`), aligned
 /// to the access; implementations may panic otherwise.
@@ -62,6 +62,40 @@ pub trait Tlb {
     fn stamp(&self) -> u32;
     /// Flushes every TLB that was last flushed before `stamp` was taken.
     fn flush_if_older(&self, stamp: u32);
+}
+
+/// What the CPU walks and looks segments up in.
+pub trait CpuTables {
+    /// Makes a frame this CPU's L4 table; every translation of the old one is dropped.
+    fn load_root(&self, l4: Mfn);
+    /// Maps (or unmaps) a frame as a page of a domain's descriptor tables, which lie in the hypervisor's range.
+    fn map_descriptors(&self, domain: DomId, page: DescriptorPage, frame: Option<Mfn>);
+    /// Makes the domain's global descriptor table this CPU's, with this many entries.
+    fn load_gdt(&self, domain: DomId, entries: u16);
+    /// Makes the domain's local descriptor table this CPU's, with this many entries; 0 means none. The table's
+    /// descriptor has been written into the domain's first GDT page.
+    fn load_ldt(&self, entries: u16);
+    /// Linear address of a domain's LDT, for its descriptor.
+    fn ldt_address(&self, domain: DomId) -> u64;
+    /// Makes the next use of the FPU trap (sets CR0.TS).
+    fn trap_fpu(&self);
+}
+
+/// A page of a domain's descriptor tables: sixteen for each table, 8192 descriptors.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DescriptorPage {
+    /// Of the global table. Page 0 is the hypervisor's copy.
+    Gdt(u8),
+    /// Of the local table.
+    Ldt(u8),
+}
+
+/// The machine's own console.
+pub trait Console {
+    /// Writes a domain's bytes.
+    fn console_write(&self, bytes: &[u8]);
+    /// Reads what was typed, up to the buffer's size; returns how much.
+    fn console_read(&self, into: &mut [u8]) -> usize;
 }
 
 /// Monotonic time.

@@ -1,0 +1,148 @@
+//! A domain: a guest, its memory and its channels, apart from the virtual CPU that executes it ([`crate::vcpu`]).
+//!
+//! A domain is shared between CPUs and changed through the locks inside it: [`Domain::paging`] for page tables,
+//! the mutex within [`Domain::channels`] for ports; what has no lock is atomic or never changes. Lock order: paging
+//! locks, then port mutexes (both by domain number), then the frame allocator's.
+
+use crate::addr::{DomId, Mfn};
+use crate::event::{EventChannels, EventDomain, EventError, PirqSharing};
+use crate::paging::PagingState;
+use core::sync::atomic::{AtomicU32, Ordering};
+use proxenos_abi::Pirq;
+use spin::Mutex;
+
+/// A guest's architecture, where it is chosen at run time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Arch {
+    /// 32-bit: ring 1, two-level tables.
+    X86_32,
+    /// 64-bit: ring 3, four-level tables.
+    X86_64,
+}
+
+bitflags::bitflags! {
+    /// What a domain may do beyond its own affairs.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct Privileges: u32 {
+        /// Controls other domains (SIF_PRIVILEGED).
+        const CONTROL = 1 << 0;
+        /// Touches I/O memory and devices.
+        const DEVICES = 1 << 1;
+    }
+}
+
+bitflags::bitflags! {
+    /// Why a domain does not run, or that it does.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct RunState: u32 {
+        /// Waiting for an event.
+        const BLOCKED = 1 << 0;
+        /// It shut itself down.
+        const SHUTDOWN = 1 << 1;
+        /// The hypervisor stopped it for what it did.
+        const CRASHED = 1 << 2;
+    }
+}
+
+/// A domain.
+pub struct Domain {
+    /// Its number.
+    pub id: DomId,
+    /// Its architecture.
+    pub arch: Arch,
+    /// Its privileges.
+    pub privileges: Privileges,
+    /// The frame of its shared_info page, which stays its own as long as it lives.
+    pub shared_info: Mfn,
+    /// The hypervisor's copy of the first page of its GDT, where the reserved descriptors are.
+    pub gdt_page: Mfn,
+    /// Its page tables.
+    pub paging: Mutex<PagingState>,
+    /// Its event channels.
+    pub channels: EventChannels,
+    /// Frames it has been given.
+    pub total_pages: AtomicU32,
+    run: AtomicU32,
+    /// Why it shut down, once it has (SCHEDOP_shutdown's reason).
+    reason: AtomicU32,
+}
+
+impl Domain {
+    /// A domain without memory or page tables.
+    #[must_use]
+    pub fn new(id: DomId, arch: Arch, privileges: Privileges, shared_info: Mfn, gdt_page: Mfn) -> Self {
+        Self {
+            id,
+            arch,
+            privileges,
+            shared_info,
+            gdt_page,
+            paging: Mutex::new(PagingState::new()),
+            channels: EventChannels::new(),
+            total_pages: AtomicU32::new(0),
+            run: AtomicU32::new(0),
+            reason: AtomicU32::new(0),
+        }
+    }
+
+    /// Whether it controls other domains.
+    #[must_use]
+    pub const fn is_privileged(&self) -> bool {
+        self.privileges.contains(Privileges::CONTROL)
+    }
+
+    /// Its run state, now.
+    pub fn run_state(&self) -> RunState {
+        RunState::from_bits_retain(self.run.load(Ordering::Acquire))
+    }
+
+    /// It shuts itself down, for a reason of its own.
+    pub fn shut_down(&self, reason: u8) {
+        self.reason.store(reason.into(), Ordering::Relaxed);
+        self.set_state(RunState::SHUTDOWN);
+    }
+
+    /// The reason it gave, once it has shut down.
+    pub fn shutdown_reason(&self) -> Option<u8> {
+        self.run_state().contains(RunState::SHUTDOWN).then(|| self.reason.load(Ordering::Relaxed) as u8)
+    }
+
+    /// Adds to its run state.
+    pub fn set_state(&self, state: RunState) {
+        self.run.fetch_or(state.bits(), Ordering::AcqRel);
+    }
+
+    /// Removes from its run state.
+    pub fn clear_state(&self, state: RunState) {
+        self.run.fetch_and(!state.bits(), Ordering::AcqRel);
+    }
+}
+
+impl EventDomain for Domain {
+    fn id(&self) -> DomId {
+        self.id
+    }
+
+    fn is_privileged(&self) -> bool {
+        Self::is_privileged(self)
+    }
+
+    fn events(&self) -> &EventChannels {
+        &self.channels
+    }
+
+    fn shared_info(&self) -> Mfn {
+        self.shared_info
+    }
+
+    fn notify(&self) {
+        self.clear_state(RunState::BLOCKED);
+    }
+
+    /// No interrupt line is routed to a guest: the hypervisor keeps them all masked.
+    fn route_pirq(&self, _: Pirq, _: PirqSharing) -> Result<(), EventError> {
+        Err(EventError::NotPermitted)
+    }
+
+    fn unroute_pirq(&self, _: Pirq) {}
+}

@@ -1,0 +1,181 @@
+//! The frame allocator: binary buddies in two zones, below and above 4 GiB.
+//!
+//! x86_32 guests can only name frames below 4 GiB, so those are kept for who needs them: a request that does not care
+//! is served from above first. Free blocks are linked through the frame table itself, so the allocator needs no memory
+//! of its own.
+//!
+//! Promises: a frame handed out is on no list, belongs to nobody else and is in nobody's TLB (invariant I5: the stamp
+//! it was freed with is flushed before it leaves); a frame given back by a domain was scrubbed before (I3).
+//!
+//! Lock: the caller's (one mutex around the whole allocator, innermost in the lock order).
+
+use crate::addr::{DomId, FRAMES_BELOW_4G, Mfn};
+use crate::frame::{FrameInfo, FrameTable};
+use crate::machine::{MachineMemory, Tlb};
+
+/// log2 of the largest block: 4 MiB.
+pub const MAX_ORDER: u32 = 10;
+const ORDERS: usize = MAX_ORDER as usize + 1;
+const NIL: u32 = u32::MAX;
+
+/// Where a frame may lie.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Zone {
+    /// Anywhere; above 4 GiB by preference.
+    Any,
+    /// Below 4 GiB, where an x86_32 guest can name it.
+    Below4G,
+}
+
+/// One zone's free blocks, a list an order.
+struct FreeLists {
+    heads: [u32; ORDERS],
+    free: u64,
+}
+
+impl FreeLists {
+    const fn new() -> Self {
+        Self { heads: [NIL; ORDERS], free: 0 }
+    }
+}
+
+/// The allocator. It knows frames by the frame table and nothing else.
+pub struct FrameAllocator {
+    table: FrameTable,
+    zones: [FreeLists; 2],
+}
+
+impl FrameAllocator {
+    /// An allocator with nothing to give; fill it with [`release_range`](Self::release_range).
+    #[must_use]
+    pub const fn new(table: FrameTable) -> Self {
+        Self { table, zones: [FreeLists::new(), FreeLists::new()] }
+    }
+
+    /// Free frames, in a zone (`Any`: all of them).
+    #[must_use]
+    pub fn free_frames(&self, zone: Zone) -> u64 {
+        match zone {
+            Zone::Any => self.zones[0].free + self.zones[1].free,
+            Zone::Below4G => self.zones[0].free,
+        }
+    }
+
+    /// Gives the allocator `count` frames from `first` on, which nobody uses.
+    pub fn release_range(&mut self, first: Mfn, count: u64) {
+        let (mut at, end) = (first.0, first.0 + count);
+        while at < end {
+            let fits = (end - at).ilog2();
+            let order = at.trailing_zeros().min(fits).min(MAX_ORDER);
+            self.free(Mfn(at), order);
+            at += 1 << order;
+        }
+    }
+
+    /// Takes 2^`order` frames, aligned to their number, owned by nobody yet. Their contents are what the last user left,
+    /// which is zeroes where that was a domain.
+    pub fn alloc(&mut self, order: u32, zone: Zone, tlb: &impl Tlb) -> Option<Mfn> {
+        let zones: &[usize] = if zone == Zone::Any { &[1, 0] } else { &[0] };
+        let (found, zone) = zones.iter().find_map(|&z| self.take(order, z).map(|mfn| (mfn, z)))?;
+        self.zones[zone].free -= 1 << order;
+        for mfn in found.0..found.0 + (1 << order) {
+            tlb.flush_if_older(self.record(mfn).stamp());
+        }
+        Some(found)
+    }
+
+    /// Takes one frame and makes it `owner`'s.
+    pub fn alloc_owned(&mut self, owner: DomId, zone: Zone, tlb: &impl Tlb) -> Option<Mfn> {
+        let mfn = self.alloc(0, zone, tlb)?;
+        self.record(mfn.0).assign(owner);
+        Some(mfn)
+    }
+
+    /// Takes one frame of the hypervisor's that `owner` may map too, cleared.
+    pub fn alloc_shared<M: MachineMemory + Tlb>(&mut self, owner: DomId, machine: &M) -> Option<Mfn> {
+        let mfn = self.alloc(0, Zone::Below4G, machine)?;
+        machine.clear_frame(mfn);
+        self.record(mfn.0).assign_shared(owner);
+        Some(mfn)
+    }
+
+    /// Takes 2^`order` frames for the hypervisor itself, cleared; owned by DOMID_XEN, which no guest can name.
+    pub fn alloc_hypervisor<M: MachineMemory + Tlb>(&mut self, order: u32, zone: Zone, machine: &M) -> Option<Mfn> {
+        let first = self.alloc(order, zone, machine)?;
+        for mfn in first.0..first.0 + (1 << order) {
+            machine.clear_frame(Mfn(mfn));
+            self.record(mfn).assign(DomId::XEN);
+        }
+        Some(first)
+    }
+
+    /// Takes back 2^`order` frames that nobody refers to any more.
+    pub fn free(&mut self, first: Mfn, order: u32) {
+        for mfn in first.0..first.0 + (1 << order) {
+            let record = self.record(mfn);
+            record.set_unowned();
+            record.clear_free();
+        }
+        let (mut mfn, mut order) = (first.0, order);
+        let zone = zone_of(mfn);
+        self.zones[zone].free += 1 << order;
+        while order < MAX_ORDER {
+            let buddy = mfn ^ (1 << order);
+            // A buddy in the other zone cannot be: 4 GiB is aligned to every order.
+            match self.table.info(Mfn(buddy)) {
+                Some(info) if info.free_order() == Some(order) => self.unlink(buddy, order, zone),
+                _ => break,
+            }
+            mfn &= !(1 << order);
+            order += 1;
+        }
+        self.link(mfn, order, zone);
+    }
+
+    fn record(&self, mfn: u64) -> &'static FrameInfo {
+        self.table.info(Mfn(mfn)).expect("the allocator holds only frames of the table")
+    }
+
+    /// Finds a block of the order in a zone, splitting a larger one if need be.
+    fn take(&mut self, order: u32, zone: usize) -> Option<Mfn> {
+        let mut have = (order..=MAX_ORDER).find(|&o| self.zones[zone].heads[o as usize] != NIL)?;
+        let mfn = u64::from(self.zones[zone].heads[have as usize]);
+        self.unlink(mfn, have, zone);
+        while have > order {
+            have -= 1;
+            self.link(mfn + (1 << have), have, zone);
+        }
+        Some(Mfn(mfn))
+    }
+
+    fn link(&mut self, mfn: u64, order: u32, zone: usize) {
+        use core::sync::atomic::Ordering::Relaxed;
+        let head = self.zones[zone].heads[order as usize];
+        let record = self.record(mfn);
+        record.prev.store(NIL, Relaxed);
+        record.next.store(head, Relaxed);
+        if head != NIL {
+            self.record(head.into()).prev.store(mfn as u32, Relaxed);
+        }
+        record.set_free(order);
+        self.zones[zone].heads[order as usize] = mfn as u32;
+    }
+
+    fn unlink(&mut self, mfn: u64, order: u32, zone: usize) {
+        use core::sync::atomic::Ordering::Relaxed;
+        let record = self.record(mfn);
+        let (next, prev) = (record.next.load(Relaxed), record.prev.load(Relaxed));
+        match prev {
+            NIL => self.zones[zone].heads[order as usize] = next,
+            prev => self.record(prev.into()).next.store(next, Relaxed),
+        }
+        if next != NIL {
+            self.record(next.into()).prev.store(prev, Relaxed);
+        }
+        record.clear_free();
+    }
+}
+
+const fn zone_of(mfn: u64) -> usize {
+    (mfn >= FRAMES_BELOW_4G) as usize
+}

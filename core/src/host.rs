@@ -1,0 +1,166 @@
+//! The machine as a whole: its frames, who has them, its domains, and the tables all of them share.
+//!
+//! One [`Host`] exists. Locks: the frame allocator's mutex and the list of domains' mutex, both innermost.
+
+use crate::addr::{DomId, FRAMES_BELOW_4G, MachineAddr, Mfn, Pfn};
+use crate::domain::{Domain, Privileges};
+use crate::event::EventDomains;
+use crate::frame::{FrameInfo, FrameTable};
+use crate::frame_alloc::FrameAllocator;
+use crate::machine::{Clock, Console, CpuTables, GuestMemory, MachineMemory, Tlb};
+use crate::paging::Target;
+use crate::paging::format::HYPERVISOR_L4_SLOTS;
+use crate::paging::types::is_low_io;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
+use spin::Mutex;
+
+/// All that `core` asks of the machine.
+pub trait Hardware: MachineMemory + GuestMemory + Tlb + CpuTables + Console + Clock {}
+impl<T: MachineMemory + GuestMemory + Tlb + CpuTables + Console + Clock> Hardware for T {}
+
+/// The machine-to-physical tables: which pfn each frame is to its owner. Guests of both widths read their own table; both
+/// say the same.
+#[derive(Clone, Copy, Debug)]
+pub struct MachineToPhys {
+    /// 2^20 entries of 32 bits, 4 MiB, aligned to 2 MiB; what x86_32 guests see at 0xFC000000.
+    narrow: Option<Mfn>,
+    /// An entry of 64 bits for each frame of the frame table; what x86_64 guests see at 0xFFFF810000000000.
+    wide: Option<Mfn>,
+}
+
+/// What an entry says of a frame that has no pfn (Xen 2.0's initial pattern).
+pub const NO_PFN_NARROW: u32 = 0x5555_5555;
+/// The same, in the table of 64-bit entries.
+pub const NO_PFN_WIDE: u64 = 0x5555_5555_5555_5555;
+
+impl MachineToPhys {
+    /// The tables, from their first frames. Each must be as large as said above, and filled with its pattern.
+    #[must_use]
+    pub const fn new(narrow: Option<Mfn>, wide: Option<Mfn>) -> Self {
+        Self { narrow, wide }
+    }
+
+    /// First frame of the table of 32-bit entries.
+    #[must_use]
+    pub const fn narrow(&self) -> Option<Mfn> {
+        self.narrow
+    }
+
+    /// First frame of the table of 64-bit entries.
+    #[must_use]
+    pub const fn wide(&self) -> Option<Mfn> {
+        self.wide
+    }
+
+    /// Sets the entry of a frame of the frame table.
+    pub fn set(&self, memory: &impl MachineMemory, frame: Mfn, pfn: Pfn) {
+        if let Some(table) = self.narrow.filter(|_| frame.0 < FRAMES_BELOW_4G) {
+            memory.store32(MachineAddr(table.addr().0 + 4 * frame.0), pfn.0 as u32);
+        }
+        if let Some(table) = self.wide {
+            memory.store64(MachineAddr(table.addr().0 + 8 * frame.0), pfn.0);
+        }
+    }
+}
+
+/// All domains.
+#[derive(Default)]
+pub struct Domains(Mutex<Vec<Arc<Domain>>>);
+
+impl Domains {
+    /// No domains.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(Mutex::new(Vec::new()))
+    }
+
+    /// Adds one.
+    pub fn insert(&self, domain: Arc<Domain>) {
+        self.0.lock().push(domain);
+    }
+}
+
+impl EventDomains for Domains {
+    type Domain = Domain;
+    type Ref = Arc<Domain>;
+
+    fn find(&self, id: DomId) -> Option<Arc<Domain>> {
+        self.0.lock().iter().find(|domain| domain.id == id).cloned()
+    }
+}
+
+/// The machine.
+pub struct Host<H> {
+    /// Its hardware.
+    pub hw: H,
+    /// Its RAM, frame by frame.
+    pub frames: FrameTable,
+    /// Frames that a page-table entry can name on this CPU: 2^(physical address width - 12).
+    pub machine_frames: u64,
+    /// Free frames.
+    pub alloc: Mutex<FrameAllocator>,
+    /// Which pfn each frame is.
+    pub m2p: MachineToPhys,
+    /// The hypervisor's slots of every L4 table.
+    pub hypervisor_slots: [u64; HYPERVISOR_L4_SLOTS],
+    /// Frames of I/O memory that no domain may map, whatever its rights: the interrupt controllers.
+    pub forbidden_io: Vec<Mfn>,
+    /// The domains.
+    pub domains: Domains,
+}
+
+impl<H: Hardware> Host<H> {
+    /// Whether a frame is RAM that references are counted for; all else is I/O memory.
+    #[inline]
+    pub fn is_ram(&self, mfn: Mfn) -> bool {
+        !is_low_io(mfn) && self.frames.is_ram(mfn)
+    }
+
+    /// Whether a domain may map a frame of I/O memory: DOMID_IO leaves it at its own right, another foreign domain
+    /// lends it that domain's.
+    pub fn may_map_io(&self, dom: &Domain, mfn: Mfn, target: Target) -> bool {
+        let has_right = match target {
+            Target::Own | Target::Io => dom.privileges.contains(Privileges::DEVICES),
+            Target::Hypervisor => false,
+            Target::Domain(id) => {
+                self.domains.find(id).is_some_and(|other| other.privileges.contains(Privileges::DEVICES))
+            }
+        };
+        has_right && !self.forbidden_io.contains(&mfn)
+    }
+
+    /// Gives a reference back, and the frame if it was the last.
+    #[inline]
+    pub fn put_frame(&self, mfn: Mfn, info: &FrameInfo) {
+        if info.put() {
+            self.free_frame(mfn, info);
+        }
+    }
+
+    /// A frame lost its last reference: scrubs it, so that nobody sees what was there, and frees it.
+    #[cold]
+    fn free_frame(&self, mfn: Mfn, info: &FrameInfo) {
+        let refs = info.refs();
+        if !refs.is_shared() {
+            if let Some(owner) = self.domains.find(refs.owner()) {
+                owner.total_pages.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        self.hw.clear_frame(mfn);
+        info.set_stamp(self.hw.stamp());
+        self.alloc.lock().free(mfn, 0);
+    }
+
+    /// Frees 2^`order` frames of the hypervisor's own.
+    pub fn free_hypervisor(&self, first: Mfn, order: u32) {
+        for mfn in first.0..first.0 + (1 << order) {
+            self.hw.clear_frame(Mfn(mfn));
+            if let Some(info) = self.frames.info(Mfn(mfn)) {
+                info.set_stamp(self.hw.stamp());
+            }
+        }
+        self.alloc.lock().free(first, order);
+    }
+}

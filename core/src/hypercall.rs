@@ -1,0 +1,283 @@
+//! From a number and its arguments to a result: the one place where hypercalls are decoded.
+//!
+//! A result is a non-negative number or an [`Errno`], which becomes its negative in the guest's register here and
+//! nowhere else. Arguments are taken as wide as the interface has them: an `int` is the register's low 32 bits.
+
+use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn};
+use crate::bounce::Callback;
+use crate::domain::{Arch, Domain, RunState};
+use crate::event::{self, Reply};
+use crate::host::{Hardware, Host};
+use crate::mmu;
+use crate::paging::Target;
+use crate::personality::Personality;
+use crate::segments::{INITIAL_GDT_ENTRIES, TABLE_PAGES};
+use crate::vcpu::Vcpu;
+use proxenos_abi::context::TrapInfo;
+use proxenos_abi::event_channel::EvtchnOp;
+use proxenos_abi::hypercall::{
+    ARGS_PER_MULTICALL_ENTRY, ConsoleIo, MULTICALL_RESULT_ARG, MulticallEntry, SCHEDOP_CMDMASK, SCHEDOP_REASONSHIFT,
+    SchedOp, XEN_VERSION,
+};
+use proxenos_abi::shared_info::SharedInfo;
+use proxenos_abi::zerocopy::{FromZeros, IntoBytes};
+use proxenos_abi::{Errno, GuestWord, Hypercall, Selector, X86_32, X86_64};
+
+/// A call's arguments, as the guest's registers have them (zero-extended).
+pub type Args = [u64; 6];
+
+/// Longest text that one `console_io` writes.
+const CONSOLE_WRITE_MAX: usize = 4095;
+
+/// Who calls, and on what.
+pub struct Caller<'a, H> {
+    /// The machine.
+    pub host: &'a Host<H>,
+    /// The calling domain.
+    pub dom: &'a Domain,
+    /// The virtual CPU that made the call, which this CPU owns while it runs.
+    pub vcpu: &'a mut Vcpu,
+}
+
+/// Whether a call stands alone or within a multicall, which must not contain another.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Nesting {
+    Alone,
+    InMulticall,
+}
+
+impl<H: Hardware> Caller<'_, H> {
+    /// Carries out a call; what is returned goes into the guest's eax or rax.
+    pub fn hypercall(&mut self, number: u64, args: &Args) -> u64 {
+        let result = match self.dom.arch {
+            Arch::X86_32 => self.dispatch::<X86_32>(number, args, Nesting::Alone),
+            Arch::X86_64 => self.dispatch::<X86_64>(number, args, Nesting::Alone),
+        };
+        to_register(result)
+    }
+
+    /// Reads from the guest, after a look whether it may use the addresses at all.
+    pub fn copy_from_guest<P: Personality>(&self, from: GuestVirt, into: &mut [u8]) -> Result<(), Errno> {
+        if !P::in_guest_range(from, into.len() as u64) {
+            return Err(Errno::EFAULT);
+        }
+        self.host.hw.copy_from_guest(from, into).map_err(|_| Errno::EFAULT)
+    }
+
+    /// Writes to the guest, after a look whether it may use the addresses at all.
+    pub fn copy_to_guest<P: Personality>(&self, to: GuestVirt, from: &[u8]) -> Result<(), Errno> {
+        if !P::in_guest_range(to, from.len() as u64) {
+            return Err(Errno::EFAULT);
+        }
+        self.host.hw.copy_to_guest(to, from).map_err(|_| Errno::EFAULT)
+    }
+
+    fn dispatch<P: Personality>(&mut self, number: u64, args: &Args, nesting: Nesting) -> Result<u64, Errno> {
+        let number = u32::try_from(number).ok().and_then(Hypercall::from_raw).ok_or(Errno::ENOSYS)?;
+        let [a, b, c, d, ..] = *args;
+        match number {
+            Hypercall::MmuUpdate => mmu::mmu_update::<P, H>(self, GuestVirt(a), b as u32, GuestVirt(c)),
+            Hypercall::UpdateVaMapping => mmu::update_va_mapping::<P, H>(self, a, b, c as u32, Target::Own),
+            Hypercall::UpdateVaMappingOtherdomain => {
+                mmu::update_va_mapping_otherdomain::<P, H>(self, a, b, c as u32, DomId(d as u16))
+            }
+            Hypercall::EventChannelOp => self.event_channel_op::<P>(GuestVirt(a)),
+            Hypercall::SchedOp => self.sched_op(a as u32),
+            Hypercall::Multicall if nesting == Nesting::Alone => self.multicall::<P>(GuestVirt(a), b as u32),
+            Hypercall::Multicall => Err(Errno::EINVAL),
+            Hypercall::SetTrapTable => self.set_trap_table::<P>(GuestVirt(a)),
+            Hypercall::SetCallbacks => self.set_callbacks::<P>(a, b, c, d),
+            Hypercall::StackSwitch => self.stack_switch::<P>(a, b),
+            Hypercall::FpuTaskswitch => {
+                self.vcpu.fpu.trap_next_use();
+                self.host.hw.trap_fpu();
+                Ok(0)
+            }
+            Hypercall::SetGdt => self.set_gdt::<P>(GuestVirt(a), b as u32),
+            Hypercall::UpdateDescriptor => self.update_descriptor::<P>(a, b, c),
+            Hypercall::SetTimerOp => {
+                self.vcpu.set_timer((a as u32 as u64) << 32 | b & 0xffff_ffff);
+                Ok(0)
+            }
+            Hypercall::XenVersion => (a as u32 == 0).then_some(XEN_VERSION.into()).ok_or(Errno::ENOSYS),
+            Hypercall::ConsoleIo => self.console_io::<P>(a as u32, b as u32 as i32, GuestVirt(c)),
+            // Of the rest none exists, rather than half of one (SPECIFICATION.md says which issue brings it).
+            Hypercall::Dom0Op
+            | Hypercall::SetDebugreg
+            | Hypercall::GetDebugreg
+            | Hypercall::SetFastTrap
+            | Hypercall::DomMemOp
+            | Hypercall::PhysdevOp
+            | Hypercall::GrantTableOp
+            | Hypercall::VmAssist
+            | Hypercall::SwitchToUser
+            | Hypercall::SetSegmentBase => Err(Errno::ENOSYS),
+        }
+    }
+
+    /// `multicall(list, n)`: calls in order, each result written into its entry.
+    fn multicall<P: Personality>(&mut self, list: GuestVirt, count: u32) -> Result<u64, Errno> {
+        let size = size_of::<MulticallEntry<P>>() as u64;
+        if !P::in_guest_range(list, u64::from(count) * size) {
+            return Err(Errno::EFAULT);
+        }
+        for index in 0..u64::from(count) {
+            let at = list.offset(index * size);
+            let mut entry = MulticallEntry::<P>::new_zeroed();
+            self.host.hw.copy_from_guest(at, entry.as_mut_bytes()).map_err(|_| Errno::EFAULT)?;
+            let words: [P::Word; ARGS_PER_MULTICALL_ENTRY - 1] = entry.args;
+            let args = core::array::from_fn(|i| words[i].to_u64());
+            let op = entry.op;
+            let result = to_register(self.dispatch::<P>(op.to_u64(), &args, Nesting::InMulticall));
+            let result = P::Word::from_u64_truncating(result);
+            let slot = at.offset((P::Word::BYTES * (1 + MULTICALL_RESULT_ARG)) as u64);
+            self.host.hw.copy_to_guest(slot, result.as_bytes()).map_err(|_| Errno::EFAULT)?;
+            // A domain that has ended does nothing more. One that merely waits still gets its calls done first.
+            if self.dom.run_state().intersects(RunState::SHUTDOWN | RunState::CRASHED) {
+                break;
+            }
+        }
+        Ok(0)
+    }
+
+    fn event_channel_op<P: Personality>(&mut self, at: GuestVirt) -> Result<u64, Errno> {
+        let mut op = EvtchnOp::new_zeroed();
+        self.copy_from_guest::<P>(at, op.as_mut_bytes())?;
+        match event::event_channel_op(self.dom, &self.host.domains, &self.host.hw, &mut op)? {
+            Reply::CopyBack => self.copy_to_guest::<P>(at, op.as_bytes())?,
+            Reply::Nothing => {}
+        }
+        Ok(0)
+    }
+
+    fn sched_op(&mut self, op: u32) -> Result<u64, Errno> {
+        match SchedOp::from_raw(op & SCHEDOP_CMDMASK).ok_or(Errno::ENOSYS)? {
+            SchedOp::Yield => self.vcpu.reschedule = true,
+            SchedOp::Block => {
+                let page = self.dom.shared_info.addr();
+                let byte = |offset: usize| MachineAddr(page.0 + offset as u64);
+                self.host.hw.store8(byte(SharedInfo::EVTCHN_UPCALL_MASK), 0);
+                self.dom.set_state(RunState::BLOCKED);
+                // An event that came before the line above does not wake: look once more, and do not wait for it.
+                if self.host.hw.load8(byte(SharedInfo::EVTCHN_UPCALL_PENDING)) != 0 {
+                    self.dom.clear_state(RunState::BLOCKED);
+                }
+            }
+            SchedOp::Shutdown => self.dom.shut_down((op >> SCHEDOP_REASONSHIFT) as u8),
+        }
+        Ok(0)
+    }
+
+    fn set_trap_table<P: Personality>(&mut self, table: GuestVirt) -> Result<u64, Errno> {
+        let size = size_of::<TrapInfo<P>>() as u64;
+        for index in 0.. {
+            let mut entry = TrapInfo::<P>::new_zeroed();
+            self.copy_from_guest::<P>(table.offset(index * size), entry.as_mut_bytes())?;
+            let address = entry.address;
+            if address.to_u64() == 0 {
+                break;
+            }
+            self.vcpu.traps.set::<P>(&entry)?;
+        }
+        Ok(0)
+    }
+
+    fn set_callbacks<P: Personality>(
+        &mut self,
+        event_cs: u64,
+        event_ip: u64,
+        failsafe_cs: u64,
+        failsafe_ip: u64,
+    ) -> Result<u64, Errno> {
+        let event = Callback::new::<P>(Selector(event_cs as u16), GuestVirt(event_ip))?;
+        let failsafe = Callback::new::<P>(Selector(failsafe_cs as u16), GuestVirt(failsafe_ip))?;
+        self.vcpu.event_callback = Some(event);
+        self.vcpu.failsafe_callback = Some(failsafe);
+        Ok(0)
+    }
+
+    fn stack_switch<P: Personality>(&mut self, ss: u64, sp: u64) -> Result<u64, Errno> {
+        // The hypervisor loads ss on the guest's behalf, so it must not lead to ring 0.
+        if ss & 3 == 0 || (P::ARCH == Arch::X86_64 && ss & 3 != 3) {
+            return Err(Errno::EPERM);
+        }
+        self.vcpu.set_kernel_stack(Selector(ss as u16), GuestVirt(sp));
+        Ok(0)
+    }
+
+    fn set_gdt<P: Personality>(&mut self, list: GuestVirt, entries: u32) -> Result<u64, Errno> {
+        if entries < INITIAL_GDT_ENTRIES.into() || entries > 512 * TABLE_PAGES as u32 {
+            return Err(Errno::EINVAL);
+        }
+        let pages = entries.div_ceil(512) as usize;
+        let mut frames = [Mfn(0); TABLE_PAGES];
+        for (index, frame) in frames[..pages].iter_mut().enumerate() {
+            let mut word = P::Word::ZERO;
+            self.copy_from_guest::<P>(list.offset((index * P::Word::BYTES) as u64), word.as_mut_bytes())?;
+            *frame = Mfn(word.to_u64());
+        }
+        self.vcpu.segments.set_gdt::<P, H>(self.host, self.dom, &frames[..pages], entries as u16)?;
+        Ok(0)
+    }
+
+    fn update_descriptor<P: Personality>(&mut self, at: u64, low: u64, high: u64) -> Result<u64, Errno> {
+        let value = low & 0xffff_ffff | high << 32;
+        self.vcpu.segments.update_descriptor::<P, H>(self.host, self.dom, MachineAddr(at), value)?;
+        Ok(0)
+    }
+
+    /// `console_io(command, count, buffer)`: the machine's own console, for domain 0.
+    fn console_io<P: Personality>(&mut self, command: u32, count: i32, buffer: GuestVirt) -> Result<u64, Errno> {
+        if self.dom.id != DomId::DOM0 {
+            return Err(Errno::EPERM);
+        }
+        let command = ConsoleIo::from_raw(command).ok_or(Errno::ENOSYS)?;
+        let count = usize::try_from(count).map_err(|_| Errno::EINVAL)?;
+        let mut chunk = [0; 128];
+        match command {
+            ConsoleIo::Write => {
+                let count = count.min(CONSOLE_WRITE_MAX);
+                if !P::in_guest_range(buffer, count as u64) {
+                    return Err(Errno::EFAULT);
+                }
+                let mut done = 0;
+                while done < count {
+                    let chunk = &mut chunk[..(count - done).min(128)];
+                    self.copy_from_guest::<P>(buffer.offset(done as u64), chunk)?;
+                    let text = chunk.split(|&byte| byte == 0).next().unwrap_or_default();
+                    self.host.hw.console_write(text);
+                    if text.len() < chunk.len() {
+                        break;
+                    }
+                    done += chunk.len();
+                }
+                Ok(count as u64)
+            }
+            ConsoleIo::Read => {
+                let mut done = 0;
+                while done < count {
+                    let want = (count - done).min(chunk.len());
+                    // Input that cannot be delivered would be lost: look at the buffer before taking it.
+                    if !P::in_guest_range(buffer.offset(done as u64), want as u64) {
+                        return Err(Errno::EFAULT);
+                    }
+                    let got = self.host.hw.console_read(&mut chunk[..want]);
+                    self.copy_to_guest::<P>(buffer.offset(done as u64), &chunk[..got])?;
+                    done += got;
+                    if got < want {
+                        break;
+                    }
+                }
+                Ok(done as u64)
+            }
+        }
+    }
+}
+
+/// A result as the guest's register has it; for x86_32 the caller keeps the low half.
+fn to_register(result: Result<u64, Errno>) -> u64 {
+    match result {
+        Ok(value) => value,
+        Err(error) => error.to_result() as u64,
+    }
+}

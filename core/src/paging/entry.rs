@@ -1,0 +1,124 @@
+//! Changing one entry of a validated table.
+//!
+//! The order is always: check and take the new entry's reference, exchange the entries atomically, write the shadow, give
+//! the old entry's reference back. So a refused request leaves the entry and every count as they were (invariant I7),
+//! and at no time does a present entry lack its reference.
+
+use super::format::{Format, Pte};
+use super::{Pager, PagingError, PagingState, Target};
+use crate::addr::{MachineAddr, Mfn};
+use crate::frame::FrameType;
+use crate::host::Hardware;
+
+impl<H: Hardware> Pager<'_, H> {
+    /// Changes an entry of a table that the domain owns: MMU_NORMAL_PT_UPDATE on a frame that is a table now.
+    pub fn update_entry<F: Format>(
+        &self,
+        state: &mut PagingState,
+        level: u8,
+        table: Mfn,
+        index: usize,
+        new: Pte,
+        target: Target,
+    ) -> Result<(), PagingError> {
+        if level == 1 {
+            self.update_l1::<F>(table, index, new, target)
+        } else {
+            self.update_upper::<F>(state, level, table, index, new)
+        }
+    }
+
+    /// Changes an entry of an L1 table.
+    #[inline]
+    pub fn update_l1<F: Format>(&self, table: Mfn, index: usize, new: Pte, target: Target) -> Result<(), PagingError> {
+        let mut old = F::load(&self.host.hw, table, index);
+        if new.present() {
+            if new.0 & F::REFUSED != 0 {
+                return Err(PagingError::RefusedBits);
+            }
+            if !old.differs_harmlessly(new) {
+                self.get_l1_target::<F>(new, target)?;
+                // The CPU may set A or D in the old entry meanwhile; its frame and rights cannot change, and with them
+                // the reference that is given back: we hold the paging lock.
+                while let Err(seen) = F::cas(&self.host.hw, table, index, old, new) {
+                    old = seen;
+                }
+                self.write_shadow::<F>(1, table, index, new);
+                self.put_l1_target(old);
+                return Ok(());
+            }
+        }
+        while let Err(seen) = F::cas(&self.host.hw, table, index, old, new) {
+            old = seen;
+        }
+        self.write_shadow::<F>(1, table, index, new);
+        if !new.present() {
+            self.put_l1_target(old);
+        }
+        Ok(())
+    }
+
+    fn update_upper<F: Format>(
+        &self,
+        state: &mut PagingState,
+        level: u8,
+        table: Mfn,
+        index: usize,
+        new: Pte,
+    ) -> Result<(), PagingError> {
+        if !F::is_guest_slot(level, index) {
+            return Err(PagingError::ReservedSlot);
+        }
+        let mut old = F::load(&self.host.hw, table, index);
+        // Even a harmless change is refused when the new entry has a bit that means something else to the CPU.
+        if new.present() && new.0 & F::REFUSED != 0 {
+            return Err(PagingError::RefusedBits);
+        }
+        let same_reference = new.present() && old.differs_harmlessly(new);
+        if !same_reference {
+            self.get_child::<F>(state, level, new)?;
+        }
+        while let Err(seen) = F::cas(&self.host.hw, table, index, old, new) {
+            old = seen;
+        }
+        self.write_shadow::<F>(level, table, index, new);
+        if !same_reference {
+            self.put_child::<F>(state, old);
+        }
+        Ok(())
+    }
+
+    /// Pins a frame of the domain's as a table: it stays one, validated, while nothing uses it.
+    pub fn pin<F: Format>(&self, state: &mut PagingState, mfn: Mfn, level: u8) -> Result<(), PagingError> {
+        if level > F::TOP {
+            return Err(PagingError::NoTable);
+        }
+        self.get_frame_and_type::<F>(state, mfn, self.dom.id, FrameType::table(level))?;
+        let info = self.host.frames.info(mfn).expect("just referred to");
+        if info.pin() {
+            return Ok(());
+        }
+        self.put_frame_and_type::<F>(state, mfn);
+        Err(PagingError::Pinning)
+    }
+
+    /// Undoes a pin.
+    pub fn unpin<F: Format>(&self, state: &mut PagingState, mfn: Mfn) -> Result<(), PagingError> {
+        let info = self.host.frames.get(mfn, self.dom.id)?;
+        let unpinned = info.unpin();
+        if unpinned {
+            self.put_frame_and_type::<F>(state, mfn);
+        }
+        self.host.put_frame(mfn, info);
+        if unpinned { Ok(()) } else { Err(PagingError::Pinning) }
+    }
+
+    /// The entry that a machine address of the guest's names: table, level and slot; `None` when the frame is no page
+    /// table (or of a level this format does not have).
+    pub fn locate<F: Format>(&self, at: MachineAddr) -> Option<(Mfn, u8, usize)> {
+        let mfn = at.mfn();
+        let word = self.host.frames.info(mfn)?.type_word();
+        let level = word.kind().level().filter(|&level| level <= F::TOP && word.count() > 0)?;
+        Some((mfn, level, F::entry_index(at)?))
+    }
+}

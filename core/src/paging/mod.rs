@@ -1,0 +1,182 @@
+//! Guest page tables: validated before the CPU may walk them, and never changed but through validation.
+//!
+//! Guests hold machine addresses. A frame becomes a page table by having every entry checked ([`types`]); from then on
+//! it is mapped read-only everywhere, and each change is a request that is checked in the same way ([`entry`]). The CPU
+//! walks a four-level guest's own tables. It cannot walk two-level ones in long mode, so those have *write-through
+//! shadows* ([`shadow`]): each validated change writes the shadow too, so a shadow is at all times a function of the
+//! guest's tables (invariant I6) and never scanned for differences.
+//!
+//! Everything here is generic over the guest's [`Format`] and dispatched statically; callers choose by
+//! [`Domain::arch`](crate::domain::Domain). Lock: the owner's paging lock. Functions that need it take the
+//! [`PagingState`] that it guards. Taking and dropping references to frames that are *not* tables needs no lock.
+
+pub mod entry;
+pub mod format;
+pub mod shadow;
+pub mod types;
+
+use crate::addr::{DomId, GuestVirt, Mfn};
+use crate::domain::Domain;
+use crate::frame::RefError;
+use crate::host::{Hardware, Host};
+use format::{Format, Pte, bits};
+use proxenos_abi::Errno;
+
+/// Why a paging request was refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PagingError {
+    /// The entry has a bit that guests may not set.
+    RefusedBits,
+    /// The slot belongs to the hypervisor.
+    ReservedSlot,
+    /// A frame could not be referred to in this way.
+    Frame(RefError),
+    /// The frame is I/O memory, or the hypervisor's, and the caller has no right to it.
+    NoRight,
+    /// There is no page table where the request wants to change one, or the address is not an entry's.
+    NoTable,
+    /// Pinned already, or not pinned.
+    Pinning,
+    /// A descriptor table holds a descriptor that guests may not have.
+    Descriptor,
+    /// No memory for a shadow.
+    NoMemory,
+}
+
+impl From<RefError> for PagingError {
+    fn from(error: RefError) -> Self {
+        Self::Frame(error)
+    }
+}
+
+impl From<PagingError> for Errno {
+    fn from(error: PagingError) -> Self {
+        match error {
+            PagingError::NoMemory => Self::ENOMEM,
+            _ => Self::EINVAL,
+        }
+    }
+}
+
+/// Whose frames a new L1 entry may map (MMUEXT_SET_FOREIGNDOM, xen.h).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Target {
+    /// The caller's own, and I/O memory if it has the right to it.
+    Own,
+    /// I/O memory only (DOMID_IO).
+    Io,
+    /// What the hypervisor shares, read-only (DOMID_XEN): the machine-to-physical table.
+    Hypervisor,
+    /// Another domain's.
+    Domain(DomId),
+}
+
+/// What a domain's address space hangs on. Guarded by the domain's paging lock.
+#[derive(Debug)]
+pub struct PagingState {
+    /// The guest's current top-level table, of which a type reference is held.
+    pub base: Option<Mfn>,
+    /// For shadowed guests, the two upper tables that every shadow of theirs is hung into: L4 and L3.
+    pub upper: Option<(Mfn, Mfn)>,
+}
+
+impl PagingState {
+    /// No address space yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { base: None, upper: None }
+    }
+
+    /// The L4 table for the CPU: the guest's own, or the one its shadows hang in.
+    #[must_use]
+    pub fn cpu_root(&self) -> Option<Mfn> {
+        self.upper.map(|(l4, _)| l4).or(self.base)
+    }
+}
+
+impl Default for PagingState {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The paging operations of one domain: a view of host and domain together.
+pub struct Pager<'a, H> {
+    /// The machine.
+    pub host: &'a Host<H>,
+    /// Whose tables these are.
+    pub dom: &'a Domain,
+}
+
+impl<H> Clone for Pager<'_, H> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<H> Copy for Pager<'_, H> {}
+
+/// Where a virtual address is translated: the L1 table's frame, the slot in it and the entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Translation {
+    /// The L1 table.
+    pub table: Mfn,
+    /// The slot.
+    pub index: usize,
+    /// Its entry.
+    pub entry: Pte,
+    /// Rights that the levels above leave (RW and US).
+    pub rights: u64,
+}
+
+impl<'a, H: Hardware> Pager<'a, H> {
+    /// The paging operations of a domain.
+    #[must_use]
+    pub const fn new(host: &'a Host<H>, dom: &'a Domain) -> Self {
+        Self { host, dom }
+    }
+
+    /// Walks the guest's own tables down to the L1 slot of `at`. The tables are validated, so every step leads to a table
+    /// of the next level.
+    #[inline]
+    pub fn walk<F: Format>(&self, state: &PagingState, at: GuestVirt) -> Option<Translation> {
+        let mut table = state.base?;
+        let mut rights = bits::RW | bits::US;
+        let mut level = F::TOP;
+        while level > 1 {
+            let index = F::index(level, at);
+            if !F::is_guest_slot(level, index) {
+                return None;
+            }
+            let entry = F::load(&self.host.hw, table, index);
+            if !entry.present() {
+                return None;
+            }
+            rights &= entry.0;
+            table = entry.mfn();
+            level -= 1;
+        }
+        let index = F::index(1, at);
+        Some(Translation { table, index, entry: F::load(&self.host.hw, table, index), rights })
+    }
+
+    /// Makes `table` the domain's page-table base. The caller loads [`PagingState::cpu_root`] into the CPU if the
+    /// domain runs there.
+    pub fn set_base<F: Format>(&self, state: &mut PagingState, table: Mfn) -> Result<(), PagingError> {
+        self.get_frame_and_type::<F>(state, table, self.dom.id, crate::frame::FrameType::table(F::TOP))?;
+        if F::SHADOWED {
+            self.hang_shadow(state, table);
+        }
+        if let Some(old) = state.base.replace(table) {
+            self.put_frame_and_type::<F>(state, old);
+        }
+        Ok(())
+    }
+
+    /// Gives up the page-table base: the domain is dying, or moves to none.
+    pub fn clear_base<F: Format>(&self, state: &mut PagingState) {
+        if let Some(old) = state.base.take() {
+            self.put_frame_and_type::<F>(state, old);
+        }
+    }
+}

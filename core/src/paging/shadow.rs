@@ -1,0 +1,178 @@
+//! Write-through shadows: what the CPU walks in place of a two-level guest's tables.
+//!
+//! A guest's L1 table (1024 entries, 4 MiB) has a shadow of two frames, one for each 2 MiB; its L2 table (4 GiB) one of
+//! four, one for each GiB. They are made when the frame is validated as a table, written with every validated change of
+//! it, and freed when it ceases to be a table. Above them hang one L3 and one L4 table a *domain*: a new page-table base
+//! rewrites four entries of that L3, which is why a base costs no frames of its own.
+//!
+//! Accessed and dirty bits are the guest's to see. A shadow entry is present only if the guest's has A, and writable
+//! only if it also has D; the fault that follows sets the bit in the guest's entry, then in the shadow
+//! ([`Pager::resolve_shadow_fault`]). L2 entries are shadowed as if accessed: a CPU may set A in those at any time.
+
+use super::format::{Format, HYPERVISOR_L4_FIRST, Pte, TwoLevel, bits};
+use super::{Pager, PagingError, PagingState};
+use crate::addr::{GuestVirt, MachineAddr, Mfn};
+use crate::frame_alloc::Zone;
+use crate::host::Hardware;
+
+/// log2 of the frames that shadow an L1 table.
+const L1_ORDER: u32 = 1;
+/// log2 of the frames that shadow an L2 table.
+const L2_ORDER: u32 = 2;
+/// What an upper shadow entry carries besides its frame: as much as possible, the level below decides.
+const OPEN: u64 = bits::P | bits::RW | bits::US | bits::A;
+
+const fn order(level: u8) -> u32 {
+    if level == 1 { L1_ORDER } else { L2_ORDER }
+}
+
+/// How a guest's access failed, as far as page tables are concerned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Access {
+    /// It was a write.
+    pub write: bool,
+    /// It came from ring 3.
+    pub user: bool,
+}
+
+/// What the CPU is to see of a guest's L1 entry.
+fn l1_shadow(entry: Pte) -> u64 {
+    if !entry.has(bits::P | bits::A) {
+        return 0;
+    }
+    let shadow = entry.0 & (bits::FRAME | bits::US | bits::PCD | bits::PWT) | bits::P | bits::A;
+    if entry.has(bits::RW | bits::D) { shadow | bits::RW | bits::D } else { shadow }
+}
+
+impl<H: Hardware> Pager<'_, H> {
+    /// Makes the shadow of a table whose entries have just been validated.
+    pub(super) fn create_shadow<F: Format>(&self, table: Mfn, level: u8) -> Result<(), PagingError> {
+        let first = self
+            .host
+            .alloc
+            .lock()
+            .alloc_hypervisor(order(level), Zone::Any, &self.host.hw)
+            .ok_or(PagingError::NoMemory)?;
+        let info = self.host.frames.info(table).expect("a table is RAM");
+        info.set_shadow(Some(first));
+        for index in 0..F::ENTRIES {
+            let entry = F::load(&self.host.hw, table, index);
+            if entry.present() && F::is_guest_slot(level, index) {
+                self.write_shadow::<F>(level, table, index, entry);
+            }
+        }
+        if level == 2 {
+            self.map_machine_to_phys(first);
+        }
+        Ok(())
+    }
+
+    /// Frees the shadow of a table that is none any more. The allocator flushes the TLBs before it is used again.
+    pub(super) fn destroy_shadow(&self, table: Mfn, level: u8) {
+        let info = self.host.frames.info(table).expect("a table is RAM");
+        if let Some(first) = info.shadow() {
+            info.set_shadow(None);
+            self.host.free_hypervisor(first, order(level));
+        }
+    }
+
+    /// Writes the shadow of one entry; nothing to do for formats that the CPU walks itself.
+    #[inline]
+    pub(super) fn write_shadow<F: Format>(&self, level: u8, table: Mfn, index: usize, entry: Pte) {
+        if !F::SHADOWED {
+            return;
+        }
+        let info = self.host.frames.info(table).expect("a table is RAM");
+        let Some(shadow) = info.shadow() else { return };
+        let hw = &self.host.hw;
+        if level == 1 {
+            hw.store64(slot(shadow, index), l1_shadow(entry));
+            return;
+        }
+        // One guest L2 entry spans 4 MiB: two slots of the shadow, one for each half of the L1's shadow.
+        let child = if entry.present() { self.host.frames.info(entry.mfn()).and_then(|l1| l1.shadow()) } else { None };
+        let flags = entry.0 & (bits::RW | bits::US) | bits::P | bits::A;
+        for half in 0..2 {
+            let value = child.map_or(0, |first| Mfn(first.0 + half).addr().0 | flags);
+            hw.store64(slot(shadow, 2 * index + half as usize), value);
+        }
+    }
+
+    /// Maps the machine-to-physical table into an L2 shadow, at 0xFC000000: readable in ring 1, not in ring 3.
+    fn map_machine_to_phys(&self, shadow: Mfn) {
+        const FIRST_SLOT: usize = 0xfc00_0000 >> 21;
+        let Some(table) = self.host.m2p.narrow() else { return };
+        for half in 0..2 {
+            let value = (table.addr().0 + (half << 21)) | bits::P | bits::A | bits::PAT_OR_PS | bits::NX;
+            self.host.hw.store64(slot(shadow, FIRST_SLOT + half as usize), value);
+        }
+    }
+
+    /// Gives a two-level domain the two tables that its shadows hang in.
+    pub fn create_upper_tables(&self, state: &mut PagingState) -> Result<(), PagingError> {
+        let hw = &self.host.hw;
+        let mut alloc = self.host.alloc.lock();
+        let l4 = alloc.alloc_hypervisor(0, Zone::Any, hw).ok_or(PagingError::NoMemory)?;
+        let Some(l3) = alloc.alloc_hypervisor(0, Zone::Any, hw) else {
+            drop(alloc);
+            self.host.free_hypervisor(l4, 0);
+            return Err(PagingError::NoMemory);
+        };
+        hw.store64(slot(l4, 0), l3.addr().0 | OPEN);
+        for (index, entry) in self.host.hypervisor_slots.iter().enumerate() {
+            hw.store64(slot(l4, HYPERVISOR_L4_FIRST + index), *entry);
+        }
+        state.upper = Some((l4, l3));
+        Ok(())
+    }
+
+    /// Frees those two tables.
+    pub fn destroy_upper_tables(&self, state: &mut PagingState) {
+        if let Some((l4, l3)) = state.upper.take() {
+            self.host.free_hypervisor(l4, 0);
+            self.host.free_hypervisor(l3, 0);
+        }
+    }
+
+    /// Hangs the shadow of an L2 table into the domain's L3. The caller reloads the CPU's base.
+    pub(super) fn hang_shadow(&self, state: &PagingState, table: Mfn) {
+        let shadow = self.host.frames.info(table).and_then(|info| info.shadow());
+        let (Some((_, l3)), Some(shadow)) = (state.upper, shadow) else { return };
+        for gib in 0..4 {
+            self.host.hw.store64(slot(l3, gib as usize), Mfn(shadow.0 + gib).addr().0 | OPEN);
+        }
+    }
+
+    /// Deals with a page fault that exists only because of shadowing: the guest's tables allow the access, but A or D was
+    /// not set yet. Sets it, and returns true when the access can be tried again; false when the fault is the guest's.
+    pub fn resolve_shadow_fault(&self, state: &PagingState, at: GuestVirt, access: Access) -> bool {
+        if at.0 >> 32 != 0 {
+            return false;
+        }
+        let Some(found) = self.walk::<TwoLevel>(state, at) else { return false };
+        let needed = bits::P | if access.user { bits::US } else { 0 } | if access.write { bits::RW } else { 0 };
+        if !Pte(found.rights & found.entry.0 | found.entry.0 & bits::P).has(needed) {
+            return false;
+        }
+        let used = bits::A | if access.write { bits::D } else { 0 };
+        let mut old = found.entry;
+        loop {
+            if old.has(used) {
+                return false;
+            }
+            let new = Pte(old.0 | used);
+            match TwoLevel::cas(&self.host.hw, found.table, found.index, old, new) {
+                Ok(()) => {
+                    self.write_shadow::<TwoLevel>(1, found.table, found.index, new);
+                    return true;
+                }
+                Err(seen) => old = seen,
+            }
+        }
+    }
+}
+
+/// Machine address of a slot in a shadow of several frames (or of one).
+fn slot(first: Mfn, index: usize) -> MachineAddr {
+    MachineAddr(first.addr().0 + 8 * index as u64)
+}

@@ -1,0 +1,211 @@
+//! Taking and giving back frames as what they are used for, and validating a frame as a table.
+//!
+//! A reference to a frame *as a table* means that every entry of it has been checked and holds a reference of its own
+//! (invariant I2). The first such reference walks the entries; the last one walks them again to give theirs back. A walk
+//! that fails gives back what it took (I7).
+
+use super::format::{Format, HYPERVISOR_L4_FIRST, Pte, bits};
+use super::{Pager, PagingError, PagingState, Target};
+use crate::addr::{DomId, FIRST_RAM_FRAME, MachineAddr, Mfn, PAGE_SIZE};
+use crate::descriptor;
+use crate::frame::{FrameType, RefError, TypeGrant, TypeRest};
+use crate::host::Hardware;
+
+impl<H: Hardware> Pager<'_, H> {
+    /// Takes a frame of `owner`'s as `kind`, validating it if this is the first such use.
+    pub fn get_frame_and_type<F: Format>(
+        &self,
+        state: &mut PagingState,
+        mfn: Mfn,
+        owner: DomId,
+        kind: FrameType,
+    ) -> Result<(), PagingError> {
+        let info = self.host.frames.get(mfn, owner)?;
+        let taken = info.get_type(kind, |stamp| self.host.hw.flush_if_older(stamp));
+        let result = match taken {
+            Ok(TypeGrant::Held) => return Ok(()),
+            Ok(TypeGrant::MustValidate) => self.validate::<F>(state, mfn, kind),
+            Err(error) => Err(error.into()),
+        };
+        match result {
+            Ok(()) => {
+                info.set_validated();
+                Ok(())
+            }
+            Err(error) => {
+                if taken.is_ok() {
+                    info.abandon_type();
+                }
+                self.host.put_frame(mfn, info);
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives back what [`get_frame_and_type`](Self::get_frame_and_type) took.
+    pub fn put_frame_and_type<F: Format>(&self, state: &mut PagingState, mfn: Mfn) {
+        let info = self.host.frames.info(mfn).expect("a counted reference names a frame of the table");
+        let word = info.type_word();
+        // The entries' references go first: at type count zero the frame may become anything.
+        if word.count() == 1 && word.kind().needs_validation() {
+            self.devalidate::<F>(state, mfn, word.kind());
+        }
+        let _: TypeRest = info.put_type(|| self.host.hw.stamp());
+        self.host.put_frame(mfn, info);
+    }
+
+    /// Takes the reference that a present L1 entry needs: to I/O memory, or to a frame of whom `target` says, as
+    /// writable memory if the entry allows writes.
+    #[inline]
+    pub fn get_l1_target<F: Format>(&self, entry: Pte, target: Target) -> Result<(), PagingError> {
+        if !entry.present() {
+            return Ok(());
+        }
+        if entry.0 & F::REFUSED != 0 || entry.mfn().0 >= self.host.machine_frames {
+            return Err(PagingError::RefusedBits);
+        }
+        let mfn = entry.mfn();
+        let owner = match target {
+            Target::Own => self.dom.id,
+            Target::Io => DomId::IO,
+            Target::Hypervisor => DomId::XEN,
+            Target::Domain(id) => id,
+        };
+        let Some(info) = self.host.frames.info(mfn).filter(|_| self.host.is_ram(mfn)) else {
+            let allowed = target != Target::Hypervisor && self.host.may_map_io(self.dom, mfn, target);
+            return if allowed { Ok(()) } else { Err(PagingError::NoRight) };
+        };
+        // Of the hypervisor's own frames only those it shares can be mapped, and those only to be read.
+        if owner == DomId::XEN && (entry.writable() || !info.refs().is_shared()) {
+            return Err(PagingError::NoRight);
+        }
+        info.get(owner)?;
+        if entry.writable() {
+            if let Err(error) = info.get_type(FrameType::Writable, |stamp| self.host.hw.flush_if_older(stamp)) {
+                self.host.put_frame(mfn, info);
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives back the reference of an L1 entry that is gone.
+    #[inline]
+    pub fn put_l1_target(&self, entry: Pte) {
+        let mfn = entry.mfn();
+        if !entry.present() || !self.host.is_ram(mfn) {
+            return;
+        }
+        let info = self.host.frames.info(mfn).expect("RAM is in the frame table");
+        if entry.writable() {
+            let _: TypeRest = info.put_type(|| self.host.hw.stamp());
+        } else {
+            // A page that is only read may still be in a TLB when it is given to somebody else.
+            info.set_stamp(self.host.hw.stamp());
+        }
+        self.host.put_frame(mfn, info);
+    }
+
+    /// Takes the reference that a present entry above L1 needs: to a table of the next level, the domain's own.
+    #[inline]
+    pub(super) fn get_child<F: Format>(
+        &self,
+        state: &mut PagingState,
+        level: u8,
+        entry: Pte,
+    ) -> Result<(), PagingError> {
+        if !entry.present() {
+            return Ok(());
+        }
+        if entry.0 & F::REFUSED != 0 {
+            return Err(PagingError::RefusedBits);
+        }
+        self.get_frame_and_type::<F>(state, entry.mfn(), self.dom.id, FrameType::table(level - 1))
+    }
+
+    /// Gives back the reference of an entry above L1 that is gone.
+    #[inline]
+    pub(super) fn put_child<F: Format>(&self, state: &mut PagingState, entry: Pte) {
+        if entry.present() {
+            self.put_frame_and_type::<F>(state, entry.mfn());
+        }
+    }
+
+    fn get_entry<F: Format>(&self, state: &mut PagingState, level: u8, entry: Pte) -> Result<(), PagingError> {
+        if level == 1 { self.get_l1_target::<F>(entry, Target::Own) } else { self.get_child::<F>(state, level, entry) }
+    }
+
+    fn put_entry<F: Format>(&self, state: &mut PagingState, level: u8, entry: Pte) {
+        if level == 1 {
+            self.put_l1_target(entry);
+        } else {
+            self.put_child::<F>(state, entry);
+        }
+    }
+
+    /// Checks a frame as `kind`, taking a reference for each entry.
+    fn validate<F: Format>(&self, state: &mut PagingState, mfn: Mfn, kind: FrameType) -> Result<(), PagingError> {
+        let Some(level) = kind.level() else {
+            return self.validate_descriptors(mfn);
+        };
+        if level > F::TOP {
+            return Err(PagingError::Frame(RefError::WrongType));
+        }
+        let mut done = 0;
+        let result = (0..F::ENTRIES).try_for_each(|index| {
+            if F::is_guest_slot(level, index) {
+                self.get_entry::<F>(state, level, F::load(&self.host.hw, mfn, index))?;
+            }
+            done = index + 1;
+            Ok(())
+        });
+        let result = result.and_then(|()| if F::SHADOWED { self.create_shadow::<F>(mfn, level) } else { Ok(()) });
+        if result.is_err() {
+            self.put_entries::<F>(state, mfn, level, done);
+        } else if level == 4 {
+            for (slot, entry) in self.host.hypervisor_slots.iter().enumerate() {
+                let at = F::entry_addr(mfn, HYPERVISOR_L4_FIRST + slot);
+                self.host.hw.store64(at, *entry);
+            }
+        }
+        result
+    }
+
+    /// Gives back the references of a table that ceases to be one.
+    fn devalidate<F: Format>(&self, state: &mut PagingState, mfn: Mfn, kind: FrameType) {
+        if let Some(level) = kind.level() {
+            self.put_entries::<F>(state, mfn, level, F::ENTRIES);
+            if F::SHADOWED {
+                self.destroy_shadow(mfn, level);
+            }
+        }
+    }
+
+    fn put_entries<F: Format>(&self, state: &mut PagingState, mfn: Mfn, level: u8, count: usize) {
+        for index in (0..count).filter(|&index| F::is_guest_slot(level, index)) {
+            self.put_entry::<F>(state, level, F::load(&self.host.hw, mfn, index));
+        }
+    }
+
+    /// Checks a page of descriptors.
+    fn validate_descriptors(&self, mfn: Mfn) -> Result<(), PagingError> {
+        for at in (0..PAGE_SIZE as u64).step_by(8) {
+            let at = MachineAddr(mfn.addr().0 + at);
+            let raw = self.host.hw.load64(at);
+            let checked = descriptor::check(self.dom.arch, raw).map_err(|_| PagingError::Descriptor)?;
+            if checked != raw {
+                self.host.hw.store64(at, checked);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a frame lies in the PC's first MiB, which counts as I/O memory though part of it is RAM.
+#[must_use]
+pub fn is_low_io(mfn: Mfn) -> bool {
+    mfn < FIRST_RAM_FRAME
+}
+
+/// Bits of an entry that say what its reference is: the frame, and whether it is writable.
+pub const REFERENCE_BITS: u64 = bits::P | bits::RW | bits::FRAME;

@@ -1,0 +1,235 @@
+//! Segment descriptor tables of a running guest: `set_gdt`, `update_descriptor` and the LDT.
+//!
+//! A guest's tables live in its own frames, typed as descriptor tables: it can read them, and change them only through
+//! here. The CPU sees pages 1 and up of its GDT where they are; page 0 as a copy of the hypervisor's, since descriptors
+//! 256..295 are reserved in it. The copy is the domain's own, not the CPU's: a domain has one virtual CPU, and the task
+//! register keeps the TSS that it was loaded with whichever table is current.
+//!
+//! The LDT is filled in on demand: a page of it is taken when the CPU first faults on it ([`Segments::ldt_fault`]).
+//!
+//! Owned by whoever runs the virtual CPU; no lock, but taking a frame as a descriptor table takes the paging lock.
+
+use crate::addr::{GuestVirt, MachineAddr, Mfn};
+use crate::descriptor;
+use crate::domain::Domain;
+use crate::frame::FrameType;
+use crate::host::{Hardware, Host};
+use crate::machine::DescriptorPage;
+use crate::paging::Pager;
+use crate::personality::Personality;
+use proxenos_abi::Errno;
+use proxenos_abi::arch::{FIRST_RESERVED_GDT_ENTRY, LAST_RESERVED_GDT_ENTRY};
+
+/// Descriptors in a page.
+const PER_PAGE: u16 = 512;
+/// Pages of a full table: 8192 descriptors.
+pub const TABLE_PAGES: usize = 16;
+/// Descriptors of a full table.
+const TABLE_ENTRIES: u64 = 8192;
+/// Entries of the table a domain starts with: up to and with the reserved ones.
+pub const INITIAL_GDT_ENTRIES: u16 = LAST_RESERVED_GDT_ENTRY + 1;
+/// Index of the two descriptors that name the domain's LDT.
+pub const LDT_DESCRIPTOR: u16 = 266;
+
+/// A virtual CPU's descriptor tables.
+#[derive(Debug)]
+pub struct Segments {
+    gdt: [Option<Mfn>; TABLE_PAGES],
+    gdt_entries: u16,
+    ldt_base: GuestVirt,
+    ldt_entries: u16,
+    ldt: [Option<Mfn>; TABLE_PAGES],
+}
+
+impl Default for Segments {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Segments {
+    /// No LDT, and the GDT that holds the reserved descriptors only.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            gdt: [None; TABLE_PAGES],
+            gdt_entries: INITIAL_GDT_ENTRIES,
+            ldt_base: GuestVirt(0),
+            ldt_entries: 0,
+            ldt: [None; TABLE_PAGES],
+        }
+    }
+
+    /// Entries of the GDT.
+    #[must_use]
+    pub const fn gdt_entries(&self) -> u16 {
+        self.gdt_entries
+    }
+
+    /// Loads both tables into this CPU: it begins to run the domain.
+    pub fn load<H: Hardware>(&self, host: &Host<H>, dom: &Domain) {
+        host.hw.load_gdt(dom.id, self.gdt_entries);
+        host.hw.load_ldt(self.ldt_entries);
+    }
+
+    /// `set_gdt`: makes the guest's frames its GDT. On failure the old one stays.
+    pub fn set_gdt<P: Personality, H: Hardware>(
+        &mut self,
+        host: &Host<H>,
+        dom: &Domain,
+        frames: &[Mfn],
+        entries: u16,
+    ) -> Result<(), Errno> {
+        let pager = Pager::new(host, dom);
+        let mut state = dom.paging.lock();
+        for (taken, &frame) in frames.iter().enumerate() {
+            let result = pager.get_frame_and_type::<P::Tables>(&mut state, frame, dom.id, FrameType::Descriptor);
+            if result.is_err() {
+                for &frame in &frames[..taken] {
+                    pager.put_frame_and_type::<P::Tables>(&mut state, frame);
+                }
+                return Err(Errno::EINVAL);
+            }
+        }
+        for (page, slot) in self.gdt.iter_mut().enumerate() {
+            let new = frames.get(page).copied();
+            if let Some(old) = core::mem::replace(slot, new) {
+                pager.put_frame_and_type::<P::Tables>(&mut state, old);
+            }
+            if page > 0 {
+                host.hw.map_descriptors(dom.id, DescriptorPage::Gdt(page as u8), new);
+            }
+        }
+        drop(state);
+        for index in (0..PER_PAGE).filter(|&index| !is_reserved(index)) {
+            let value = frames.first().map_or(0, |&frame| host.hw.load64(entry(frame, index)));
+            host.hw.store64(entry(dom.gdt_page, index), value);
+        }
+        self.gdt_entries = entries;
+        host.hw.load_gdt(dom.id, entries);
+        Ok(())
+    }
+
+    /// `update_descriptor`: a checked store of one descriptor, to a descriptor table or to plain memory.
+    pub fn update_descriptor<P: Personality, H: Hardware>(
+        &mut self,
+        host: &Host<H>,
+        dom: &Domain,
+        at: MachineAddr,
+        value: u64,
+    ) -> Result<(), Errno> {
+        if !at.0.is_multiple_of(8) || !host.is_ram(at.mfn()) {
+            return Err(Errno::EINVAL);
+        }
+        let value = descriptor::check(P::ARCH, value).map_err(|_| Errno::EINVAL)?;
+        let (mfn, index) = (at.mfn(), (at.page_offset() / 8) as u16);
+        let is_first_page = self.gdt[0] == Some(mfn);
+        if is_first_page && is_reserved(index) {
+            return Err(Errno::EINVAL);
+        }
+        let info = host.frames.get(mfn, dom.id).map_err(|_| Errno::EINVAL)?;
+        let pager = Pager::new(host, dom);
+        let mut state = dom.paging.lock();
+        let word = info.type_word();
+        let kind = match word.kind() {
+            FrameType::Descriptor if word.count() > 0 => FrameType::Descriptor,
+            _ => FrameType::Writable,
+        };
+        let result = pager.get_frame_and_type::<P::Tables>(&mut state, mfn, dom.id, kind);
+        if result.is_ok() {
+            host.hw.store64(at, value);
+            if is_first_page {
+                host.hw.store64(entry(dom.gdt_page, index), value);
+            }
+            pager.put_frame_and_type::<P::Tables>(&mut state, mfn);
+        }
+        drop(state);
+        host.put_frame(mfn, info);
+        result.map_err(|_| Errno::EINVAL)
+    }
+
+    /// MMUEXT_SET_LDT: from now on the LDT lies at `base` in the guest's address space.
+    pub fn set_ldt<P: Personality, H: Hardware>(
+        &mut self,
+        host: &Host<H>,
+        dom: &Domain,
+        base: GuestVirt,
+        entries: u64,
+    ) -> Result<(), Errno> {
+        if base.page_offset() != 0 || entries > TABLE_ENTRIES || !P::in_guest_range(base, entries * 8) {
+            return Err(Errno::EINVAL);
+        }
+        self.drop_ldt::<P, H>(host, dom);
+        self.ldt_base = base;
+        self.ldt_entries = entries as u16;
+        self.write_ldt_descriptor(host, dom);
+        host.hw.load_ldt(self.ldt_entries);
+        Ok(())
+    }
+
+    /// Forgets which frames the LDT lies in, so that they are looked up anew: the address space has changed.
+    pub fn drop_ldt<P: Personality, H: Hardware>(&mut self, host: &Host<H>, dom: &Domain) {
+        if self.ldt.iter().all(Option::is_none) {
+            return;
+        }
+        let pager = Pager::new(host, dom);
+        let mut state = dom.paging.lock();
+        for (page, slot) in self.ldt.iter_mut().enumerate() {
+            if let Some(old) = slot.take() {
+                host.hw.map_descriptors(dom.id, DescriptorPage::Ldt(page as u8), None);
+                pager.put_frame_and_type::<P::Tables>(&mut state, old);
+            }
+        }
+    }
+
+    /// The CPU looked for a descriptor at `offset` in the LDT and found no page. Takes the guest's page there as a
+    /// descriptor table and returns true; or false, when the guest has none: the fault is its own, at the address
+    /// that is returned by [`ldt_address`](Self::ldt_address).
+    pub fn ldt_fault<P: Personality, H: Hardware>(&mut self, host: &Host<H>, dom: &Domain, offset: u64) -> bool {
+        let page = (offset >> 12) as usize;
+        if offset >= u64::from(self.ldt_entries) * 8 || self.ldt[page].is_some() {
+            return false;
+        }
+        let pager = Pager::new(host, dom);
+        let mut state = dom.paging.lock();
+        let Some(found) = pager.walk::<P::Tables>(&state, self.ldt_address(offset)) else { return false };
+        if !found.entry.present() {
+            return false;
+        }
+        let frame = found.entry.mfn();
+        if pager.get_frame_and_type::<P::Tables>(&mut state, frame, dom.id, FrameType::Descriptor).is_err() {
+            return false;
+        }
+        self.ldt[page] = Some(frame);
+        host.hw.map_descriptors(dom.id, DescriptorPage::Ldt(page as u8), Some(frame));
+        true
+    }
+
+    /// Where in the guest's address space a descriptor of the LDT lies.
+    #[must_use]
+    pub fn ldt_address(&self, offset: u64) -> GuestVirt {
+        self.ldt_base.offset(offset)
+    }
+
+    /// Writes the system descriptor that names the LDT (Intel SDM vol. 3 §8.2.3: 16 bytes in long mode).
+    fn write_ldt_descriptor<H: Hardware>(&self, host: &Host<H>, dom: &Domain) {
+        const PRESENT_LDT: u64 = 0x82 << 40;
+        let base = host.hw.ldt_address(dom.id);
+        let limit = (u64::from(self.ldt_entries) * 8).saturating_sub(1);
+        let low = (limit & 0xffff)
+            | (base & 0xff_ffff) << 16
+            | PRESENT_LDT
+            | (limit >> 16 & 0xf) << 48
+            | (base >> 24 & 0xff) << 56;
+        host.hw.store64(entry(dom.gdt_page, LDT_DESCRIPTOR), low);
+        host.hw.store64(entry(dom.gdt_page, LDT_DESCRIPTOR + 1), base >> 32);
+    }
+}
+
+fn is_reserved(index: u16) -> bool {
+    (FIRST_RESERVED_GDT_ENTRY..=LAST_RESERVED_GDT_ENTRY).contains(&index)
+}
+
+fn entry(page: Mfn, index: u16) -> MachineAddr {
+    MachineAddr(page.addr().0 + 8 * u64::from(index))
+}

@@ -1,0 +1,78 @@
+//! A domain's virtual CPU: what is the guest's own of a CPU's state, apart from the registers that it runs with.
+//!
+//! Owned by value by whoever runs it, so that the paths of every trap take no lock; others see it only while the domain
+//! does not run.
+
+use crate::addr::GuestVirt;
+use crate::bounce::{Callback, TrapTable};
+use crate::segments::Segments;
+use proxenos_abi::Selector;
+
+/// What a domain's use of the FPU has come to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fpu {
+    /// The guest has used it: its registers hold the guest's values.
+    pub initialised: bool,
+    /// The guest wants to be told of the next use (`fpu_taskswitch`).
+    pub guest_trap: bool,
+}
+
+impl Fpu {
+    /// `fpu_taskswitch`: the next use is the guest's #NM.
+    pub const fn trap_next_use(&mut self) {
+        self.guest_trap = true;
+    }
+}
+
+/// A virtual CPU.
+pub struct Vcpu {
+    /// Handlers of exceptions and software interrupts.
+    pub traps: TrapTable,
+    /// Where events are announced.
+    pub event_callback: Option<Callback>,
+    /// Where the guest goes when its own state could not be loaded.
+    pub failsafe_callback: Option<Callback>,
+    /// The kernel's stack for entries from ring 3 (the virtual TSS).
+    pub kernel_stack: (Selector, GuestVirt),
+    /// Descriptor tables.
+    pub segments: Segments,
+    /// The FPU.
+    pub fpu: Fpu,
+    /// System time of the next timer event, in nanoseconds (`set_timer_op`).
+    pub timer: Option<u64>,
+    /// The domain gives up the CPU.
+    pub reschedule: bool,
+}
+
+impl Default for Vcpu {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Vcpu {
+    /// A virtual CPU as at the start of a day.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            traps: TrapTable::new(),
+            event_callback: None,
+            failsafe_callback: None,
+            kernel_stack: (Selector::NULL, GuestVirt(0)),
+            segments: Segments::new(),
+            fpu: Fpu { initialised: false, guest_trap: false },
+            timer: None,
+            reschedule: false,
+        }
+    }
+
+    /// `set_timer_op`: a timer event at this system time, in nanoseconds; 0 cancels.
+    pub const fn set_timer(&mut self, at: u64) {
+        self.timer = if at == 0 { None } else { Some(at) };
+    }
+
+    /// `stack_switch`: where entries from ring 3 begin.
+    pub const fn set_kernel_stack(&mut self, ss: Selector, sp: GuestVirt) {
+        self.kernel_stack = (ss, sp);
+    }
+}
