@@ -12,7 +12,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 /// Plain data of the interface: any bytes are a value, and a value is nothing but its bytes.
 pub trait Pod: FromBytes + IntoBytes + Immutable + KnownLayout + Copy + Eq + Debug + Send + Sync + 'static {}
 
-impl<T> Pod for T where T: FromBytes + IntoBytes + Immutable + KnownLayout + Copy + Eq + Debug + Send + Sync + 'static {}
+impl<T: FromBytes + IntoBytes + Immutable + KnownLayout + Copy + Eq + Debug + Send + Sync + 'static> Pod for T {}
 
 /// A packed structure of the interface: plain data that may lie at any address.
 pub trait AbiType: Pod + Unaligned {}

@@ -189,7 +189,8 @@ numbers! {
         GeneralError = -1,
         /// `GNTST_bad_domain`: no such domain.
         BadDomain = -2,
-        /// `GNTST_bad_gntref`: no such grant, or not a fitting one. [`BAD_HANDLE`](Self::BAD_HANDLE) is the same number.
+        /// `GNTST_bad_gntref`: no such grant, or not a fitting one. [`BAD_HANDLE`](Self::BAD_HANDLE) is the same
+        /// number.
         BadGrantRef = -3,
         /// `GNTST_no_device_space`: the I/O MMU has no room.
         NoDeviceSpace = -4,

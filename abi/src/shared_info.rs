@@ -10,6 +10,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 /// `MAX_VIRT_CPUS`: virtual CPUs of a domain.
 pub const MAX_VIRT_CPUS: usize = 1;
 
+/// `tsc_timestamp_t`: a reading of the time-stamp counter, in cycles.
+pub type TscTimestamp = u64;
+
 /// What belongs to one virtual CPU (`struct vcpu_info`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C, packed)]
@@ -58,7 +61,7 @@ pub struct SharedInfo {
     /// Incremented after the time fields have changed: they are consistent while both versions agree.
     pub time_version2: u32,
     /// The time-stamp counter when the time fields were last updated, in cycles.
-    pub tsc_timestamp: u64,
+    pub tsc_timestamp: TscTimestamp,
     /// System time at `tsc_timestamp`: nanoseconds since the machine booted.
     pub system_time: u64,
     /// Wall clock at `tsc_timestamp`: seconds since 1970-01-01 00:00:00 UTC.

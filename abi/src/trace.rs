@@ -1,7 +1,7 @@
 //! Trace buffers (`trace.h`).
 //!
-//! `DOM0_GETTBUFS` gives the machine address of the buffers, one a CPU and each of the same size. A buffer begins with a
-//! [`TraceBuffer`]; the header declares these structures without packing, and lays them out alike with it.
+//! `DOM0_GETTBUFS` gives the machine address of the buffers, one a CPU and each of the same size. A buffer begins with
+//! a [`TraceBuffer`]; the header declares these structures without packing, and lays them out alike with it.
 
 use crate::arch::{GuestArch, X86_32, X86_64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};

@@ -24,8 +24,8 @@ pub const BLKIF_MAX_SEGMENTS_PER_REQUEST: usize = 11;
 /// fit a page: see [`BLKIF_RING_SIZE_X86_64`].
 pub const BLKIF_RING_SIZE: usize = 64;
 
-/// Slots of the ring on x86_64. The header's 64 make it 6,920 bytes, so that no two domains could have agreed on it; with
-/// 32 it fits a page, as the header asks of it.
+/// Slots of the ring on x86_64. With the header's 64 the ring would be 6,920 bytes; with 32 it fits a page, as the
+/// header asks of it.
 pub const BLKIF_RING_SIZE_X86_64: usize = 32;
 
 /// Bytes in a sector.
@@ -49,7 +49,9 @@ pub struct BlkifRequest<A: GuestArch> {
     pub frame_and_sects: [A::Word; BLKIF_MAX_SEGMENTS_PER_REQUEST],
 }
 
-layout!(BlkifRequest<X86_32>: 60 { operation: 0, nr_segments: 1, device: 2, id: 4, sector_number: 8, frame_and_sects: 16 });
+layout!(BlkifRequest<X86_32>: 60 {
+    operation: 0, nr_segments: 1, device: 2, id: 4, sector_number: 8, frame_and_sects: 16,
+});
 layout!(BlkifRequest<X86_64>: 108 {
     operation: 0, nr_segments: 1, device: 2, id: 4, sector_number: 12, frame_and_sects: 20,
 });
