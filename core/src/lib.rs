@@ -10,6 +10,7 @@ extern crate alloc;
 
 pub mod addr;
 pub mod bounce;
+pub mod builder;
 pub mod descriptor;
 pub mod domain;
 pub mod event;
@@ -17,6 +18,7 @@ pub mod frame;
 pub mod frame_alloc;
 pub mod host;
 pub mod hypercall;
+pub mod image;
 pub mod machine;
 pub mod mmu;
 pub mod paging;

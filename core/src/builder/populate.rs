@@ -1,0 +1,194 @@
+//! Puts a planned domain into its frames.
+
+use super::{BuildError, Layout, PAGE, spans, tables, word_bytes};
+use crate::addr::{GuestVirt, MachineAddr, Mfn, PAGE_SHIFT, Pfn};
+use crate::domain::Arch;
+use crate::image::Image;
+use crate::machine::MachineMemory;
+use proxenos_abi::start_info::{StartInfo, StartInfoFlags};
+use proxenos_abi::zerocopy::IntoBytes;
+use proxenos_abi::{GuestArch, GuestWord, Padded, Port, X86_32, X86_64};
+
+/// What is in a domain's frames before it is built.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FrameContents {
+    /// Zeroes: they were scrubbed when they were freed.
+    Zero,
+    /// Anything: all of the domain's frames are cleared first.
+    Unknown,
+}
+
+/// What the domain is told, besides its layout.
+#[derive(Clone, Copy, Debug)]
+pub struct StartOfDay<'a> {
+    /// The frame of its shared_info page.
+    pub shared_info: Mfn,
+    /// Its rights and roles.
+    pub flags: StartInfoFlags,
+    /// Its port of the channel to the domain controller, or port 0.
+    pub controller: Port,
+    /// Its command line; cut to 255 bytes.
+    pub command_line: &'a [u8],
+}
+
+/// Bits of a page-table entry, as the interface knows them (Intel SDM vol. 3 §4.3 and §4.5).
+mod pte {
+    pub(super) const PRESENT: u64 = 1 << 0;
+    pub(super) const WRITABLE: u64 = 1 << 1;
+    pub(super) const USER: u64 = 1 << 2;
+    pub(super) const ACCESSED: u64 = 1 << 5;
+    pub(super) const DIRTY: u64 = 1 << 6;
+    /// Every level above the lowest: 0x067.
+    pub(super) const TABLE: u64 = PRESENT | WRITABLE | USER | ACCESSED | DIRTY;
+}
+
+/// Bits of the initial mapping of a page. An x86_32 kernel runs in ring 1 and its applications must not see it; an
+/// x86_64 kernel runs in ring 3.
+const fn page_bits(arch: Arch) -> u64 {
+    match arch {
+        Arch::X86_32 => pte::PRESENT | pte::WRITABLE | pte::ACCESSED,
+        Arch::X86_64 => pte::PRESENT | pte::WRITABLE | pte::ACCESSED | pte::USER,
+    }
+}
+
+/// A domain's frames, addressed as the guest will.
+struct Region<'a, M, F> {
+    memory: &'a M,
+    frames: &'a F,
+    layout: &'a Layout,
+}
+
+/// Writes image, module, frame list, page tables and `start_info_t`, and answers the frame of the top-level page table.
+/// `image` is the one that `layout` was planned for, `module` as long as it was planned to be, and `frames` gives the
+/// machine frame of each of the domain's pfns.
+///
+/// # Errors
+/// [`BuildError::FrameOutOfReach`]; nothing has been written then.
+///
+/// # Panics
+/// When the module is longer than planned.
+pub fn populate<M: MachineMemory, F: Fn(Pfn) -> Mfn>(
+    memory: &M,
+    frames: &F,
+    contents: FrameContents,
+    layout: &Layout,
+    image: &Image<'_>,
+    module: &[u8],
+    start: &StartOfDay<'_>,
+) -> Result<Mfn, BuildError> {
+    assert!(module.len() as u64 <= layout.module_bytes, "the module has grown since the layout was planned");
+    let reach = match layout.arch {
+        Arch::X86_32 => 1 << (32 - PAGE_SHIFT),
+        Arch::X86_64 => 1 << (52 - PAGE_SHIFT),
+    };
+    for pfn in (0..layout.pages).map(Pfn) {
+        let mfn = frames(pfn);
+        if mfn.0 >= reach {
+            return Err(BuildError::FrameOutOfReach { pfn, mfn });
+        }
+    }
+    if contents == FrameContents::Unknown {
+        for pfn in 0..layout.pages {
+            memory.clear_frame(frames(Pfn(pfn)));
+        }
+    }
+
+    let region = Region { memory, frames, layout };
+    for (at, bytes) in image.contents() {
+        region.copy(at, bytes);
+    }
+    region.copy(layout.module, module);
+    for pfn in 0..layout.pages {
+        region.store_word(layout.mfn_list.0 + pfn * word_bytes(layout.arch), frames(Pfn(pfn)).0);
+    }
+    region.page_tables();
+    match layout.arch {
+        Arch::X86_32 => region.copy(layout.start_info, start_info::<X86_32>(layout, start).as_bytes()),
+        Arch::X86_64 => region.copy(layout.start_info, start_info::<X86_64>(layout, start).as_bytes()),
+    }
+    Ok(region.frame(layout.pt_base.0))
+}
+
+impl<M: MachineMemory, F: Fn(Pfn) -> Mfn> Region<'_, M, F> {
+    /// The frame behind an address.
+    fn frame(&self, at: u64) -> Mfn {
+        (self.frames)(self.layout.pfn(GuestVirt(at)))
+    }
+
+    /// The machine address behind an address.
+    fn machine(&self, at: u64) -> MachineAddr {
+        MachineAddr((self.frame(at).0 << PAGE_SHIFT) + at % PAGE)
+    }
+
+    /// Copies bytes, page by page: the frames may be anywhere.
+    fn copy(&self, at: GuestVirt, mut bytes: &[u8]) {
+        let mut at = at.0;
+        while !bytes.is_empty() {
+            let (now, later) = bytes.split_at(bytes.len().min((PAGE - at % PAGE) as usize));
+            self.memory.write(self.machine(at), now);
+            at += now.len() as u64;
+            bytes = later;
+        }
+    }
+
+    /// Writes a word of the guest's width, at a multiple of it.
+    fn store_word(&self, at: u64, value: u64) {
+        match self.layout.arch {
+            Arch::X86_32 => self.memory.store32(self.machine(at), value as u32),
+            Arch::X86_64 => self.memory.store64(self.machine(at), value),
+        }
+    }
+
+    /// Maps the region, the tables themselves read-only.
+    fn page_tables(&self) {
+        let (start, end) = (self.layout.virt_base.0, self.layout.end.0);
+        let pt_base = self.layout.pt_base.0;
+        let pt_end = pt_base + self.layout.pt_frames * PAGE;
+        let mut level = pt_base;
+        for below in spans(self.layout.arch).windows(2) {
+            let (span, child_span) = (below[0], below[1]);
+            let children = level + tables(span, start, end) * PAGE;
+            for child in 0..tables(child_span, start, end) {
+                let at = ((start >> child_span) + child) << child_span;
+                let bits = (self.frame(children + child * PAGE).0 << PAGE_SHIFT) | pte::TABLE;
+                self.store_entry(level, span, child_span, at, bits);
+            }
+            level = children;
+        }
+        let span = spans(self.layout.arch).last().copied().unwrap_or(PAGE_SHIFT);
+        let page_bits = page_bits(self.layout.arch);
+        for at in (start..end).step_by(PAGE as usize) {
+            let bits = if (pt_base..pt_end).contains(&at) { page_bits & !pte::WRITABLE } else { page_bits };
+            self.store_entry(level, span, PAGE_SHIFT, at, (self.frame(at).0 << PAGE_SHIFT) | bits);
+        }
+    }
+
+    /// Writes the entry for `at` in the table of a level that maps it. The level's tables begin at `tables` and map
+    /// 2^`span` bytes each, their entries 2^`entry_span`.
+    fn store_entry(&self, tables: u64, span: u32, entry_span: u32, at: u64, entry: u64) {
+        let table = tables + ((at >> span) - (self.layout.virt_base.0 >> span)) * PAGE;
+        let index = (at & ((1 << span) - 1)) >> entry_span;
+        self.store_word(table + index * word_bytes(self.layout.arch), entry);
+    }
+}
+
+/// What the domain finds at `layout.start_info`.
+fn start_info<A: GuestArch>(layout: &Layout, start: &StartOfDay<'_>) -> StartInfo<A> {
+    // Every value is an address or a count within the guest's own space, which `Layout::plan` and `populate` checked.
+    let word = |value: u64| Padded::new(A::Word::from_u64_truncating(value));
+    let module = if layout.module_bytes == 0 { 0 } else { layout.module.0 };
+    let mut info = StartInfo {
+        nr_pages: word(layout.pages),
+        shared_info: word(start.shared_info.0 << PAGE_SHIFT),
+        flags: start.flags.bits(),
+        domain_controller_evtchn: start.controller.0 as u16,
+        pt_base: word(layout.pt_base.0),
+        nr_pt_frames: word(layout.pt_frames),
+        mfn_list: word(layout.mfn_list.0),
+        mod_start: word(module),
+        mod_len: word(layout.module_bytes),
+        ..StartInfo::default()
+    };
+    info.set_command_line(start.command_line);
+    info
+}
