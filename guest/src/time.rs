@@ -1,0 +1,51 @@
+//! Time as the shared page tells it, carried on by the time-stamp counter.
+//!
+//! The hypervisor increments `time_version1`, changes the fields, and then increments `time_version2`. Reading the second
+//! before the fields and the first after them, equal versions prove that nothing changed in between.
+
+use crate::arch::read_tsc;
+use crate::clock::{TimeSnapshot, WallClock};
+use crate::{hypercall, shared_info};
+use core::sync::atomic::{Ordering, fence};
+use proxenos_abi::Errno;
+use proxenos_abi::shared_info::SharedInfo;
+
+/// A consistent copy of the time fields.
+pub fn snapshot() -> TimeSnapshot {
+    let word = |offset| shared_info::word(offset).load(Ordering::Relaxed);
+    loop {
+        let before = word(SharedInfo::TIME_VERSION2);
+        fence(Ordering::Acquire);
+        let snapshot = TimeSnapshot {
+            cpu_freq: shared_info::double_word(SharedInfo::CPU_FREQ),
+            tsc_timestamp: shared_info::double_word(SharedInfo::TSC_TIMESTAMP),
+            system_time: shared_info::double_word(SharedInfo::SYSTEM_TIME),
+            wc_sec: word(SharedInfo::WC_SEC),
+            wc_usec: word(SharedInfo::WC_USEC),
+        };
+        fence(Ordering::Acquire);
+        if word(SharedInfo::TIME_VERSION1) == before {
+            return snapshot;
+        }
+    }
+}
+
+/// Nanoseconds since the machine booted.
+pub fn system_time() -> u64 {
+    snapshot().system_time_at(read_tsc())
+}
+
+/// The wall clock.
+pub fn wall_clock() -> WallClock {
+    snapshot().wall_clock_at(read_tsc())
+}
+
+/// Asks for a timer event (`VIRQ_TIMER`) in so many nanoseconds.
+pub fn set_timer_in(ns: u64) -> Result<(), Errno> {
+    hypercall::set_timer_op(system_time().saturating_add(ns).max(1))
+}
+
+/// Asks for no timer event any more.
+pub fn cancel_timer() -> Result<(), Errno> {
+    hypercall::set_timer_op(0)
+}
