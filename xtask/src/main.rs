@@ -1,5 +1,163 @@
-//! `cargo xtask`: build, run, test and package Proxenos.
-mod qemu;
-mod symbols;
+//! `cargo xtask`: the one tool that builds, runs, tests and packages Proxenos.
+//!
+//! This file is the command line and nothing else: each subcommand is a module.
 
-fn main() {}
+mod accel;
+mod apt;
+mod cargo;
+mod compile;
+mod console;
+mod elf;
+mod guest_meta;
+mod iso;
+mod lint;
+mod multiboot;
+mod process;
+mod qemu;
+mod run;
+mod suite;
+mod symbols;
+mod toolchain;
+mod workspace;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::compile::Profile;
+use crate::guest_meta::{Arch, Machine};
+
+/// Build, run, test and package the Proxenos hypervisor and its guests.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build the hypervisor and the guests
+    Build(BuildArgs),
+    /// Boot the hypervisor with a guest in QEMU and show the console; the exit status is the guest's
+    Run(RunArgs),
+    /// Run every test: host tests, format, lints, and the guests in QEMU
+    Test(TestArgs),
+    /// Make a bootable ISO image with the hypervisor and a guest
+    Image(ImageArgs),
+    /// Check format and lints of the whole workspace
+    Lint,
+    /// Remove everything that was built
+    Clean,
+}
+
+#[derive(Args)]
+struct BuildArgs {
+    /// Only this architecture's guests; both without it
+    #[arg(long)]
+    arch: Option<Arch>,
+    #[command(flatten)]
+    profile: ProfileArgs,
+}
+
+#[derive(Args)]
+struct ProfileArgs {
+    /// Optimised build (the default)
+    #[arg(long, conflicts_with = "debug")]
+    release: bool,
+    /// Build without optimisation, with debug assertions
+    #[arg(long)]
+    debug: bool,
+}
+
+impl ProfileArgs {
+    fn profile(&self) -> Profile {
+        if self.debug { Profile::Debug } else { Profile::Release }
+    }
+}
+
+/// What domain 0 is made of: shared by `run` and `image`.
+#[derive(Args)]
+struct DomainArgs {
+    /// Architecture of the guest to build
+    #[arg(long, default_value = "x86_64")]
+    arch: Arch,
+    /// The package under guests/ to build and boot
+    #[arg(long, value_name = "NAME", default_value = "hello", conflicts_with = "kernel")]
+    guest: String,
+    /// Boot this guest ELF file instead
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Initial RAM disk for the guest
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// The guest's command line
+    #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
+    cmdline: String,
+    /// Options for the hypervisor
+    #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
+    hv_args: String,
+    #[command(flatten)]
+    profile: ProfileArgs,
+}
+
+#[derive(Args)]
+struct RunArgs {
+    #[command(flatten)]
+    domain: DomainArgs,
+    /// The machine's memory in MiB
+    #[arg(long, value_name = "MiB", default_value_t = 128)]
+    memory: u32,
+    /// The machine QEMU makes
+    #[arg(long, default_value = "pc")]
+    machine: Machine,
+    /// How QEMU runs the CPU; auto takes KVM where it really works
+    #[arg(long, default_value = "auto")]
+    accel: accel::Choice,
+    /// Stop at the first instruction and wait for gdb on port 1234
+    #[arg(long)]
+    gdb: bool,
+    /// Copy the console to this file
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// One nanosecond an instruction: the run repeats to the digit (TCG only)
+    #[arg(long, hide = true)]
+    icount: bool,
+}
+
+#[derive(Args)]
+struct TestArgs {
+    /// Only tests whose name contains this
+    filter: Option<String>,
+    /// Name the tests that would run in QEMU and stop
+    #[arg(long)]
+    list: bool,
+}
+
+#[derive(Args)]
+struct ImageArgs {
+    #[command(flatten)]
+    domain: DomainArgs,
+    /// Where to write the image; target/proxenos.iso without it
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let result = process::catch_interrupts().and_then(|()| match Cli::parse().command {
+        Command::Build(args) => compile::command(args.arch, args.profile.profile()).map(|()| 0),
+        Command::Run(args) => run::command(&args),
+        Command::Test(args) => suite::command(args.filter.as_deref(), args.list),
+        Command::Image(args) => iso::command(&args).map(|()| 0),
+        Command::Lint => lint::command(),
+        Command::Clean => workspace::clean().map(|()| 0),
+    });
+    match result {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            anstream::eprintln!("{}error:{:#} {error:#}", console::ERROR, console::ERROR);
+            ExitCode::FAILURE
+        }
+    }
+}

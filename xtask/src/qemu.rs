@@ -34,3 +34,288 @@
 //! # The console
 //!
 //! COM1. Lines of the hypervisor's log begin with `(px) `; all else is domain 0's.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::accel::Accel;
+use crate::apt;
+use crate::guest_meta::Machine;
+use crate::process::End;
+
+/// The emulator.
+pub const PROGRAM: &str = "qemu-system-x86_64";
+
+/// Port of the exit device.
+const EXIT_PORT: &str = "0xf4";
+
+/// What the hypervisor writes to the exit port when it panics.
+const PANIC: u8 = 0x7f;
+
+/// Exit status of this tool for a hypervisor's panic.
+pub const PANIC_STATUS: u8 = 125;
+
+/// What is booted, and how.
+#[derive(Clone, Debug)]
+pub enum Boot {
+    /// The ELF64 file, by PVH.
+    Pvh {
+        /// The hypervisor.
+        hypervisor: PathBuf,
+        /// Domain 0's kernel; the hypervisor panics without one.
+        kernel: Option<PathBuf>,
+    },
+    /// The ELF32 file, by Multiboot 1.
+    Multiboot {
+        /// The hypervisor.
+        hypervisor: PathBuf,
+        /// Domain 0's kernel.
+        kernel: PathBuf,
+        /// Its initial RAM disk.
+        initrd: Option<PathBuf>,
+    },
+    /// An image with a boot loader, which has all command lines in it.
+    Iso(PathBuf),
+}
+
+/// Whether guest time is the host's or counted in instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clock {
+    /// Time passes as on the host.
+    Host,
+    /// An instruction takes a nanosecond, and a halted CPU skips to its next timer.
+    Instructions,
+}
+
+/// Whether to wait for a debugger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Debugger {
+    /// Start at once.
+    None,
+    /// Stop at the first instruction, and listen on TCP port 1234.
+    Wait,
+}
+
+/// A machine to be started.
+#[derive(Clone, Debug)]
+pub struct Vm {
+    /// The machine type.
+    pub machine: Machine,
+    /// Memory in MiB.
+    pub memory: u32,
+    /// What runs the CPU.
+    pub accel: Accel,
+    /// The way in.
+    pub boot: Boot,
+    /// The hypervisor's options.
+    pub hv_args: String,
+    /// The guest's command line.
+    pub cmdline: String,
+    /// The clock.
+    pub clock: Clock,
+    /// The debugger.
+    pub debugger: Debugger,
+}
+
+/// Makes sure that QEMU is there.
+pub fn need() -> Result<()> {
+    apt::need_program(PROGRAM, &["qemu-system-x86"], "to boot the hypervisor")
+}
+
+/// The hypervisor's command line: what every run needs, the user's options, and the guest's line where no module carries it.
+pub fn hypervisor_line(hv_args: &str, guest_line: Option<&str>) -> String {
+    let mut line = format!("debug-exit={EXIT_PORT}");
+    if !hv_args.is_empty() {
+        line.push(' ');
+        line.push_str(hv_args);
+    }
+    if let Some(guest) = guest_line.filter(|guest| !guest.is_empty()) {
+        line.push_str(" -- ");
+        line.push_str(guest);
+    }
+    line
+}
+
+impl Vm {
+    /// The command that starts it. `links` is a directory for links to the modules, which must outlive QEMU: QEMU
+    /// splits the names of Multiboot modules at spaces and commas.
+    ///
+    /// # Errors
+    /// Where the machine cannot boot that way, or a file is missing.
+    pub fn command(&self, links: &Path) -> Result<Command> {
+        let mut command = Command::new(PROGRAM);
+        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none", "-serial", "stdio"]);
+        command.args(["-no-reboot", "-device", &format!("isa-debug-exit,iobase={EXIT_PORT},iosize=0x04")]);
+        command.args(["-machine", &self.machine.to_string(), "-m", &format!("{}M", self.memory), "-cpu", "max"]);
+        command.args(["-accel", self.accel.name()]);
+        if self.clock == Clock::Instructions {
+            ensure!(self.accel == Accel::Tcg, "instructions are counted under TCG only: use --accel tcg");
+            command.args(["-icount", "shift=0,sleep=off", "-rtc", "base=2004-11-05T12:00:00,clock=vm"]);
+        }
+        if self.debugger == Debugger::Wait {
+            command.args(["-gdb", "tcp::1234", "-S"]);
+        }
+        match &self.boot {
+            Boot::Pvh { hypervisor, kernel } => {
+                command.arg("-kernel").arg(hypervisor);
+                if let Some(kernel) = kernel {
+                    command.arg("-initrd").arg(link(links, "domain0", kernel)?);
+                }
+                command.args(["-append", &hypervisor_line(&self.hv_args, Some(&self.cmdline))]);
+            }
+            Boot::Multiboot { hypervisor, kernel, initrd } => {
+                ensure!(
+                    self.machine != Machine::Microvm,
+                    "the microvm machine boots by PVH only, which carries one module: no initrd there; use \
+                     --machine pc or q35"
+                );
+                command.arg("-kernel").arg(hypervisor);
+                let mut modules = link(links, "domain0", kernel)?.into_os_string();
+                // A comma ends a module; a doubled one stands for itself.
+                modules.push(format!(" {}", self.cmdline.replace(',', ",,")).trim_end());
+                if let Some(initrd) = initrd {
+                    modules.push(",");
+                    modules.push(link(links, "initrd", initrd)?);
+                }
+                command.arg("-initrd").arg(modules);
+                command.args(["-append", &hypervisor_line(&self.hv_args, None)]);
+            }
+            Boot::Iso(image) => {
+                ensure!(self.machine != Machine::Microvm, "the microvm machine has no CD-ROM drive");
+                let mut drive = OsString::from("media=cdrom,readonly=on,format=raw,file=");
+                drive.push(image.to_string_lossy().replace(',', ",,"));
+                command.args(["-boot", "d", "-vga", "std", "-drive"]).arg(drive);
+            }
+        }
+        Ok(command)
+    }
+}
+
+fn link(dir: &Path, name: &str, file: &Path) -> Result<PathBuf> {
+    let target = file.canonicalize().with_context(|| format!("cannot find {}", file.display()))?;
+    let path = dir.join(name);
+    std::os::unix::fs::symlink(&target, &path).with_context(|| format!("cannot link {}", path.display()))?;
+    Ok(path)
+}
+
+/// How a machine ended, as the contract above has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Domain 0 shut down, with this reason.
+    Shutdown(u8),
+    /// The hypervisor panicked.
+    Panic,
+    /// ACPI power-off, or QEMU was told to quit.
+    PowerOff,
+    /// QEMU itself failed.
+    Failed,
+    /// It was killed after its time.
+    TimedOut,
+    /// The user stopped it.
+    Interrupted,
+}
+
+impl Outcome {
+    /// Reads QEMU's end. Its status 1 is both a shutdown with reason 0 and its own failure to start; a machine
+    /// that wrote nothing and a QEMU that complained tell the second.
+    pub fn read(end: End, console: &str, errors: &str) -> Self {
+        let status = match end {
+            End::Exited(status) => status,
+            End::TimedOut => return Self::TimedOut,
+            End::Interrupted => return Self::Interrupted,
+        };
+        match status.code() {
+            Some(0) => Self::PowerOff,
+            Some(1) if console.is_empty() && !errors.is_empty() => Self::Failed,
+            Some(code) if code & 1 == 1 => match u8::try_from(code >> 1) {
+                Ok(PANIC) => Self::Panic,
+                Ok(reason) => Self::Shutdown(reason),
+                Err(_) => Self::Failed,
+            },
+            _ => Self::Failed,
+        }
+    }
+
+    /// The exit status that stands for it.
+    pub fn status(self) -> u8 {
+        match self {
+            Self::PowerOff => 0,
+            Self::Shutdown(reason) => reason,
+            Self::TimedOut => 124,
+            Self::Panic => PANIC_STATUS,
+            Self::Failed => 126,
+            Self::Interrupted => 130,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
+
+    fn exit(code: i32) -> End {
+        End::Exited(ExitStatus::from_raw(code << 8))
+    }
+
+    #[test]
+    fn exit_codes_are_read_back() {
+        assert_eq!(Outcome::read(exit(0), "x", ""), Outcome::PowerOff);
+        assert_eq!(Outcome::read(exit(1), "x", "warning"), Outcome::Shutdown(0));
+        assert_eq!(Outcome::read(exit(1), "", "qemu: bad option"), Outcome::Failed);
+        assert_eq!(Outcome::read(exit(7), "x", ""), Outcome::Shutdown(3));
+        assert_eq!(Outcome::read(exit(255), "x", ""), Outcome::Panic);
+        assert_eq!(Outcome::read(exit(2), "x", ""), Outcome::Failed);
+        assert_eq!(Outcome::read(End::Exited(ExitStatus::from_raw(9)), "x", ""), Outcome::Failed);
+        assert_eq!(Outcome::read(End::TimedOut, "x", "").status(), 124);
+    }
+
+    #[test]
+    fn the_guests_line_follows_two_dashes() {
+        assert_eq!(hypervisor_line("", None), "debug-exit=0xf4");
+        assert_eq!(hypervisor_line("loglvl=all", Some("a b")), "debug-exit=0xf4 loglvl=all -- a b");
+        assert_eq!(hypervisor_line("", Some("")), "debug-exit=0xf4");
+    }
+
+    fn vm(machine: Machine, boot: Boot) -> Vm {
+        Vm {
+            machine,
+            memory: 64,
+            accel: Accel::Tcg,
+            boot,
+            hv_args: String::new(),
+            cmdline: "a=1,2 b".to_owned(),
+            clock: Clock::Host,
+            debugger: Debugger::None,
+        }
+    }
+
+    fn arguments(command: &Command) -> Vec<String> {
+        command.get_args().map(|a| a.to_string_lossy().into_owned()).collect()
+    }
+
+    #[test]
+    fn multiboot_modules_are_one_list_with_commas_doubled() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let kernel = dir.path().join("a, strange name");
+        std::fs::write(&kernel, "").expect("writable");
+        let links = tempfile::tempdir().expect("a directory");
+        let boot = |initrd| Boot::Multiboot { hypervisor: "px".into(), kernel: kernel.clone(), initrd };
+        let command = vm(Machine::Pc, boot(Some(kernel.clone()))).command(links.path()).expect("valid");
+        let place = links.path().display();
+        assert!(arguments(&command).contains(&format!("{place}/domain0 a=1,,2 b,{place}/initrd")));
+        assert!(vm(Machine::Microvm, boot(None)).command(links.path()).is_err());
+    }
+
+    #[test]
+    fn a_missing_kernel_is_named() {
+        let links = tempfile::tempdir().expect("a directory");
+        let boot = Boot::Pvh { hypervisor: "px".into(), kernel: Some("no/such/file".into()) };
+        let error = vm(Machine::Pc, boot).command(links.path()).expect_err("missing");
+        assert!(format!("{error:#}").contains("no/such/file"));
+    }
+}

@@ -1,0 +1,115 @@
+//! Format and lints: rustfmt and clippy on the whole workspace, warnings denied.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::compile::{self, Kind, Profile};
+use crate::toolchain::Toolchain;
+use crate::workspace::{HYPERVISOR, Workspace};
+use crate::{apt, cargo, console};
+
+/// One thing to check.
+pub struct Check {
+    /// Its name among the tests.
+    pub name: String,
+    /// The command that fails when something is wrong.
+    pub command: Command,
+}
+
+/// What is checked, or why not.
+pub enum Planned {
+    /// This.
+    Check(Check),
+    /// The named check cannot be made here, for that reason.
+    Skip(String, String),
+}
+
+/// Format, and the lints of what runs on the host.
+pub fn host(workspace: &Workspace) -> Vec<Planned> {
+    let mut planned = Vec::new();
+    planned.push(if need_component("fmt", ["rustfmt-web", "rustfmt"], "to check the format") {
+        let mut command = cargo::host();
+        command.current_dir(workspace.root()).args(["fmt", "--all", "--check"]);
+        Planned::Check(Check { name: "format".to_owned(), command })
+    } else {
+        Planned::Skip("format".to_owned(), "no rustfmt: type `rustup component add rustfmt`".to_owned())
+    });
+    planned.push(if need_component("clippy", ["rust-web-clippy", "rust-clippy"], "lints") {
+        let mut command = cargo::host();
+        command.current_dir(workspace.root()).args(["clippy", "--quiet", "--all-targets", "--", "-Dwarnings"]);
+        Planned::Check(Check { name: "clippy/host".to_owned(), command })
+    } else {
+        Planned::Skip("clippy/host".to_owned(), "no clippy: type `rustup component add clippy`".to_owned())
+    });
+    planned
+}
+
+/// The lints of the bare-metal packages.
+pub fn bare_metal(workspace: &Workspace, toolchain: &Toolchain) -> Result<Vec<Planned>> {
+    let has_clippy = toolchain.need_clippy();
+    let guests = workspace.guests()?;
+    let mut planned = Vec::new();
+    for kind in Kind::ALL {
+        let packages: Vec<&str> = match kind {
+            Kind::Hypervisor => vec![HYPERVISOR],
+            Kind::Guest(arch) => {
+                guests.iter().filter(|g| g.meta.arch.contains(&arch)).map(|g| g.name.as_str()).collect()
+            }
+        };
+        let name = format!("clippy/{}", kind.dir());
+        if packages.is_empty() {
+            continue;
+        }
+        if !has_clippy {
+            planned.push(Planned::Skip(name, "the bare-metal toolchain has no clippy".to_owned()));
+            continue;
+        }
+        let mut command = compile::cargo_command("clippy", toolchain, workspace, kind, Profile::Release);
+        command.arg("--quiet");
+        for package in packages {
+            command.args(["-p", package]);
+        }
+        command.args(["--", "-Dwarnings"]);
+        planned.push(Planned::Check(Check { name, command }));
+    }
+    Ok(planned)
+}
+
+/// Whether the host's cargo has a subcommand; Debian's are packages of their own, which are installed if they can be.
+fn need_component(subcommand: &str, packages: [&str; 2], why: &str) -> bool {
+    let has = || {
+        let mut command = cargo::host();
+        command.args([subcommand, "--version"]);
+        command.output().is_ok_and(|output| output.status.success())
+    };
+    if has() {
+        return true;
+    }
+    if cargo::host_cargo().starts_with("/usr/bin") && apt::available() {
+        let package = packages.into_iter().find(|package| apt::knows(package));
+        if let Some(Err(error)) = package.map(|package| apt::install(&[package], why)) {
+            console::note(&format!("{error:#}"));
+        }
+    }
+    has()
+}
+
+/// `cargo xtask lint`; the value is the exit status.
+pub fn command() -> Result<u8> {
+    let workspace = Workspace::load()?;
+    let toolchain = Toolchain::bare_metal(&workspace)?;
+    let mut status = 0;
+    for planned in host(&workspace).into_iter().chain(bare_metal(&workspace, &toolchain)?) {
+        match planned {
+            Planned::Check(mut check) => {
+                console::step(&check.name);
+                if !check.command.status()?.success() {
+                    status = 1;
+                }
+            }
+            Planned::Skip(name, why) => console::note(&format!("{name}: {why}")),
+        }
+    }
+    Ok(status)
+}

@@ -1,0 +1,176 @@
+//! Guests in QEMU: which runs there are, and running them, two at a time.
+//!
+//! Always under TCG: what it makes of a guest does not depend on the host, and it knows every machine there is.
+
+use std::collections::{HashMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Mutex, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::{Verdict, judge, log_path, spoil};
+use crate::accel::Accel;
+use crate::compile::Hypervisor;
+use crate::console::Capture;
+use crate::guest_meta::{Arch, Boot, Kind, RunSpec};
+use crate::iso::{self, Contents};
+use crate::process;
+use crate::qemu::{self, Clock, Debugger, Outcome, Vm};
+use crate::workspace::{Guest, Workspace};
+
+/// How many QEMUs run at once: each is one busy thread, and a guest that is starved of time may run out of it.
+const WORKERS: usize = 2;
+
+/// One run of one guest.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// `guest/arch`, or `guest/arch/run`.
+    pub name: String,
+    /// The guest's package.
+    pub guest: String,
+    /// Its directory, for files its manifest names.
+    pub dir: PathBuf,
+    /// Architecture.
+    pub arch: Arch,
+    /// How it is judged.
+    pub kind: Kind,
+    /// Everything else.
+    pub spec: RunSpec,
+}
+
+/// Every run of every guest, in the order of names.
+pub fn plan(guests: &[Guest]) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for guest in guests {
+        for spec in &guest.meta.runs {
+            for arch in &spec.arch {
+                let suffix = spec.name.as_ref().map(|name| format!("/{name}")).unwrap_or_default();
+                rows.push(Row {
+                    name: format!("{}/{arch}{suffix}", guest.name),
+                    guest: guest.name.clone(),
+                    dir: guest.dir.clone(),
+                    arch: *arch,
+                    kind: guest.meta.kind,
+                    spec: spec.clone(),
+                });
+            }
+        }
+    }
+    rows.sort_by(|a, b| a.name.cmp(&b.name));
+    rows
+}
+
+/// The guests' executables.
+pub type Images = HashMap<(String, Arch), PathBuf>;
+
+/// What all runs share.
+pub struct Runner {
+    hypervisor: Hypervisor,
+    images: Images,
+    logs: PathBuf,
+}
+
+impl Runner {
+    /// With everything built.
+    pub fn new(workspace: &Workspace, hypervisor: Hypervisor, images: Images) -> Result<Self> {
+        Ok(Self { hypervisor, images, logs: workspace.target_subdir("test-logs")? })
+    }
+
+    /// Runs all rows and tells of each as it ends, on the calling thread.
+    pub fn run_all(&self, rows: Vec<Row>, mut done: impl FnMut(&str, &Verdict, f32)) {
+        let queue = Mutex::new(VecDeque::from(rows));
+        let (sender, receiver) = mpsc::channel();
+        std::thread::scope(|scope| {
+            for _ in 0..WORKERS {
+                let (queue, sender) = (&queue, sender.clone());
+                scope.spawn(move || {
+                    while !process::interrupted() {
+                        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                        let Some(row) = next else { break };
+                        let start = Instant::now();
+                        let verdict = self.run(&row).unwrap_or_else(|error| Verdict::Fail(format!("{error:#}")));
+                        if sender.send((row.name, verdict, start.elapsed().as_secs_f32())).is_err() {
+                            break;
+                        }
+                    }
+                });
+            }
+            drop(sender);
+            for (name, verdict, seconds) in receiver {
+                done(&name, &verdict, seconds);
+            }
+        });
+    }
+
+    fn run(&self, row: &Row) -> Result<Verdict> {
+        let Some(built) = self.images.get(&(row.guest.clone(), row.arch)) else {
+            return Ok(Verdict::Fail("the guest was not built".to_owned()));
+        };
+        let scratch = tempfile::tempdir()?;
+        let spec = &row.spec;
+        let kernel = if spec.spoil.is_empty() {
+            built.clone()
+        } else {
+            let spoiled = scratch.path().join("spoiled");
+            std::fs::write(&spoiled, spoil::apply(std::fs::read(built)?, &spec.spoil)?)?;
+            spoiled
+        };
+        let vm = Vm {
+            machine: spec.machine,
+            memory: spec.memory,
+            accel: Accel::Tcg,
+            boot: self.boot(row, kernel, scratch.path())?,
+            hv_args: spec.hv_args.clone(),
+            cmdline: spec.cmdline.clone(),
+            clock: if spec.icount { Clock::Instructions } else { Clock::Host },
+            debugger: Debugger::None,
+        };
+        let mut command = vm.command(scratch.path())?;
+        let capture = Capture::default();
+        let limit = Some(Duration::from_secs(spec.timeout));
+        let (end, errors) = process::stream(command.stdin(Stdio::null()), limit, capture.clone())?;
+        let console = capture.text();
+        let log = log_path(&self.logs, &row.name);
+        std::fs::write(&log, format!("{console}{errors}"))
+            .with_context(|| format!("cannot write {}", log.display()))?;
+        Ok(judge::judge(row.kind, spec, Outcome::read(end, &console, &errors), &console))
+    }
+
+    fn boot(&self, row: &Row, kernel: PathBuf, scratch: &Path) -> Result<qemu::Boot> {
+        let initrd = row.spec.initrd.as_ref().map(|file| row.dir.join(file));
+        Ok(match row.spec.boot {
+            Boot::Pvh => qemu::Boot::Pvh { hypervisor: self.hypervisor.elf.clone(), kernel: Some(kernel) },
+            Boot::Multiboot => qemu::Boot::Multiboot { hypervisor: self.hypervisor.multiboot.clone(), kernel, initrd },
+            Boot::Iso => {
+                let image = scratch.join("image.iso");
+                let contents = Contents {
+                    hypervisor: &self.hypervisor.elf,
+                    kernel: &kernel,
+                    initrd: initrd.as_deref(),
+                    hypervisor_line: qemu::hypervisor_line(&row.spec.hv_args, None),
+                    guest_line: row.spec.cmdline.clone(),
+                    menu_seconds: 0,
+                };
+                iso::make(&contents, &image)?;
+                qemu::Boot::Iso(image)
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest_meta::GuestMeta;
+
+    #[test]
+    fn every_run_of_every_architecture_is_a_row() {
+        let json = r#"{"proxenos": {"kind": "test", "run": [{"name": "q35", "machine": "q35", "arch": ["x86_64"]}]}}"#;
+        let meta = GuestMeta::from_package_metadata(&serde_json::from_str(json).expect("JSON")).expect("valid");
+        let guest = Guest { name: "g".to_owned(), dir: "guests/g".into(), meta };
+        let names: Vec<String> = plan(&[guest]).into_iter().map(|row| row.name).collect();
+        assert_eq!(names, ["g/x86_32", "g/x86_64", "g/x86_64/q35"]);
+    }
+}
