@@ -93,6 +93,11 @@ pub fn registers() -> BootRegisters {
     crate::arch::boot_registers()
 }
 
+/// The ring we run in, by the code selector's privilege level.
+pub fn ring() -> u8 {
+    (registers().cs & 3) as u8
+}
+
 /// Whether this is domain 0, which has the emergency console.
 pub fn is_initial_domain() -> bool {
     start_info().flags().contains(StartInfoFlags::INITDOMAIN)
