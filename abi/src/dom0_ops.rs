@@ -51,7 +51,7 @@ numbers! {
         Iopl = 14,
         /// `DOM0_MSR`: see [`Msr`].
         Msr = 15,
-        /// `DOM0_DEBUG`: see [`Debug`].
+        /// `DOM0_DEBUG`: see [`DebugOp`].
         Debug = 16,
         /// `DOM0_SETTIME`: see [`SetTime`].
         SetTime = 17,
@@ -189,7 +189,7 @@ requests! {
         /// Read or write model-specific registers.
         Msr(Msr),
         /// Debugger's requests.
-        Debug(Debug),
+        Debug(DebugOp),
         /// Set the wall clock.
         SetTime(SetTime),
         /// Tie a domain to a CPU.

@@ -22,7 +22,8 @@
 //! | [`physdev`] | `physdev.h` |
 //! | [`trace`] | `trace.h` |
 //! | [`io`] | `io/domain_controller.h`, `io/blkif.h`, `io/netif.h` |
-//! | [`errno`] | the error numbers that calls return negated |
+//! | [`frames`] | none: the frames on a kernel's stack when a trap or event arrives |
+//! | [`errno`] | none: the error numbers that calls return negated |
 #![no_std]
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
@@ -35,6 +36,7 @@ pub mod context;
 pub mod dom0_ops;
 pub mod errno;
 pub mod event_channel;
+pub mod frames;
 pub mod grant_table;
 pub mod hypercall;
 pub mod ids;

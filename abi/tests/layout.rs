@@ -213,7 +213,7 @@ structs! {
     arch BuildDomain { domain, pad0, pad1, ctxt }
     plain Iopl { domain, pad, iopl }
     plain Msr { write, cpu_mask, msr, in1, in2, out1, out2 }
-    plain Debug { domain, opcode, pad, in1, in2, in3, in4, status, out1, out2 }
+    plain DebugOp { domain, opcode, pad, in1, in2, in3, in4, status, out1, out2 }
     plain SetTime { secs, usecs, system_time }
     arch GetPageFrameInfo { pfn, domain, pad, "type" = frame_type }
     arch ReadConsole { "str" = text, count, cmd }
@@ -325,7 +325,7 @@ where
         ("getpageframeinfo", GetPageFrameInfo::<A>::describe()),
         ("iopl", Iopl::describe()),
         ("msr", Msr::describe()),
-        ("debug", Debug::describe()),
+        ("debug", DebugOp::describe()),
         ("settime", SetTime::describe()),
         ("readconsole", ReadConsole::<A>::describe()),
         ("pincpudomain", PinCpuDomain::describe()),
@@ -392,7 +392,7 @@ macro_rules! types {
                 "dom0_unpausedomain_t": UnpauseDomain,
                 "dom0_iopl_t": Iopl,
                 "dom0_msr_t": Msr,
-                "dom0_debug_t": Debug,
+                "dom0_debug_t": DebugOp,
                 "dom0_settime_t": SetTime,
                 "dom0_pincpudomain_t": PinCpuDomain,
                 "dom0_pcidev_access_t": PcidevAccess,

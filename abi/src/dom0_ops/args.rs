@@ -226,7 +226,7 @@ layout!(Msr: 28 { write: 0, cpu_mask: 4, msr: 8, in1: 12, in2: 16, out1: 20, out
 /// A debugger's request (`dom0_debug_t`). What the arguments mean is not the interface's to say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C, packed)]
-pub struct Debug {
+pub struct DebugOp {
     /// In: the domain.
     pub domain: DomId,
     /// In: what to do.
@@ -249,7 +249,7 @@ pub struct Debug {
     pub out2: u32,
 }
 
-layout!(Debug: 32 { domain: 0, opcode: 2, pad: 3, in1: 4, in2: 8, in3: 12, in4: 16, status: 20, out1: 24, out2: 28 });
+layout!(DebugOp: 32 { domain: 0, opcode: 2, pad: 3, in1: 4, in2: 8, in3: 12, in4: 16, status: 20, out1: 24, out2: 28 });
 
 /// Sets the wall clock (`dom0_settime_t`): it shall read this time at that system time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
