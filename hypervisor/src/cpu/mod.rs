@@ -1,0 +1,8 @@
+//! The processor: descriptor tables, trap entry, per-CPU data, features.
+
+pub mod entry;
+pub mod extable;
+pub mod features;
+pub mod gdt;
+pub mod idt;
+pub mod percpu;

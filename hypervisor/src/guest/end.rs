@@ -1,0 +1,41 @@
+//! The end of a domain. There is one, domain 0, and its end is the machine's.
+
+use super::Running;
+use crate::cpu::entry::TrapFrame;
+use crate::cpu::percpu::Cpu;
+use crate::power::{self, ExitCode};
+use proxenos_core::domain::RunState;
+
+/// The exit code under QEMU when domain 0 had to be stopped. Reasons of a guest's own lie below it.
+const CRASHED: ExitCode = ExitCode(0x7e);
+/// The shutdown reason that halts the machine; any other starts it again (Xen 2.0's `domain_shutdown`).
+const POWEROFF: u8 = 0;
+
+/// Acts on a domain that has shut down or was stopped.
+pub fn ended(run: &mut Running) -> ! {
+    let id = run.dom.id.0;
+    match run.dom.shutdown_reason() {
+        Some(reason) if !run.dom.run_state().contains(RunState::CRASHED) => {
+            log::info!("domain {id} shut down, reason {reason}");
+            power::debug_exit(ExitCode(reason.min(CRASHED.0)));
+            if reason == POWEROFF { power::power_off() } else { power::end_of_domain0() }
+        }
+        _ => {
+            log::error!("domain {id} was stopped: the machine has no other");
+            power::debug_exit(CRASHED);
+            power::end_of_domain0()
+        }
+    }
+}
+
+/// Stops a domain for what it did, and says what that was and where.
+pub fn crash(run: &Running, frame: &TrapFrame, why: core::fmt::Arguments<'_>) {
+    log::error!("domain {} crashed: {why}", run.dom.id.0);
+    log::error!("rip {:04x}:{:016x} rsp {:04x}:{:016x} flags {:08x}", frame.cs, frame.rip, frame.ss, frame.rsp, frame.rflags);
+    log::error!("rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}", frame.rax, frame.rbx, frame.rcx, frame.rdx);
+    log::error!("rsi {:016x} rdi {:016x} rbp {:016x} r8  {:016x}", frame.rsi, frame.rdi, frame.rbp, frame.r8);
+    log::error!("r9  {:016x} r10 {:016x} r11 {:016x} r12 {:016x}", frame.r9, frame.r10, frame.r11, frame.r12);
+    log::error!("r13 {:016x} r14 {:016x} r15 {:016x} vector {:#x} code {:#x}", frame.r13, frame.r14, frame.r15, frame.vector, frame.error_code);
+    log::error!("on CPU {}", Cpu::current().id.0);
+    run.dom.set_state(RunState::CRASHED);
+}

@@ -1,0 +1,100 @@
+//! Faults that may be the hypervisor's own doing: page faults under shadows, `int n` through closed gates, the first use
+//! of the FPU, the LDT's pages. What is left is the guest's and is delivered to it.
+
+use super::deliver;
+use super::fpu::{self, DeviceNotAvailable};
+use super::hw::Hw;
+use super::Running;
+use crate::cpu::entry::TrapFrame;
+use crate::cpu::idt::Vector;
+use crate::mm::layout;
+use proxenos_abi::{X86_32, X86_64};
+use proxenos_core::addr::GuestVirt;
+use proxenos_core::domain::{Arch, Domain};
+use proxenos_core::host::Host;
+use proxenos_core::machine::CpuTables;
+use proxenos_core::paging::Pager;
+use proxenos_core::paging::format::TwoLevel;
+use proxenos_core::paging::shadow::Access;
+use x86_64::registers::control::Cr2;
+
+/// Error code of a page fault: the page was present (Intel SDM vol. 3 §4.7).
+const PRESENT: u64 = 1 << 0;
+const WRITE: u64 = 1 << 1;
+const USER: u64 = 1 << 2;
+/// Bytes of a full descriptor table.
+const FULL_TABLE: u64 = 8192 * 8;
+
+/// How an access failed, from the fault's error code.
+pub fn access(error_code: u64) -> Access {
+    Access { write: error_code & WRITE != 0, user: error_code & USER != 0 }
+}
+
+/// Lets `core` repair a fault that shadowing caused.
+pub fn resolve(host: &Host<Hw>, dom: &Domain, at: GuestVirt, access: Access) -> bool {
+    let state = dom.paging.lock();
+    Pager::new(host, dom).resolve_shadow_fault(&state, at, access)
+}
+
+/// A page fault in a guest.
+pub fn page_fault(run: &mut Running, frame: &mut TrapFrame) {
+    let at = Cr2::read_raw();
+    if at >= layout::HYPERVISOR_START && at < layout::HYPERVISOR_END {
+        return fault_in_hypervisor_range(run, frame, at);
+    }
+    let mut code = frame.error_code;
+    if run.dom.arch == Arch::X86_32 {
+        let at = GuestVirt(at);
+        let state = run.dom.paging.lock();
+        let pager = Pager::new(run.host, &run.dom);
+        if pager.resolve_shadow_fault(&state, at, access(code)) {
+            return;
+        }
+        // The shadow may lack an entry that the guest's tables have: whether there is a page is theirs to say.
+        let present = pager.walk::<TwoLevel>(&state, at).is_some_and(|found| found.entry.present());
+        code = code & !PRESENT | if present { PRESENT } else { 0 };
+    }
+    deliver::exception(run, frame, Vector::PAGE_FAULT, code as u32, Some(GuestVirt(at)));
+}
+
+/// A fault at an address of ours: either the CPU looked into the guest's LDT, which is mapped on demand, or the guest
+/// tried to touch what is not its own.
+fn fault_in_hypervisor_range(run: &mut Running, frame: &mut TrapFrame, at: u64) {
+    let ldt = run.host.hw.ldt_address(run.dom.id);
+    let mut address = GuestVirt(at);
+    if (ldt..ldt + FULL_TABLE).contains(&at) {
+        let offset = at - ldt;
+        let mapped = match run.dom.arch {
+            Arch::X86_32 => run.vcpu.segments.ldt_fault::<X86_32, Hw>(run.host, &run.dom, offset),
+            Arch::X86_64 => run.vcpu.segments.ldt_fault::<X86_64, Hw>(run.host, &run.dom, offset),
+        };
+        if mapped {
+            return;
+        }
+        address = run.vcpu.segments.ldt_address(offset);
+    }
+    deliver::exception(run, frame, Vector::PAGE_FAULT, frame.error_code as u32, Some(address));
+}
+
+/// #GP in a guest: an `int n`, whose gates are all closed, or the real thing.
+pub fn general_protection(run: &mut Running, frame: &mut TrapFrame) {
+    /// The error code names a gate, and the event was not external (Intel SDM vol. 3 §6.13).
+    const FROM_IDT: u64 = 2;
+    if frame.error_code & 7 == FROM_IDT {
+        let vector = Vector((frame.error_code >> 3) as u8);
+        return deliver::software_interrupt(run, frame, vector);
+    }
+    deliver::exception(run, frame, Vector(13), frame.error_code as u32, None);
+}
+
+/// #NM in a guest.
+pub fn device_not_available(run: &mut Running, frame: &mut TrapFrame) {
+    if fpu::device_not_available(&mut run.vcpu.fpu) == DeviceNotAvailable::ForGuest {
+        deliver::exception(run, frame, Vector(7), 0, None);
+    }
+}
+
+/// #DB in a guest. DR6 is left for the guest to ask for, once it can.
+pub fn debug(run: &mut Running, frame: &mut TrapFrame) {
+    deliver::exception(run, frame, Vector::DEBUG, 0, None);
+}

@@ -1,0 +1,233 @@
+//! The machine as `core` sees it: its traits, over the direct map and a few instructions.
+//!
+//! [`Hw`] has no size and no state of its own. Memory is reached through the direct map by single atomic accesses; the
+//! caller names only frames that the frame table knows, all of which are RAM and mapped.
+
+use super::memory;
+use crate::cpu::percpu::Cpu;
+use crate::mm::layout::{self, PAGE_SIZE};
+use crate::mm::paging::{self, Flags};
+use crate::{console, time};
+use core::arch::asm;
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use proxenos_core::addr::{DomId, GuestVirt, MachineAddr, Mfn};
+use proxenos_core::machine::{
+    BadPointer, Clock, Console, CpuTables, DescriptorPage, GuestMemory, MachineMemory, Tlb,
+};
+use x86_64::VirtAddr;
+use x86_64::structures::DescriptorTablePointer;
+
+/// The machine.
+#[derive(Clone, Copy)]
+pub struct Hw;
+
+/// Counts TLB flushes of the whole machine: a stamp older than a CPU's last flush is of no concern to it.
+static FLUSH_CLOCK: AtomicU32 = AtomicU32::new(1);
+
+/// A byte of RAM, as an atomic of the width asked for.
+fn cell<T>(at: MachineAddr) -> &'static T {
+    debug_assert!(at.0.is_multiple_of(align_of::<T>() as u64));
+    let pointer: *const T = layout::direct(at).as_ptr();
+    // SAFETY: T is one of the three atomics below, valid for any bytes; the caller's frame is RAM, which the direct map covers for
+    // good, and whatever else changes it (guests, other CPUs) does so by single accesses too.
+    unsafe { &*pointer }
+}
+
+fn cell8(at: MachineAddr) -> &'static AtomicU8 {
+    cell(at)
+}
+
+fn cell32(at: MachineAddr) -> &'static AtomicU32 {
+    cell(at)
+}
+
+fn cell64(at: MachineAddr) -> &'static AtomicU64 {
+    cell(at)
+}
+
+impl MachineMemory for Hw {
+    #[inline]
+    fn load8(&self, at: MachineAddr) -> u8 {
+        cell8(at).load(Ordering::Acquire)
+    }
+
+    #[inline]
+    fn store8(&self, at: MachineAddr, value: u8) {
+        cell8(at).store(value, Ordering::Release);
+    }
+
+    #[inline]
+    fn load32(&self, at: MachineAddr) -> u32 {
+        cell32(at).load(Ordering::Acquire)
+    }
+
+    #[inline]
+    fn store32(&self, at: MachineAddr, value: u32) {
+        cell32(at).store(value, Ordering::Release);
+    }
+
+    #[inline]
+    fn load64(&self, at: MachineAddr) -> u64 {
+        cell64(at).load(Ordering::Acquire)
+    }
+
+    #[inline]
+    fn store64(&self, at: MachineAddr, value: u64) {
+        cell64(at).store(value, Ordering::Release);
+    }
+
+    #[inline]
+    fn cas32(&self, at: MachineAddr, old: u32, new: u32) -> Result<(), u32> {
+        cell32(at).compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire).map(|_| ())
+    }
+
+    #[inline]
+    fn cas64(&self, at: MachineAddr, old: u64, new: u64) -> Result<(), u64> {
+        cell64(at).compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire).map(|_| ())
+    }
+
+    #[inline]
+    fn or32(&self, at: MachineAddr, bits: u32) -> u32 {
+        cell32(at).fetch_or(bits, Ordering::AcqRel)
+    }
+
+    fn clear_frame(&self, frame: Mfn) {
+        let at: *mut u8 = layout::direct_frame(frame).as_mut_ptr();
+        // SAFETY: a frame of RAM that the caller owns; the direct map covers it.
+        unsafe { at.write_bytes(0, PAGE_SIZE as usize) }
+    }
+
+    fn read(&self, at: MachineAddr, into: &mut [u8]) {
+        let from: *const u8 = layout::direct(at).as_ptr();
+        // SAFETY: RAM, contiguous in the direct map; `into` is ours, and lies nowhere a caller's frame does. What a guest writes meanwhile is
+        // torn at worst: bytes are bytes.
+        unsafe { core::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) }
+    }
+
+    fn write(&self, at: MachineAddr, from: &[u8]) {
+        let to: *mut u8 = layout::direct(at).as_mut_ptr();
+        // SAFETY: as in `read`, the other way.
+        unsafe { core::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) }
+    }
+}
+
+impl GuestMemory for Hw {
+    #[inline]
+    fn copy_from_guest(&self, from: GuestVirt, into: &mut [u8]) -> Result<(), BadPointer> {
+        memory::copy_from_guest(from, into)
+    }
+
+    #[inline]
+    fn copy_to_guest(&self, to: GuestVirt, from: &[u8]) -> Result<(), BadPointer> {
+        memory::copy_to_guest(to, from)
+    }
+}
+
+impl Tlb for Hw {
+    fn flush_all(&self) {
+        // No translation is global, so reloading CR3 drops them all.
+        // SAFETY: the tables stay the ones that are loaded.
+        unsafe { asm!("mov {0}, cr3", "mov cr3, {0}", out(reg) _, options(nostack, preserves_flags)) }
+        let now = FLUSH_CLOCK.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
+        Cpu::current().local.set_last_flush(now);
+    }
+
+    fn flush_page(&self, at: GuestVirt) {
+        // SAFETY: drops a translation, if there is one.
+        unsafe { asm!("invlpg [{}]", in(reg) at.0, options(nostack, preserves_flags)) }
+    }
+
+    fn flush_caches(&self) {
+        // SAFETY: writes caches back; memory stays what it is.
+        unsafe { asm!("wbinvd", options(nostack, preserves_flags)) }
+    }
+
+    fn stamp(&self) -> u32 {
+        FLUSH_CLOCK.load(Ordering::Acquire)
+    }
+
+    fn flush_if_older(&self, stamp: u32) {
+        // The difference is signed, so that the clock may wrap.
+        if Cpu::current().local.last_flush().wrapping_sub(stamp) as i32 <= 0 {
+            self.flush_all();
+        }
+    }
+}
+
+/// Distance between two domains' descriptor tables: sixteen pages each of GDT and LDT.
+const DOMAIN_TABLES_STRIDE: u64 = 32 * PAGE_SIZE;
+/// Where a domain's LDT begins, behind its GDT.
+const LDT_OFFSET: u64 = 16 * PAGE_SIZE;
+
+/// Where a domain's GDT lies.
+fn gdt_base(domain: DomId) -> VirtAddr {
+    VirtAddr::new_truncate(layout::DOMAIN_TABLES + u64::from(domain.0) * DOMAIN_TABLES_STRIDE)
+}
+
+impl CpuTables for Hw {
+    fn load_root(&self, l4: Mfn) {
+        // SAFETY: `core` passes a validated L4 table, or one of its own making, whose upper slots are the hypervisor's.
+        unsafe { asm!("mov cr3, {}", in(reg) l4.addr().0, options(nostack, preserves_flags)) }
+        let now = FLUSH_CLOCK.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
+        Cpu::current().local.set_last_flush(now);
+    }
+
+    fn map_descriptors(&self, domain: DomId, page: DescriptorPage, frame: Option<Mfn>) {
+        let offset = match page {
+            DescriptorPage::Gdt(page) => u64::from(page) * PAGE_SIZE,
+            DescriptorPage::Ldt(page) => LDT_OFFSET + u64::from(page) * PAGE_SIZE,
+        };
+        let at = gdt_base(domain) + offset;
+        let range = at..at + PAGE_SIZE;
+        if paging::translate(at).is_some() {
+            paging::unmap(range.clone());
+        }
+        if let Some(frame) = frame {
+            // Writable, because the CPU may set accessed bits in a descriptor that it loads.
+            paging::map(range, frame.addr(), Flags::DATA);
+        }
+    }
+
+    fn load_gdt(&self, domain: DomId, entries: u16) {
+        let pointer = DescriptorTablePointer { limit: (u32::from(entries) * 8 - 1) as u16, base: gdt_base(domain) };
+        // SAFETY: the domain's table holds the reserved entries in its first page, the hypervisor's own segments among
+        // them, so what is loaded in CS, SS and TR means the same as before.
+        unsafe { x86_64::instructions::tables::lgdt(&pointer) }
+    }
+
+    fn load_ldt(&self, entries: u16) {
+        let selector: u16 = if entries == 0 { 0 } else { crate::cpu::gdt::LDT.0 };
+        // SAFETY: null, or the descriptor that `core` wrote into the reserved entries of the GDT that is loaded.
+        unsafe { asm!("lldt {:x}", in(reg) selector, options(nostack, preserves_flags)) }
+    }
+
+    fn ldt_address(&self, domain: DomId) -> u64 {
+        (gdt_base(domain) + LDT_OFFSET).as_u64()
+    }
+
+    fn trap_fpu(&self) {
+        super::fpu::trap_next_use();
+    }
+}
+
+impl Console for Hw {
+    fn console_write(&self, bytes: &[u8]) {
+        console::write_guest(bytes);
+    }
+
+    fn console_read(&self, into: &mut [u8]) -> usize {
+        let mut got = 0;
+        while got < into.len() {
+            let Some(byte) = console::try_read() else { break };
+            into[got] = byte;
+            got += 1;
+        }
+        got
+    }
+}
+
+impl Clock for Hw {
+    fn now_ns(&self) -> u64 {
+        time::now_ns()
+    }
+}

@@ -1,0 +1,144 @@
+//! `syscall`: how x86_64 guests call the hypervisor.
+//!
+//! The instruction changes neither stack nor any register but rcx and r11, which it loads with rip and rflags; so the entry has nothing to
+//! find its CPU with. Its code lies in a page that every CPU's area maps for itself (`.text.percpu`): what it
+//! reaches relative to rip is this CPU's. It builds a [`TrapFrame`] where every other trap from a guest has one, and goes on
+//! in the image.
+//!
+//! The same instruction in 32-bit code exists on AMD's CPUs only, and leads to an entry of its own: to the guest it is
+//! an invalid opcode, as it is elsewhere.
+
+use super::{Running, leave};
+use crate::cpu::entry::TrapFrame;
+use crate::cpu::percpu::{Area, Cpu};
+use crate::mm::layout;
+use core::arch::global_asm;
+use proxenos_abi::{GuestArch, X86_64};
+use x86_64::VirtAddr;
+use x86_64::registers::model_specific::{CStar, Efer, EferFlags, LStar, Msr, SFMask};
+use x86_64::registers::rflags::RFlags;
+
+/// From the page of code to the `rsp` slot of the frame below the CPU's [`Cpu`], in every CPU's area.
+const RSP_SLOT: u64 = layout::CPU_STACK + layout::STACK_SIZE - size_of::<Cpu>() as u64 - 16 - layout::CPU_TEXT;
+const _: () = assert!(core::mem::offset_of!(TrapFrame, rsp) + 16 == size_of::<TrapFrame>());
+/// What the two entries leave as vector: no gate has it.
+const FROM_SYSCALL: u64 = 0x100;
+const FROM_COMPAT: u64 = 0x101;
+
+global_asm!(
+    ".pushsection .text.percpu, \"ax\", @progbits",
+    "percpu_text:",
+    ".balign 16",
+    ".globl syscall_entry",
+    "syscall_entry:",
+    "   movq %rsp, {slot} - (1f - percpu_text)(%rip)",
+    "1: leaq {slot} - (1f - percpu_text)(%rip), %rsp",
+    "1: movq ${ds}, 8(%rsp)",
+    "   pushq %r11",
+    "   pushq ${cs64}",
+    "   pushq %rcx",
+    "   pushq $0",
+    "   pushq ${from_syscall}",
+    "   jmpq *1f(%rip)",
+    ".balign 16",
+    ".globl syscall_entry_compat",
+    "syscall_entry_compat:",
+    "   movq %rsp, {slot} - (2f - percpu_text)(%rip)",
+    "2: leaq {slot} - (2f - percpu_text)(%rip), %rsp",
+    "2: movq ${ds}, 8(%rsp)",
+    "   pushq %r11",
+    "   pushq ${cs32}",
+    "   pushq %rcx",
+    "   pushq $0",
+    "   pushq ${from_compat}",
+    "   jmpq *1f(%rip)",
+    ".balign 8",
+    "1: .quad syscall_common",
+    ".popsection",
+    ".pushsection .text.entry, \"ax\", @progbits",
+    ".balign 16",
+    "syscall_common:",
+    "   pushq %rdi",
+    "   pushq %rsi",
+    "   pushq %rdx",
+    "   pushq %rcx",
+    "   pushq %rax",
+    "   pushq %r8",
+    "   pushq %r9",
+    "   pushq %r10",
+    "   pushq %r11",
+    "   pushq %rbx",
+    "   pushq %rbp",
+    "   pushq %r12",
+    "   pushq %r13",
+    "   pushq %r14",
+    "   pushq %r15",
+    "   xorl %ebp, %ebp",
+    "   movq %rsp, %rdi",
+    "   callq {arrive}",
+    "   jmp trap_return",
+    ".popsection",
+    slot = const RSP_SLOT,
+    ds = const X86_64::FLAT_GUESTOS_DS.0,
+    cs64 = const X86_64::FLAT_GUESTOS_CS.0,
+    cs32 = const proxenos_abi::x86_64::FLAT_RING3_CS32.0,
+    from_syscall = const FROM_SYSCALL,
+    from_compat = const FROM_COMPAT,
+    arrive = sym arrive,
+    options(att_syntax)
+);
+
+unsafe extern "C" {
+    static syscall_entry: u8;
+    static syscall_entry_compat: u8;
+}
+
+/// Where a symbol of the page of code lies in this CPU's area.
+fn in_area(area: Area, symbol: *const u8) -> VirtAddr {
+    area.text() + (VirtAddr::from_ptr(symbol) - layout::percpu_text())
+}
+
+/// Opens `syscall` on this CPU.
+pub fn init() {
+    let area = Cpu::current().area();
+    let star = u64::from(crate::cpu::gdt::HYPERVISOR_CS.0) << 32;
+    LStar::write(in_area(area, &raw const syscall_entry));
+    CStar::write(in_area(area, &raw const syscall_entry_compat));
+    // Everything that would disturb the entry: interrupts, single steps, backward copies, NT (which makes iretq fault), AC.
+    SFMask::write(
+        RFlags::INTERRUPT_FLAG
+            | RFlags::TRAP_FLAG
+            | RFlags::DIRECTION_FLAG
+            | RFlags::NESTED_TASK
+            | RFlags::ALIGNMENT_CHECK
+            | RFlags::RESUME_FLAG
+            | RFlags::IOPL_LOW
+            | RFlags::IOPL_HIGH,
+    );
+    // SAFETY: the entries are in place; STAR's code and data selectors are the hypervisor's, and the way back is `iretq`,
+    // which needs no more of it.
+    unsafe {
+        Msr::new(0xc000_0081).write(star);
+        Efer::update(|flags| flags.insert(EferFlags::SYSTEM_CALL_EXTENSIONS));
+    }
+}
+
+/// A guest executed `syscall`: number in rax, arguments in rdi, rsi, rdx, r10, r8, r9.
+extern "C" fn arrive(frame: &mut TrapFrame) {
+    let cpu = Cpu::current();
+    // SAFETY: the one reference of this entry.
+    let Some(run) = (unsafe { cpu.local.running() }) else { crate::fault::report_trap(frame) };
+    if frame.vector == FROM_COMPAT {
+        // Two bytes back: an invalid opcode is reported where it stands.
+        frame.rip = (frame.rip as u32).wrapping_sub(2).into();
+        super::deliver::exception(run, frame, crate::cpu::idt::Vector(6), 0, None);
+    } else {
+        let args = [frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8, frame.r9];
+        call(run, frame, &args);
+    }
+    leave(cpu, run, frame);
+}
+
+fn call(run: &mut Running, frame: &mut TrapFrame, args: &[u64; 6]) {
+    frame.rax = run.caller().hypercall(frame.rax, args);
+}

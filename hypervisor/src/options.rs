@@ -1,0 +1,210 @@
+//! The hypervisor's command line: words separated by white space, `name` or `name=value`.
+//!
+//! | option             | meaning                                                                            |
+//! |--------------------|------------------------------------------------------------------------------------|
+//! | `dom0_mem=SIZE`    | memory of domain 0: a number with suffix K, M or G (without one: K)                |
+//! | `com1=BAUD[,..]`   | speed of the serial console; what follows a comma is ignored; default 115200       |
+//! | `com1=off`         | no serial console                                                                  |
+//! | `loglvl=LEVEL`     | `error`, `warn`, `info` (default), `debug`, `trace`, or `all`                      |
+//! | `noreboot`         | after a fatal error, halt instead of rebooting                                     |
+//! | `p2m=scrambled`    | give domain 0 its frames in no order, to find guests that rely on one              |
+//! | `debug-exit=PORT`  | there is an isa-debug-exit device at this I/O port: leave QEMU through it          |
+//!
+//! What follows the word `--` is not ours but domain 0's ([`split_guest_part`]).
+//!
+//! This module uses nothing but `core`, so that host tests can include it.
+
+use core::fmt;
+
+/// A size in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Bytes(pub u64);
+
+/// What the serial console does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Com1 {
+    /// Not used.
+    Off,
+    /// Used, with so many bits a second.
+    Baud(u32),
+}
+
+/// The least important messages that are printed.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum LogLevel {
+    /// What stops something.
+    Error,
+    /// What is wrong but can be lived with.
+    Warn,
+    /// What a user wants to see.
+    Info,
+    /// What somebody who looks for a fault wants to see.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// What happens after a fatal error.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnFatal {
+    /// The machine starts again.
+    Reboot,
+    /// It stops, so that the message can be read.
+    Halt,
+}
+
+/// The order of domain 0's frames.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum P2m {
+    /// As they come, mostly ascending.
+    Natural,
+    /// In none.
+    Scrambled,
+}
+
+/// An I/O port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct IoPort(pub u16);
+
+/// The options. What is not said keeps its default.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// `dom0_mem`: memory of domain 0, or as much as it needs.
+    pub dom0_mem: Option<Bytes>,
+    /// `com1`.
+    pub com1: Com1,
+    /// `loglvl`.
+    pub log_level: LogLevel,
+    /// `noreboot`.
+    pub on_fatal: OnFatal,
+    /// `p2m`.
+    pub p2m: P2m,
+    /// `debug-exit`.
+    pub debug_exit: Option<IoPort>,
+}
+
+/// A word of the command line that was not understood, and is ignored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Complaint<'a> {
+    /// There is no such option.
+    Unknown(&'a str),
+    /// The option exists, the value makes no sense.
+    BadValue(&'a str),
+}
+
+impl fmt::Display for Complaint<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown(word) => write!(f, "unknown option \"{word}\" is ignored"),
+            Self::BadValue(word) => write!(f, "option \"{word}\" has a value that makes no sense and is ignored"),
+        }
+    }
+}
+
+impl Options {
+    /// What holds where the command line says nothing.
+    pub const DEFAULT: Self = Self {
+        dom0_mem: None,
+        com1: Com1::Baud(115_200),
+        log_level: LogLevel::Info,
+        on_fatal: OnFatal::Reboot,
+        p2m: P2m::Natural,
+        debug_exit: None,
+    };
+
+    /// Reads a command line, up to the word `--`. Each word that is not understood is passed to `complain` and otherwise ignored; of an
+    /// option that is given twice the last counts.
+    pub fn parse<'a>(command_line: &'a str, complain: &mut dyn FnMut(Complaint<'a>)) -> Self {
+        let mut options = Self::DEFAULT;
+        for word in split_guest_part(command_line).0.split_ascii_whitespace() {
+            match options.set(word) {
+                Ok(()) => {}
+                Err(complaint) => complain(complaint),
+            }
+        }
+        options
+    }
+
+    fn set<'a>(&mut self, word: &'a str) -> Result<(), Complaint<'a>> {
+        let bad = Complaint::BadValue(word);
+        let (name, value) = match word.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (word, None),
+        };
+        match (name, value) {
+            ("noreboot", None) => self.on_fatal = OnFatal::Halt,
+            ("dom0_mem", Some(value)) => self.dom0_mem = Some(size(value).ok_or(bad)?),
+            ("com1", Some("off")) => self.com1 = Com1::Off,
+            ("com1", Some(value)) => self.com1 = Com1::Baud(baud(value).ok_or(bad)?),
+            ("loglvl", Some(value)) => self.log_level = log_level(value).ok_or(bad)?,
+            ("p2m", Some("scrambled")) => self.p2m = P2m::Scrambled,
+            ("debug-exit", Some(value)) => self.debug_exit = Some(IoPort(port(value).ok_or(bad)?)),
+            ("noreboot" | "dom0_mem" | "com1" | "loglvl" | "p2m" | "debug-exit", _) => return Err(bad),
+            _ => return Err(Complaint::Unknown(word)),
+        }
+        Ok(())
+    }
+}
+
+/// Splits a command line at the first word `--`: what is ours, and what is domain 0's (`None` without such a word).
+#[must_use]
+pub fn split_guest_part(command_line: &str) -> (&str, Option<&str>) {
+    for (at, _) in command_line.match_indices("--") {
+        let (before, behind) = (&command_line[..at], &command_line[at + 2..]);
+        let starts = before.is_empty() || before.ends_with(|c: char| c.is_ascii_whitespace());
+        let ends = behind.is_empty() || behind.starts_with(|c: char| c.is_ascii_whitespace());
+        if starts && ends {
+            return (before, Some(behind.trim_ascii()));
+        }
+    }
+    (command_line, None)
+}
+
+/// A size: a whole number above 0 and a suffix, K without one.
+fn size(text: &str) -> Option<Bytes> {
+    let (digits, shift) = match text.as_bytes().last()? {
+        b'k' | b'K' => (&text[..text.len() - 1], 10),
+        b'm' | b'M' => (&text[..text.len() - 1], 20),
+        b'g' | b'G' => (&text[..text.len() - 1], 30),
+        _ => (text, 10),
+    };
+    let number: u64 = decimal(digits)?;
+    let bytes = number.checked_mul(1 << shift)?;
+    (bytes > 0).then_some(Bytes(bytes))
+}
+
+/// A speed that the UART's divisor can make: 115200 divided by a whole number.
+fn baud(text: &str) -> Option<u32> {
+    let number = text.split_once(',').map_or(text, |(number, _)| number);
+    let baud = u32::try_from(decimal(number)?).ok()?;
+    (baud >= 2 && baud <= 115_200 && 115_200 % baud == 0).then_some(baud)
+}
+
+fn log_level(text: &str) -> Option<LogLevel> {
+    match text {
+        "error" => Some(LogLevel::Error),
+        "warn" => Some(LogLevel::Warn),
+        "info" => Some(LogLevel::Info),
+        "debug" => Some(LogLevel::Debug),
+        "trace" | "all" => Some(LogLevel::Trace),
+        _ => None,
+    }
+}
+
+/// A port: hexadecimal with `0x`, else decimal; not 0.
+fn port(text: &str) -> Option<u16> {
+    let number = match text.strip_prefix("0x") {
+        Some(digits) if digits.starts_with(|c: char| c.is_ascii_hexdigit()) => u16::from_str_radix(digits, 16).ok()?,
+        Some(_) => return None,
+        None => u16::try_from(decimal(text)?).ok()?,
+    };
+    (number > 0).then_some(number)
+}
+
+/// A decimal number: digits only, where `u64`'s own parser would take a sign.
+fn decimal(text: &str) -> Option<u64> {
+    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    text.parse().ok()
+}
