@@ -116,7 +116,9 @@ macro_rules! structs {
         }
     };
     (@fields $layout:ident $me:ident;) => {};
-    (@fields $layout:ident $me:ident; $field:ident union { $($member:literal: $mtype:ty),* $(,)? } $(, $($rest:tt)*)?) => {
+    (@fields $layout:ident $me:ident;
+        $field:ident union { $($member:literal: $mtype:ty),* $(,)? } $(, $($rest:tt)*)?
+    ) => {
         let base = offset_of!($me, $field);
         $layout.add(stringify!($field), base, of_field(|t: $me| t.$field));
         $($layout.add(concat!(stringify!($field), ".", $member), base, <$mtype>::describe());)*
@@ -134,14 +136,14 @@ macro_rules! structs {
 
 structs! {
     arch StartInfo {
-        nr_pages, shared_info, flags, domain_controller_evtchn, pad, pt_base, nr_pt_frames, mfn_list, mod_start, mod_len,
-        cmd_line
+        nr_pages, shared_info, flags, domain_controller_evtchn, pad, pt_base, nr_pt_frames, mfn_list, mod_start,
+        mod_len, cmd_line
     }
     plain VcpuInfo { evtchn_upcall_pending, evtchn_upcall_mask, pad0, pad1 }
     plain ArchSharedInfo { mfn_to_pfn_start, pfn_to_mfn_frame_list }
     plain SharedInfo {
-        vcpu_info, evtchn_pending, evtchn_pending_sel, evtchn_mask, cpu_freq, time_version1, time_version2, tsc_timestamp,
-        system_time, wc_sec, wc_usec, domain_time, wall_timeout, domain_timeout, arch
+        vcpu_info, evtchn_pending, evtchn_pending_sel, evtchn_mask, cpu_freq, time_version1, time_version2,
+        tsc_timestamp, system_time, wc_sec, wc_usec, domain_time, wall_timeout, domain_timeout, arch
     }
     arch MmuUpdate { ptr, val }
     arch MulticallEntry { op, args }
