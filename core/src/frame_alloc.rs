@@ -84,11 +84,28 @@ impl FrameAllocator {
         Some(found)
     }
 
-    /// Takes one frame and makes it `owner`'s.
-    pub fn alloc_owned(&mut self, owner: DomId, zone: Zone, tlb: &impl Tlb) -> Option<Mfn> {
-        let mfn = self.alloc(0, zone, tlb)?;
-        self.record(mfn.0).assign(owner);
-        Some(mfn)
+    /// Takes 2^`order` frames and makes them `owner`'s.
+    pub fn alloc_owned(&mut self, owner: DomId, order: u32, zone: Zone, tlb: &impl Tlb) -> Option<Mfn> {
+        let first = self.alloc(order, zone, tlb)?;
+        for mfn in first.0..first.0 + (1 << order) {
+            self.record(mfn).assign(owner);
+        }
+        Some(first)
+    }
+
+    /// Declares `count` frames from `first` on the hypervisor's: at boot all of RAM, of which
+    /// [`release_range`](Self::release_range) then frees what is not in use.
+    pub fn adopt_range(&mut self, first: Mfn, count: u64) {
+        for mfn in first.0..first.0 + count {
+            self.record(mfn).assign(DomId::XEN);
+        }
+    }
+
+    /// Lets privileged domains map `count` of the hypervisor's frames, read-only (DOMID_XEN).
+    pub fn share_range(&mut self, first: Mfn, count: u64) {
+        for mfn in first.0..first.0 + count {
+            self.record(mfn).assign_shared(DomId::XEN);
+        }
     }
 
     /// Takes one frame of the hypervisor's that `owner` may map too, cleared.

@@ -26,4 +26,5 @@ pub mod personality;
 pub mod segments;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
+pub mod timekeeping;
 pub mod vcpu;

@@ -40,6 +40,8 @@ pub struct Vcpu {
     pub fpu: Fpu,
     /// System time of the next timer event, in nanoseconds (`set_timer_op`).
     pub timer: Option<u64>,
+    /// [`timer`](Self::timer) is not yet what the CPU's own timer is set to.
+    pub timer_changed: bool,
     /// The domain gives up the CPU.
     pub reschedule: bool,
 }
@@ -62,6 +64,7 @@ impl Vcpu {
             segments: Segments::new(),
             fpu: Fpu { initialised: false, guest_trap: false },
             timer: None,
+            timer_changed: false,
             reschedule: false,
         }
     }
@@ -69,6 +72,7 @@ impl Vcpu {
     /// `set_timer_op`: a timer event at this system time, in nanoseconds; 0 cancels.
     pub const fn set_timer(&mut self, at: u64) {
         self.timer = if at == 0 { None } else { Some(at) };
+        self.timer_changed = true;
     }
 
     /// `stack_switch`: where entries from ring 3 begin.
