@@ -1,0 +1,218 @@
+//! Entering a guest's kernel: its trap handlers and callbacks, and the frames it is entered with.
+//!
+//! Everything here is arithmetic on registers; the caller writes the [`Frame`] to the guest's stack (with fault recovery)
+//! and loads the registers. Promises: what the guest finds is what Xen 2.0 would have left on the stack, word for word;
+//! no handler's selector leads to ring 0 or to a segment of the hypervisor's; on x86_64 no handler's address is
+//! non-canonical. No lock: a [`TrapTable`] belongs to whoever runs the virtual CPU.
+//!
+//! Sources: 2.0's entry path as observed (x86_32), its March 2005 successor's (x86_64, where rcx and r11 are saved below
+//! the hardware's part of the frame because the handler is entered by `sysret`).
+
+mod handlers;
+#[cfg(test)]
+mod tests;
+
+pub use handlers::{Callback, SoftwareInterrupt, TrapHandler, TrapTable};
+
+use crate::addr::GuestVirt;
+use crate::domain::Arch;
+use crate::personality::Personality;
+use arrayvec::ArrayVec;
+use proxenos_abi::{GuestWord, Selector};
+
+/// Whether a guest is in its kernel or in an application.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// The kernel: ring 1 on x86_32; on x86_64 ring 3, as applications, so the hypervisor keeps count.
+    Kernel,
+    /// An application, which has the kernel's stack switched to on entry.
+    User,
+}
+
+impl Mode {
+    /// The mode of an x86_32 guest, by its code selector. Ring 2 counts as an application, as in Xen 2.0.
+    #[inline]
+    #[must_use]
+    pub const fn of_ring(cs: Selector) -> Self {
+        if cs.rpl() & 2 == 0 { Self::Kernel } else { Self::User }
+    }
+}
+
+/// Registers of an interrupted guest, as far as entering its kernel saves or changes them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Context {
+    /// eip, rip.
+    pub ip: u64,
+    /// cs.
+    pub cs: Selector,
+    /// eflags, rflags.
+    pub flags: u64,
+    /// esp, rsp.
+    pub sp: u64,
+    /// ss.
+    pub ss: Selector,
+    /// rcx; unused on x86_32.
+    pub rcx: u64,
+    /// r11; unused on x86_32.
+    pub r11: u64,
+}
+
+/// Data selectors, as they were when the hypervisor could not load them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DataSegments {
+    /// ds.
+    pub ds: Selector,
+    /// es.
+    pub es: Selector,
+    /// fs.
+    pub fs: Selector,
+    /// gs.
+    pub gs: Selector,
+}
+
+/// Why the kernel is entered. It decides what is pushed besides the interrupted registers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cause {
+    /// An event, a software interrupt, or an exception without an error code.
+    Plain,
+    /// An exception with an error code.
+    Code(u32),
+    /// A page fault.
+    PageFault {
+        /// The CPU's error code.
+        code: u32,
+        /// The address that faulted.
+        at: GuestVirt,
+    },
+    /// The guest's own state could not be loaded; these were its data selectors.
+    Failsafe(DataSegments),
+}
+
+impl Cause {
+    /// The cause that goes with an exception's vector (Intel SDM vol. 3 §6.3.1, table 6-1).
+    #[inline]
+    #[must_use]
+    pub const fn exception(vector: u8, code: u32, fault_address: GuestVirt) -> Self {
+        match vector {
+            14 => Self::PageFault { code, at: fault_address },
+            8 | 10..=13 | 17 => Self::Code(code),
+            _ => Self::Plain,
+        }
+    }
+}
+
+/// Words of the largest frame: x86_64's for the failsafe callback.
+pub const FRAME_WORDS: usize = 11;
+
+/// What is to be written to the guest's stack before it is entered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Frame {
+    /// Segment of the stack. Its base counts on x86_32; on x86_64 all stacks are flat.
+    pub ss: Selector,
+    /// Offset of the frame's lowest byte in that segment; the stack pointer that the kernel starts with.
+    pub sp: u64,
+    /// Bytes in a word of it: 4 or 8.
+    word: usize,
+    /// Its words, the lowest first.
+    words: ArrayVec<u64, FRAME_WORDS>,
+}
+
+impl Frame {
+    /// Its words, the lowest first.
+    #[must_use]
+    pub fn words(&self) -> &[u64] {
+        &self.words
+    }
+
+    /// Its bytes, as they are to lie in memory.
+    #[must_use]
+    pub fn bytes(&self) -> ArrayVec<u8, { FRAME_WORDS * 8 }> {
+        self.words.iter().flat_map(|word| word.to_le_bytes().into_iter().take(self.word)).collect()
+    }
+}
+
+/// How a kernel is entered: the frame to write, then the registers to load. All others stay.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// What to write where.
+    pub frame: Frame,
+    /// The registers.
+    pub context: Context,
+}
+
+/// Flags that are clear in a handler: TF, NT, RF and VM (Intel SDM vol. 3 §6.12.1.2, §20.3.1).
+const CLEARED_FLAGS: u64 = 1 << 8 | 1 << 14 | 1 << 16 | 1 << 17;
+/// Bits of a page fault's error code that guests get: present, write, user, and (with NX) instruction fetch.
+const PAGE_FAULT_CODE: u32 = 0x17;
+/// The one of them that says that an application caused it.
+const PAGE_FAULT_USER: u32 = 1 << 2;
+/// Long mode aligns the stack to this before it pushes (Intel SDM vol. 3 §6.14.2).
+const STACK_ALIGN: u64 = 16;
+
+/// Works out how to enter a guest's kernel at `to`.
+///
+/// `kernel_stack` is what `stack_switch` set. An interrupted application is left for it; an interrupted kernel goes on
+/// with its own stack.
+#[must_use]
+pub fn enter<P: Personality>(
+    context: &Context,
+    mode: Mode,
+    kernel_stack: (Selector, GuestVirt),
+    to: &Callback,
+    cause: &Cause,
+) -> Entry {
+    let (stack_ss, stack_sp) = match mode {
+        Mode::Kernel => (context.ss, context.sp),
+        Mode::User => (kernel_stack.0, kernel_stack.1.0),
+    };
+    let mut words = ArrayVec::new();
+    let segments = match cause {
+        Cause::Failsafe(DataSegments { ds, es, fs, gs }) => {
+            Some([ds, es, fs, gs].map(|selector| u64::from(selector.0)))
+        }
+        _ => None,
+    };
+    if P::ARCH == Arch::X86_64 {
+        words.extend([context.rcx, context.r11]);
+    }
+    words.extend(segments.into_iter().flatten());
+    match *cause {
+        Cause::Plain | Cause::Failsafe(_) => {}
+        Cause::Code(code) => words.push(u64::from(code)),
+        Cause::PageFault { code, at } => words.extend([at.0, u64::from(page_fault_code(P::ARCH, mode, code))]),
+    }
+    words.extend([context.ip, u64::from(context.cs.0), context.flags]);
+    if P::ARCH == Arch::X86_64 || mode == Mode::User {
+        words.extend([context.sp, u64::from(context.ss.0)]);
+    }
+
+    let size = (words.len() * P::Word::BYTES) as u64;
+    let (ss, sp) = match P::ARCH {
+        Arch::X86_32 => (stack_ss, u64::from((stack_sp as u32).wrapping_sub(size as u32))),
+        // The kernel's data segment is flat and always the same; an application may have left any in ss.
+        Arch::X86_64 => (P::FLAT_GUESTOS_DS, (stack_sp & !(STACK_ALIGN - 1)).wrapping_sub(size)),
+    };
+    Entry {
+        frame: Frame { ss, sp, word: P::Word::BYTES, words },
+        context: Context {
+            ip: to.ip.0,
+            cs: to.cs,
+            flags: context.flags & !CLEARED_FLAGS,
+            sp,
+            ss,
+            rcx: context.rcx,
+            r11: context.r11,
+        },
+    }
+}
+
+/// A page fault's error code as the guest gets it. An x86_64 kernel runs in ring 3, so to the CPU all its faults are an
+/// application's; here the bit says whose they were.
+const fn page_fault_code(arch: Arch, mode: Mode, code: u32) -> u32 {
+    let code = code & PAGE_FAULT_CODE;
+    match (arch, mode) {
+        (Arch::X86_64, Mode::Kernel) => code & !PAGE_FAULT_USER,
+        (Arch::X86_64, Mode::User) => code | PAGE_FAULT_USER,
+        (Arch::X86_32, _) => code,
+    }
+}
