@@ -1,0 +1,123 @@
+//! Where a guest wants to be entered: `set_trap_table` and `set_callbacks`.
+
+use super::Mode;
+use crate::addr::GuestVirt;
+use crate::domain::Arch;
+use crate::personality::Personality;
+use proxenos_abi::arch::{FIRST_RESERVED_GDT_ENTRY, LAST_RESERVED_GDT_ENTRY};
+use proxenos_abi::context::{NR_TRAPS, TrapInfo};
+use proxenos_abi::{Errno, GuestWord, Selector};
+
+/// A place in a guest's kernel that the hypervisor enters.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Callback {
+    /// Code selector.
+    pub cs: Selector,
+    /// Code address.
+    pub ip: GuestVirt,
+}
+
+impl Callback {
+    /// Checks a place. The selector must have the kernel's ring as its privilege level, and be of the LDT, outside the
+    /// GDT's reserved entries, or one of the flat code segments there. On x86_64 the address must be canonical and
+    /// not the hypervisor's; an x86_32 guest that names a bad one faults in its own name.
+    ///
+    /// # Errors
+    /// `EPERM` for the selector, `EINVAL` for the address.
+    pub fn new<P: Personality>(cs: Selector, ip: GuestVirt) -> Result<Self, Errno> {
+        let reserved = !cs.is_local() && (FIRST_RESERVED_GDT_ENTRY..=LAST_RESERVED_GDT_ENTRY).contains(&cs.index());
+        if cs.rpl() != P::KERNEL_RING || (reserved && cs != P::FLAT_GUESTOS_CS) {
+            return Err(Errno::EPERM);
+        }
+        if P::ARCH == Arch::X86_64 && !P::in_guest_range(ip, 1) {
+            return Err(Errno::EINVAL);
+        }
+        Ok(Self { cs, ip })
+    }
+}
+
+/// A handler of an exception or software interrupt.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TrapHandler {
+    /// Where it is.
+    pub at: Callback,
+    /// The least privileged ring that may raise it by `int n`.
+    pub dpl: u8,
+    /// Whether events are masked when it is entered.
+    pub masks_events: bool,
+}
+
+/// What an `int n` in a guest comes to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SoftwareInterrupt {
+    /// Its handler is entered, without an error code and past the instruction.
+    Deliver(TrapHandler),
+    /// It is a general protection fault at the instruction, with this error code.
+    Protection(u32),
+}
+
+/// Debug exception: the handler never masks events.
+const DEBUG: u8 = 1;
+/// Breakpoint: any ring may raise it.
+const BREAKPOINT: u8 = 3;
+/// Overflow: any ring may raise it.
+const OVERFLOW: u8 = 4;
+/// Device not available: the handler never masks events.
+const DEVICE_NOT_AVAILABLE: u8 = 7;
+
+/// The handlers of all vectors.
+pub struct TrapTable([Option<TrapHandler>; NR_TRAPS]);
+
+impl Default for TrapTable {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl TrapTable {
+    /// No handlers.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self([None; NR_TRAPS])
+    }
+
+    /// Installs one entry of `set_trap_table`.
+    ///
+    /// # Errors
+    /// Those of [`Callback::new`]; the old handler stays.
+    pub fn set<P: Personality>(&mut self, entry: &TrapInfo<P>) -> Result<(), Errno> {
+        let (cs, address) = (entry.cs, entry.address);
+        let at = Callback::new::<P>(cs, GuestVirt(address.to_u64()))?;
+        // Xen 2.0 delivers these two by a path that does not look at the flag.
+        let may_mask = !matches!(entry.vector, DEBUG | DEVICE_NOT_AVAILABLE);
+        let handler = TrapHandler { at, dpl: entry.dpl(), masks_events: may_mask && entry.masks_events() };
+        self.0[usize::from(entry.vector)] = Some(handler);
+        Ok(())
+    }
+
+    /// The handler of a vector. A guest that has none for an exception it takes cannot go on.
+    #[inline]
+    #[must_use]
+    pub fn get(&self, vector: u8) -> Option<TrapHandler> {
+        self.0[usize::from(vector)]
+    }
+
+    /// What `int n` comes to, for `vector` executed in a mode of the guest. (In the hypervisor's own table no gate is
+    /// open, lest a guest enter handlers that are not made for it.)
+    #[must_use]
+    pub fn software_interrupt<P: Personality>(&self, vector: u8, cs: Selector, mode: Mode) -> SoftwareInterrupt {
+        let ring = match (P::ARCH, mode) {
+            (Arch::X86_32, _) => cs.rpl(),
+            // Both modes are ring 3 to the CPU; a kernel counts as ring 1, as it would on x86_32.
+            (Arch::X86_64, Mode::Kernel) => 1,
+            (Arch::X86_64, Mode::User) => 3,
+        };
+        match self.get(vector) {
+            Some(handler) if handler.dpl >= ring || matches!(vector, BREAKPOINT | OVERFLOW) => {
+                SoftwareInterrupt::Deliver(handler)
+            }
+            // Error code of a fault on a gate of the IDT: its index and bit 1 (Intel SDM vol. 3 §6.13).
+            _ => SoftwareInterrupt::Protection(u32::from(vector) << 3 | 2),
+        }
+    }
+}
