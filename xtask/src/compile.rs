@@ -7,8 +7,9 @@
 use std::io::{BufRead, BufReader, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use cargo_metadata::Message;
 
 use crate::guest_meta::Arch;
@@ -118,7 +119,10 @@ pub struct Executable {
     pub path: PathBuf,
 }
 
-/// Builds packages of one kind. Cargo's progress goes to standard error, but for its closing line.
+/// Lines of cargo's that say nothing to somebody who wants a guest to run: builds go on side by side here.
+const CHATTER: [&str; 2] = ["Finished", "Blocking waiting for file lock"];
+
+/// Builds packages of one kind. Cargo's progress goes to standard error, but for its chatter.
 fn build(
     toolchain: &Toolchain,
     workspace: &Workspace,
@@ -142,7 +146,7 @@ fn build(
     let progress = child.stderr.take().map(|stderr| {
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                if !line.contains("Finished") {
+                if !CHATTER.iter().any(|chatter| line.contains(chatter)) {
                     eprintln!("{line}");
                 }
             }
@@ -221,17 +225,56 @@ pub fn guests(
     build(toolchain, workspace, Kind::Guest(arch), profile, &packages)
 }
 
+/// A result and how many seconds it took.
+pub type Timed<T> = (Result<T>, f32);
+
+/// Everything that was asked for.
+pub struct Everything {
+    /// The hypervisor.
+    pub hypervisor: Timed<Hypervisor>,
+    /// Guests of each architecture, in the order of the request.
+    pub guests: Vec<(Arch, Timed<Vec<Executable>>)>,
+}
+
+/// Builds the hypervisor and guests side by side: most of a first build is `core`, which keeps one CPU busy.
+pub fn everything(
+    toolchain: &Toolchain,
+    workspace: &Workspace,
+    profile: Profile,
+    wanted: &[(Arch, Vec<&Guest>)],
+) -> Everything {
+    let start = Instant::now();
+    let seconds = || start.elapsed().as_secs_f32();
+    let lost = || Err(anyhow!("the build's thread panicked"));
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = wanted
+            .iter()
+            .map(|(arch, list)| scope.spawn(move || (guests(toolchain, workspace, profile, *arch, list), seconds())))
+            .collect();
+        let hypervisor = (hypervisor(toolchain, workspace, profile), seconds());
+        let guests = wanted
+            .iter()
+            .zip(threads)
+            .map(|((arch, _), thread)| (*arch, thread.join().unwrap_or_else(|_| (lost(), seconds()))));
+        Everything { hypervisor, guests: guests.collect() }
+    })
+}
+
 /// `cargo xtask build`.
 pub fn command(arch: Option<Arch>, profile: Profile) -> Result<()> {
     let workspace = Workspace::load()?;
     let toolchain = Toolchain::bare_metal(&workspace)?;
-    let mut made = vec![hypervisor(&toolchain, &workspace, profile)?.elf];
     let all = workspace.guests()?;
-    let all: Vec<&Guest> = all.iter().collect();
-    for arch in Arch::ALL.into_iter().filter(|a| arch.is_none_or(|only| only == *a)) {
-        made.extend(guests(&toolchain, &workspace, profile, arch, &all)?.into_iter().map(|e| e.path));
+    let wanted: Vec<(Arch, Vec<&Guest>)> = Arch::ALL
+        .into_iter()
+        .filter(|a| arch.is_none_or(|only| only == *a))
+        .map(|arch| (arch, all.iter().collect()))
+        .collect();
+    let made = everything(&toolchain, &workspace, profile, &wanted);
+    println!("{}", made.hypervisor.0?.elf.display());
+    for (_, (guests, _)) in made.guests {
+        guests?.iter().for_each(|e| println!("{}", e.path.display()));
     }
-    made.iter().for_each(|path| println!("{}", path.display()));
     Ok(())
 }
 
@@ -246,7 +289,8 @@ fn is_newer(outputs: &[&Path], input: &Path) -> bool {
 /// Writes by a new file, so that a QEMU that has the old one open keeps it.
 fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
     let dir = path.parent().context("no directory")?;
-    let mut file = tempfile::NamedTempFile::new_in(dir)?;
+    let everyone_reads = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    let mut file = tempfile::Builder::new().permissions(everyone_reads).tempfile_in(dir)?;
     std::io::Write::write_all(&mut file, bytes)?;
     file.persist(path).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(())

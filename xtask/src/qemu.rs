@@ -3,7 +3,7 @@
 //! # Ways to boot
 //!
 //! - **PVH** (the default): `-kernel proxenos` (ELF64 with a `XEN_ELFNOTE_PHYS32_ENTRY` note), `-initrd GUEST`, which
-//!   arrives as the one and only module, and without a command line of its own. Works on pc, q35 and microvm.
+//!   arrives as the one and only module, and without a command line of its own.
 //! - **Multiboot 1** (chosen when there is an initrd besides the kernel): `-kernel proxenos.multiboot`,
 //!   `-initrd "GUEST args,INITRD"`. `proxenos.multiboot` is made after linking from the hypervisor's ELF64 file: an
 //!   ELF32 file with the same segments at the same *physical* addresses and a Multiboot 1 header that this tool adds.
@@ -11,6 +11,8 @@
 //!   virtual one) with `eax = 0x2badb002` and `ebx` = the Multiboot 1 information.
 //! - **Multiboot 2** (the ISO, by GRUB): the ELF64 file itself, which holds a Multiboot 2 header in its first 32 KiB.
 //!   Entered at `e_entry` as well, with `eax = 0x36d76289`.
+//!
+//! PVH and Multiboot 1 work on pc, q35 and microvm; an ISO needs a drive, which microvm lacks.
 //!
 //! So the hypervisor provides: a PVH note; a Multiboot 2 header; one 32-bit `e_entry` that tells the two Multiboot
 //! versions apart by `eax`. It must **not** hold a Multiboot 1 header (magic `0x1badb002`) in the first 8 KiB of
@@ -167,11 +169,6 @@ impl Vm {
                 command.args(["-append", &hypervisor_line(&self.hv_args, Some(&self.cmdline))]);
             }
             Boot::Multiboot { hypervisor, kernel, initrd } => {
-                ensure!(
-                    self.machine != Machine::Microvm,
-                    "the microvm machine boots by PVH only, which carries one module: no initrd there; use \
-                     --machine pc or q35"
-                );
                 command.arg("-kernel").arg(hypervisor);
                 let mut modules = link(links, "domain0", kernel)?.into_os_string();
                 // A comma ends a module; a doubled one stands for itself.
@@ -308,7 +305,15 @@ mod tests {
         let command = vm(Machine::Pc, boot(Some(kernel.clone()))).command(links.path()).expect("valid");
         let place = links.path().display();
         assert!(arguments(&command).contains(&format!("{place}/domain0 a=1,,2 b,{place}/initrd")));
-        assert!(vm(Machine::Microvm, boot(None)).command(links.path()).is_err());
+        let bare = tempfile::tempdir().expect("a directory");
+        let command = vm(Machine::Pc, boot(None)).command(bare.path()).expect("valid");
+        assert!(arguments(&command).contains(&format!("{}/domain0 a=1,,2 b", bare.path().display())));
+    }
+
+    #[test]
+    fn a_microvm_has_no_drive_for_an_image() {
+        let links = tempfile::tempdir().expect("a directory");
+        assert!(vm(Machine::Microvm, Boot::Iso("x.iso".into())).command(links.path()).is_err());
     }
 
     #[test]

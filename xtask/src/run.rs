@@ -5,12 +5,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::compile::{self, Hypervisor, Profile};
+use crate::compile::{self, Hypervisor};
 use crate::console::{self, Capture, Live};
-use crate::guest_meta::Arch;
 use crate::qemu::{self, Boot, Clock, Debugger, Outcome, Vm};
 use crate::toolchain::Toolchain;
-use crate::workspace::Workspace;
+use crate::workspace::{Guest, Workspace};
 use crate::{DomainArgs, RunArgs, accel, process};
 
 /// What the domain's options come to.
@@ -27,24 +26,32 @@ pub fn build(workspace: &Workspace, args: &DomainArgs) -> Result<Built> {
         ensure!(file.is_file(), "no such file: {}", file.display());
     }
     let toolchain = Toolchain::bare_metal(workspace)?;
-    let profile = args.profile.profile();
-    let hypervisor = compile::hypervisor(&toolchain, workspace, profile)?;
+    let guests = workspace.guests()?;
+    let mut wanted = Vec::new();
+    if args.kernel.is_none() {
+        wanted.push((args.arch, vec![find(&guests, args)?]));
+    }
+    let made = compile::everything(&toolchain, workspace, args.profile.profile(), &wanted);
+    let hypervisor = made.hypervisor.0?;
+    let mut built = Vec::new();
+    for (_, (executables, _)) in made.guests {
+        built.extend(executables?);
+    }
     let kernel = match &args.kernel {
         Some(file) => file.clone(),
-        None => guest(&toolchain, workspace, profile, args.arch, &args.guest)?,
+        None => built.pop().context("cargo made no executable for the guest")?.path,
     };
     Ok(Built { hypervisor, kernel })
 }
 
-fn guest(toolchain: &Toolchain, workspace: &Workspace, profile: Profile, arch: Arch, name: &str) -> Result<PathBuf> {
-    let guests = workspace.guests()?;
-    let Some(guest) = guests.iter().find(|g| g.name == name) else {
-        let names: Vec<&str> = guests.iter().map(|g| g.name.as_str()).collect();
+fn find<'a>(guests: &'a [Guest], args: &DomainArgs) -> Result<&'a Guest> {
+    let (name, arch) = (&args.guest, args.arch);
+    let Some(guest) = guests.iter().find(|guest| guest.name == *name) else {
+        let names: Vec<&str> = guests.iter().map(|guest| guest.name.as_str()).collect();
         bail!("there is no guest `{name}`; there are: {}", names.join(", "));
     };
     ensure!(guest.meta.arch.contains(&arch), "guest `{name}` is not for {arch}");
-    let built = compile::guests(toolchain, workspace, profile, arch, &[guest])?;
-    built.into_iter().find(|e| e.package == name).map(|e| e.path).context("cargo made no executable for the guest")
+    Ok(guest)
 }
 
 /// Runs the guest; the value is the exit status.

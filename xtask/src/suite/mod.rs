@@ -175,22 +175,20 @@ fn bare_metal_tests(
             return Ok(());
         }
     };
-    let start = Instant::now();
-    let hypervisor = compile::hypervisor(&toolchain, workspace, Profile::Release);
-    let verdict = verdict_of(hypervisor.as_ref().map(drop));
-    report.add("build/hypervisor", &verdict, Some(start.elapsed().as_secs_f32()));
-
+    let wanted: Vec<(Arch, Vec<&Guest>)> = Arch::ALL
+        .into_iter()
+        .map(|arch| {
+            let of_rows = |guest: &&Guest| rows.iter().any(|row| row.guest == guest.name && row.arch == arch);
+            (arch, guests.iter().filter(of_rows).collect())
+        })
+        .filter(|(_, list): &(Arch, Vec<&Guest>)| !list.is_empty())
+        .collect();
+    let made = compile::everything(&toolchain, workspace, Profile::Release, &wanted);
+    let (hypervisor, seconds) = made.hypervisor;
+    report.add("build/hypervisor", &verdict_of(hypervisor.as_ref().map(drop)), Some(seconds));
     let mut images = guests::Images::new();
-    for arch in Arch::ALL {
-        let wanted: Vec<&Guest> =
-            guests.iter().filter(|g| rows.iter().any(|r| r.guest == g.name && r.arch == arch)).collect();
-        if wanted.is_empty() {
-            continue;
-        }
-        let start = Instant::now();
-        let built = compile::guests(&toolchain, workspace, Profile::Release, arch, &wanted);
-        let verdict = verdict_of(built.as_ref().map(drop));
-        report.add(&format!("{BUILD}/guest-{arch}"), &verdict, Some(start.elapsed().as_secs_f32()));
+    for (arch, (built, seconds)) in made.guests {
+        report.add(&format!("{BUILD}/guest-{arch}"), &verdict_of(built.as_ref().map(drop)), Some(seconds));
         images.extend(built.into_iter().flatten().map(|e| ((e.package, arch), e.path)));
     }
     if let Ok(hypervisor) = hypervisor {
