@@ -242,11 +242,19 @@ impl FrameInfo {
 
     /// TLB clock when the frame's last type or owner let go of it.
     pub fn stamp(&self) -> u32 {
-        self.stamp.load(Ordering::Relaxed)
+        self.stamp.load(Ordering::Acquire)
     }
 
+    /// Records that the frame was let go of at `stamp`. The later of two stamps stays, whichever CPU writes first; the
+    /// difference is signed, so that the clock may wrap.
     pub(crate) fn set_stamp(&self, stamp: u32) {
-        self.stamp.store(stamp, Ordering::Relaxed);
+        let mut now = self.stamp.load(Ordering::Relaxed);
+        while stamp.wrapping_sub(now) as i32 > 0 {
+            match self.stamp.compare_exchange_weak(now, stamp, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(seen) => now = seen,
+            }
+        }
     }
 
     /// Makes the frame the property of `owner`, with the one reference that owning is.
@@ -283,7 +291,8 @@ impl FrameInfo {
         (word.kind() == FrameType::Free).then(|| word.count())
     }
 
-    /// Takes a reference, if `owner` owns the frame and has not given it up.
+    /// Takes a reference, if the frame is `owner`'s. It stays so until the last reference is gone, though the owner may
+    /// have given up its own before.
     pub fn get(&self, owner: DomId) -> Result<(), RefError> {
         let mut now = self.refs.load(Ordering::Relaxed);
         loop {
@@ -317,41 +326,59 @@ impl FrameInfo {
     }
 
     /// Hands the frame from one owner to another, if owning it is the only reference there is. False when it is not.
+    /// `flush` is called with the frame's stamp while it is nobody's: the old owner's last mapping may still be in a TLB,
+    /// and the new one can refer to the frame as soon as it has it (invariant I5).
     #[must_use]
-    pub fn reassign(&self, from: DomId, to: DomId) -> bool {
-        let (old, new) = (Refs::new(from, 1).0 | Refs::ALLOCATED, Refs::new(to, 1).0 | Refs::ALLOCATED);
-        self.refs.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    pub fn reassign(&self, from: DomId, to: DomId, flush: impl FnOnce(u32)) -> bool {
+        let (old, between) = (Refs::new(from, 1).0 | Refs::ALLOCATED, Refs::new(NOBODY, 1).0);
+        if self.refs.compare_exchange(old, between, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            return false;
+        }
+        flush(self.stamp());
+        self.refs.store(Refs::new(to, 1).0 | Refs::ALLOCATED, Ordering::Release);
+        true
     }
 
     /// Takes a reference to the frame *as* `kind`. The caller already holds a plain reference. `flush` is called with
     /// the frame's stamp when the type changes, before anyone can rely on the new one (invariant I5).
+    ///
+    /// The flush comes *after* the type has changed: before, another CPU could take the old type once more, fill its
+    /// TLB and give the type up again between our flush and our change (this was Xen's XSA-401). So that nobody relies
+    /// on the new type until the flush is over, it begins unvalidated; who finds writable memory in that state flushes
+    /// too instead of waiting.
     pub fn get_type(&self, kind: FrameType, flush: impl Fn(u32)) -> Result<TypeGrant, RefError> {
         let mut now = self.kind.load(Ordering::Acquire);
         loop {
             let word = TypeWord(now);
-            if word.count() == 0 {
-                let fresh = TypeWord::new(kind, 1).0 | if kind.needs_validation() { 0 } else { TypeWord::VALIDATED };
-                if word.kind() != kind {
-                    flush(self.stamp());
-                }
-                match self.kind.compare_exchange_weak(now, fresh, Ordering::AcqRel, Ordering::Acquire) {
-                    Ok(_) if kind.needs_validation() => return Ok(TypeGrant::MustValidate),
-                    Ok(_) => return Ok(TypeGrant::Held),
-                    Err(seen) => now = seen,
-                }
+            let (next, changes) = if word.count() == 0 {
+                let changes = word.kind() != kind;
+                let ready = !changes && !kind.needs_validation();
+                (TypeWord::new(kind, 1).0 | if ready { TypeWord::VALIDATED } else { 0 }, changes)
             } else {
                 // A table whose validation is under way is as good as a wrong type: only a table that contains itself
                 // meets one, since validation happens under the owner's lock.
-                if word.kind() != kind || !word.is_validated() {
+                if word.kind() != kind || !word.is_validated() && kind.needs_validation() {
                     return Err(RefError::WrongType);
                 }
                 if word.0 & TypeWord::COUNT == TypeWord::COUNT {
                     return Err(RefError::Overflow);
                 }
-                match self.kind.compare_exchange_weak(now, now + 1, Ordering::AcqRel, Ordering::Acquire) {
-                    Ok(_) => return Ok(TypeGrant::Held),
-                    Err(seen) => now = seen,
+                (now + 1, !word.is_validated())
+            };
+            match self.kind.compare_exchange_weak(now, next, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => {
+                    if changes {
+                        flush(self.stamp());
+                    }
+                    if word.count() == 0 && kind.needs_validation() {
+                        return Ok(TypeGrant::MustValidate);
+                    }
+                    if changes {
+                        self.set_validated();
+                    }
+                    return Ok(TypeGrant::Held);
                 }
+                Err(seen) => now = seen,
             }
         }
     }

@@ -3,7 +3,7 @@
 //! Requests are decoded here and carried out by [`crate::paging`]. Guest memory is never touched while a paging lock is
 //! held: reading it may itself need the lock, to set an accessed bit.
 
-use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn};
+use crate::addr::{DomId, FRAMES_BELOW_4G, GuestVirt, MachineAddr, Mfn};
 use crate::domain::{Arch, Domain, Privileges};
 use crate::event::EventDomains;
 use crate::frame::FrameType;
@@ -228,10 +228,9 @@ impl Batch {
             return Err(Refused);
         }
         let mut state = caller.dom.paging.lock();
-        Pager::new(caller.host, caller.dom).set_base::<P::Tables>(&mut state, frame)?;
-        let root = state.cpu_root();
+        let load = |root| caller.host.hw.load_root(root);
+        Pager::new(caller.host, caller.dom).switch_base::<P::Tables>(&mut state, frame, load)?;
         drop(state);
-        caller.host.hw.load_root(root.expect("a domain with a base has a root"));
         caller.vcpu.segments.drop_ldt::<P, H>(caller.host, caller.dom);
         // Loading the root has flushed whatever an earlier request wanted flushed.
         self.flush_tlb = false;
@@ -261,14 +260,15 @@ impl Batch {
     fn reassign<H: Hardware>(&self, caller: &Caller<'_, H>, frame: Mfn) -> Result<(), Refused> {
         let foreign = self.foreign.as_ref().filter(|_| caller.dom.is_privileged()).ok_or(Refused)?;
         let info = caller.host.frames.info(frame).filter(|_| caller.host.is_ram(frame)).ok_or(Refused)?;
-        if !info.reassign(caller.dom.id, foreign.id) {
+        if foreign.arch == Arch::X86_32 && frame.0 >= FRAMES_BELOW_4G {
+            return Err(Refused);
+        }
+        if !info.reassign(caller.dom.id, foreign.id, |stamp| caller.host.hw.flush_if_older(stamp)) {
             return Err(Refused);
         }
         use core::sync::atomic::Ordering::Relaxed;
         caller.dom.total_pages.fetch_sub(1, Relaxed);
         foreign.total_pages.fetch_add(1, Relaxed);
-        // Its last mapping may still be in a TLB, and the new owner does not wait.
-        caller.host.hw.flush_if_older(info.stamp());
         Ok(())
     }
 }

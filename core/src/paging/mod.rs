@@ -17,7 +17,7 @@ pub mod types;
 
 use crate::addr::{DomId, GuestVirt, Mfn};
 use crate::domain::Domain;
-use crate::frame::RefError;
+use crate::frame::{FrameType, RefError};
 use crate::host::{Hardware, Host};
 use format::{Format, Pte, bits};
 use proxenos_abi::Errno;
@@ -160,22 +160,39 @@ impl<'a, H: Hardware> Pager<'a, H> {
         Some(Translation { table, index, entry: F::load(&self.host.hw, table, index), rights })
     }
 
-    /// Makes `table` the domain's page-table base. The caller loads [`PagingState::cpu_root`] into the CPU if the
-    /// domain runs there.
+    /// Makes `table` the base of a domain that does not run.
     pub fn set_base<F: Format>(&self, state: &mut PagingState, table: Mfn) -> Result<(), PagingError> {
-        self.get_frame_and_type::<F>(state, table, self.dom.id, crate::frame::FrameType::table(F::TOP))?;
-        if F::SHADOWED {
-            self.hang_shadow(state, table);
+        self.switch_base::<F>(state, table, |_| ())
+    }
+
+    /// Makes `table` the domain's page-table base. `load` is given [`PagingState::cpu_root`], for the CPU that runs the
+    /// domain, *before* the old base is given up: from then on that may become anything, and must not be what a CPU
+    /// walks.
+    pub fn switch_base<F: Format>(
+        &self,
+        state: &mut PagingState,
+        table: Mfn,
+        load: impl FnOnce(Mfn),
+    ) -> Result<(), PagingError> {
+        if F::SHADOWED && state.upper.is_none() {
+            return Err(PagingError::NoMemory);
         }
-        if let Some(old) = state.base.replace(table) {
+        self.get_frame_and_type::<F>(state, table, self.dom.id, FrameType::table(F::TOP))?;
+        if F::SHADOWED {
+            self.hang_shadow(state, Some(table));
+        }
+        let old = state.base.replace(table);
+        load(state.cpu_root().unwrap_or(table));
+        if let Some(old) = old {
             self.put_frame_and_type::<F>(state, old);
         }
         Ok(())
     }
 
-    /// Gives up the page-table base: the domain is dying, or moves to none.
+    /// Gives up the page-table base: the domain is dying, and no CPU has its tables loaded.
     pub fn clear_base<F: Format>(&self, state: &mut PagingState) {
         if let Some(old) = state.base.take() {
+            self.hang_shadow(state, None);
             self.put_frame_and_type::<F>(state, old);
         }
     }

@@ -134,12 +134,13 @@ impl<H: Hardware> Pager<'_, H> {
         }
     }
 
-    /// Hangs the shadow of an L2 table into the domain's L3. The caller reloads the CPU's base.
-    pub(super) fn hang_shadow(&self, state: &PagingState, table: Mfn) {
-        let shadow = self.host.frames.info(table).and_then(|info| info.shadow());
-        let (Some((_, l3)), Some(shadow)) = (state.upper, shadow) else { return };
+    /// Hangs the shadow of an L2 table, or none, into the domain's L3. The caller reloads the CPU's base.
+    pub(super) fn hang_shadow(&self, state: &PagingState, table: Option<Mfn>) {
+        let Some((_, l3)) = state.upper else { return };
+        let shadow = table.and_then(|table| self.host.frames.info(table)?.shadow());
         for gib in 0..4 {
-            self.host.hw.store64(slot(l3, gib as usize), Mfn(shadow.0 + gib).addr().0 | OPEN);
+            let value = shadow.map_or(0, |first| Mfn(first.0 + gib).addr().0 | OPEN);
+            self.host.hw.store64(slot(l3, gib as usize), value);
         }
     }
 

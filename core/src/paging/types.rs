@@ -187,17 +187,20 @@ impl<H: Hardware> Pager<'_, H> {
         }
     }
 
-    /// Checks a page of descriptors.
+    /// Checks a page of descriptors, then brings them into the form they are kept in: a page that is refused stays as
+    /// it was.
     fn validate_descriptors(&self, mfn: Mfn) -> Result<(), PagingError> {
-        for at in (0..PAGE_SIZE as u64).step_by(8) {
-            let at = MachineAddr(mfn.addr().0 + at);
-            let raw = self.host.hw.load64(at);
-            let checked = descriptor::check(self.dom.arch, raw).map_err(|_| PagingError::Descriptor)?;
-            if checked != raw {
-                self.host.hw.store64(at, checked);
+        let slots = || (0..PAGE_SIZE as u64).step_by(8).map(|offset| MachineAddr(mfn.addr().0 + offset));
+        let checked = |at| descriptor::check(self.dom.arch, self.host.hw.load64(at)).map_err(|_| PagingError::Descriptor);
+        slots().try_for_each(|at| checked(at).map(|_| ()))?;
+        // Nobody else writes to the frame now: it is typed, and its old mappings are gone from the TLBs.
+        slots().try_for_each(|at| {
+            let (raw, kept) = (self.host.hw.load64(at), checked(at)?);
+            if kept != raw {
+                self.host.hw.store64(at, kept);
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 }
 
