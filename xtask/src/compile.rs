@@ -22,8 +22,19 @@ use crate::{cargo, console, multiboot, symbols};
 pub enum Profile {
     /// Cargo's `dev`.
     Debug,
-    /// Cargo's `release`.
+    /// Cargo's `release`, or the workspace's own `guest`.
     Release,
+}
+
+impl Profile {
+    /// Cargo's name for it (root Cargo.toml), where that is not the default.
+    fn name(self, kind: Kind) -> Option<&'static str> {
+        match (self, kind) {
+            (Self::Debug, _) => None,
+            (Self::Release, Kind::Hypervisor) => Some("release"),
+            (Self::Release, Kind::Guest(_)) => Some("guest"),
+        }
+    }
 }
 
 /// A kind of bare-metal program: what decides target, flags and target directory.
@@ -104,8 +115,8 @@ pub fn cargo_command(
         .args(["-Zbuild-std=core,alloc,compiler_builtins", "-Zbuild-std-features=compiler-builtins-mem"])
         .args(["--target", kind.target(), "--target-dir"])
         .arg(workspace.target().join(kind.dir()));
-    if profile == Profile::Release {
-        command.arg("--release");
+    if let Some(name) = profile.name(kind) {
+        command.args(["--profile", name]);
     }
     command
 }
