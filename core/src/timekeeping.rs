@@ -14,6 +14,32 @@ use proxenos_abi::shared_info::SharedInfo;
 /// Nanoseconds in a second.
 pub const NS_PER_SEC: u64 = 1_000_000_000;
 
+/// A factor in 64.64 fixed point: what turns ticks of one clock into ticks of another, such as cycles into nanoseconds.
+///
+/// What comes out is the exact product rounded down, or one less: the factor is short by less than a part in 2^64.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ratio {
+    whole: u64,
+    fraction: u64,
+}
+
+impl Ratio {
+    /// `numerator / denominator`, the latter not 0: two rates in Hz.
+    #[must_use]
+    pub const fn new(numerator: u64, denominator: u64) -> Self {
+        let fraction = ((numerator % denominator) as u128) << 64;
+        Self { whole: numerator / denominator, fraction: (fraction / denominator as u128) as u64 }
+    }
+
+    /// `ticks` times the factor, rounded down; wraps as the clock itself would.
+    #[inline]
+    #[must_use]
+    pub const fn apply(self, ticks: u64) -> u64 {
+        let fraction = (ticks as u128 * self.fraction as u128) >> 64;
+        ticks.wrapping_mul(self.whole).wrapping_add(fraction as u64)
+    }
+}
+
 /// A moment, as guests are told of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Moment {
@@ -54,9 +80,11 @@ pub fn write_moment(memory: &impl MachineMemory, shared_info: Mfn, moment: &Mome
 mod tests {
     use super::*;
     use crate::sim::SimMachine;
+    use proptest::prelude::*;
 
     const PAGE: Mfn = Mfn(2);
-    const NOON: Moment = Moment { tsc: 77, system_ns: 5_000_000_123, wall_ns: 1_100_000_000_654_321_999, domain_ns: 42 };
+    const NOON: Moment =
+        Moment { tsc: 77, system_ns: 5_000_000_123, wall_ns: 1_100_000_000_654_321_999, domain_ns: 42 };
 
     #[test]
     fn fields_are_where_the_header_has_them() {
@@ -81,5 +109,28 @@ mod tests {
         assert_eq!((machine.load32(at(272)), machine.load32(at(276))), (0, 0));
         write_moment(&machine, PAGE, &NOON);
         assert_eq!((machine.load32(at(272)), machine.load32(at(276))), (1, 1));
+    }
+
+    proptest! {
+        /// Against the exact product, for rates from 1 MHz to 10 GHz and up to a century.
+        #[test]
+        fn ratios_are_exact_to_a_nanosecond(hz in 1_000_000u64..10_000_000_000, ns in 0u64..3_200_000_000_000_000_000) {
+            let exact = |n: u64, to: u64, from: u64| (u128::from(n) * u128::from(to) / u128::from(from)) as u64;
+            let cycles = Ratio::new(hz, NS_PER_SEC).apply(ns);
+            prop_assert!(exact(ns, hz, NS_PER_SEC).wrapping_sub(cycles) <= 1);
+            let ticks = ns / 10;
+            let back = Ratio::new(NS_PER_SEC, hz).apply(ticks);
+            prop_assert!(exact(ticks, NS_PER_SEC, hz).wrapping_sub(back) <= 1);
+        }
+
+        /// A clock that is read later never shows less.
+        #[test]
+        fn ratios_are_monotonic(hz in 1_000_000u64..10_000_000_000, ticks in 0u64..1 << 60, more in 0u64..1 << 40) {
+            let ratio = Ratio::new(NS_PER_SEC, hz);
+            let (before, after) = (u128::from(ratio.apply(ticks)), u128::from(ratio.apply(ticks + more)));
+            // Beyond 2^64 ns (584 years) it wraps.
+            prop_assume!(u128::from(ticks + more) * u128::from(NS_PER_SEC) / u128::from(hz) < 1 << 64);
+            prop_assert!(after >= before);
+        }
     }
 }

@@ -1,14 +1,19 @@
-//! A simulated machine: RAM in a vector, a TLB that counts, a clock that stands still until told.
+//! A simulated machine: RAM in a vector, a CPU that walks page tables in it, a TLB that counts, a clock that stands
+//! still until told.
 //!
 //! For tests, of this crate and of others (feature `sim`). It promises what [`crate::machine`] asks for: every access is
-//! one aligned atomic load or store, so threads may share a machine and interleave as CPUs would. A bad address panics,
-//! which is what a test wants to see. No lock, except around a [`SimGuest`]'s page map.
+//! one aligned atomic load or store, so threads may share a machine and interleave as CPUs would. A bad machine address
+//! panics, which is what a test wants to see. No lock around memory; what else the CPU knows is behind one of its own.
+
+mod cpu;
+
+pub use cpu::{SimAccess, SimFault, SimRing};
 
 use crate::addr::{GuestVirt, MachineAddr, Mfn, PAGE_SHIFT};
-use crate::machine::{BadPointer, Clock, GuestMemory, MachineMemory, Tlb};
-use alloc::collections::BTreeMap;
+use crate::machine::{Clock, MachineMemory, Tlb};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+use cpu::CpuState;
 use spin::Mutex;
 
 /// Bytes in a frame.
@@ -20,6 +25,7 @@ const FRAME_WORDS: usize = FRAME as usize / 8;
 #[derive(Debug)]
 pub struct SimMachine {
     words: Vec<AtomicU64>,
+    cpu: Mutex<CpuState>,
     now: AtomicU64,
     flush_clock: AtomicU32,
     last_flush: AtomicU32,
@@ -37,6 +43,7 @@ impl SimMachine {
     pub fn new(frames: usize) -> Self {
         Self {
             words: (0..frames * FRAME_WORDS).map(|_| AtomicU64::new(0)).collect(),
+            cpu: Mutex::new(CpuState::default()),
             now: AtomicU64::new(0),
             flush_clock: AtomicU32::new(1),
             last_flush: AtomicU32::new(0),
@@ -205,60 +212,6 @@ impl Clock for SimMachine {
     }
 }
 
-/// What a [`SimGuest`]'s page allows.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum SimAccess {
-    /// Reads only.
-    ReadOnly,
-    /// Reads and writes.
-    ReadWrite,
-}
-
-/// A guest's view of a [`SimMachine`]: pages put in by hand, everything else a bad pointer.
-#[derive(Debug)]
-pub struct SimGuest<'m> {
-    machine: &'m SimMachine,
-    pages: Mutex<BTreeMap<u64, (Mfn, SimAccess)>>,
-}
-
-impl<'m> SimGuest<'m> {
-    /// A guest with nothing mapped.
-    #[must_use]
-    pub fn new(machine: &'m SimMachine) -> Self {
-        Self { machine, pages: Mutex::new(BTreeMap::new()) }
-    }
-
-    /// Maps the page that holds `at`.
-    pub fn map(&self, at: GuestVirt, frame: Mfn, access: SimAccess) {
-        self.pages.lock().insert(at.0 >> PAGE_SHIFT, (frame, access));
-    }
-
-    /// The machine address behind `at`, if the access is allowed.
-    fn translate(&self, at: u64, access: SimAccess) -> Result<MachineAddr, BadPointer> {
-        match self.pages.lock().get(&(at >> PAGE_SHIFT)) {
-            Some((_, SimAccess::ReadOnly)) if access == SimAccess::ReadWrite => Err(BadPointer),
-            Some((frame, _)) => Ok(MachineAddr(frame_base(*frame) + at % FRAME)),
-            None => Err(BadPointer),
-        }
-    }
-}
-
-impl GuestMemory for SimGuest<'_> {
-    fn copy_from_guest(&self, from: GuestVirt, into: &mut [u8]) -> Result<(), BadPointer> {
-        for (i, byte) in into.iter_mut().enumerate() {
-            *byte = self.machine.load8(self.translate(from.0.wrapping_add(i as u64), SimAccess::ReadOnly)?);
-        }
-        Ok(())
-    }
-
-    fn copy_to_guest(&self, to: GuestVirt, from: &[u8]) -> Result<(), BadPointer> {
-        for (i, &byte) in from.iter().enumerate() {
-            self.machine.store8(self.translate(to.0.wrapping_add(i as u64), SimAccess::ReadWrite)?, byte);
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -295,19 +248,5 @@ mod tests {
         machine.flush_if_older(stamp);
         machine.flush_if_older(stamp);
         assert_eq!(machine.full_flushes.load(SeqCst), 1, "the second found the TLB flushed already");
-    }
-
-    #[test]
-    fn guest_pointers_fault_where_nothing_is_mapped() {
-        let machine = SimMachine::new(2);
-        let guest = SimGuest::new(&machine);
-        guest.map(GuestVirt(0x5000), Mfn(1), SimAccess::ReadWrite);
-        guest.map(GuestVirt(0x6000), Mfn(0), SimAccess::ReadOnly);
-        assert_eq!(guest.copy_to_guest(GuestVirt(0x5ffc), &[7; 4]), Ok(()));
-        assert_eq!(guest.copy_to_guest(GuestVirt(0x5ffc), &[7; 5]), Err(BadPointer));
-        let mut bytes = [0; 5];
-        assert_eq!(guest.copy_from_guest(GuestVirt(0x5ffc), &mut bytes), Ok(()));
-        assert_eq!(bytes, [7, 7, 7, 7, 0]);
-        assert_eq!(guest.copy_from_guest(GuestVirt(0x6ffc), &mut bytes), Err(BadPointer));
     }
 }
