@@ -75,11 +75,16 @@ pub fn halt() -> ! {
     }
 }
 
-/// The end after a fatal error: by the debug-exit device if there is one, else as the options say.
-pub fn stop_fatally() -> ! {
-    debug_exit(ExitCode::FATAL);
+/// Starts the machine anew, or halts it if the options say so (`noreboot`).
+pub fn restart() -> ! {
     match boot::options().on_fatal {
         OnFatal::Halt => halt(),
         OnFatal::Reboot => reboot(),
     }
+}
+
+/// The end after a fatal error: by the debug-exit device if there is one, else as the options say.
+pub fn stop_fatally() -> ! {
+    debug_exit(ExitCode::FATAL);
+    restart()
 }

@@ -97,10 +97,16 @@ impl Cpu {
     /// What interrupts left to do since the last call.
     #[must_use]
     pub fn take_pending(&self) -> Pending {
-        if self.pending.load(Ordering::Relaxed) == 0 {
+        if !self.is_pending() {
             return Pending::empty();
         }
         Pending::from_bits_retain(self.pending.swap(0, Ordering::Relaxed))
+    }
+
+    /// Whether [`Cpu::take_pending`] would return something.
+    #[must_use]
+    pub fn is_pending(&self) -> bool {
+        self.pending.load(Ordering::Relaxed) != 0
     }
 
     /// The area that holds this CPU's stacks and tables.

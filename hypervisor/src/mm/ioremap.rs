@@ -5,7 +5,7 @@
 
 use crate::mm::layout::{IOREMAP, IOREMAP_SIZE, PAGE_SIZE};
 use crate::mm::paging::{self, Flags};
-use proxenos_abi::MachineAddr;
+use proxenos_abi::{MachineAddr, Mfn};
 use spin::Mutex;
 use x86_64::VirtAddr;
 
@@ -36,6 +36,15 @@ fn pages_of(at: u64, length: u64) -> Option<(u64, u64)> {
     let offset = at % PAGE_SIZE;
     let pages = offset.checked_add(length)?.div_ceil(PAGE_SIZE);
     (length > 0 && pages <= PAGES as u64).then_some((offset, pages))
+}
+
+/// The frames of all device registers that are mapped: what must be nobody else's.
+#[must_use]
+pub fn device_frames() -> alloc::vec::Vec<Mfn> {
+    let _guard = WINDOW.lock();
+    let pages = (0..PAGES as u64).map(|page| VirtAddr::new_truncate(IOREMAP + page * PAGE_SIZE));
+    let device = pages.filter_map(paging::translate).filter(|(_, flags)| flags.contains(Flags::PCD));
+    device.map(|(at, _)| at.mfn()).collect()
 }
 
 /// Maps `length` bytes of machine memory. The result has the offset in its page that `at` has.

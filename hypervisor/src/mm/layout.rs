@@ -83,18 +83,18 @@ pub const CPU_AREA_SIZE: u64 = 256 << 10;
 pub const CPU_IST_STACKS: u64 = 0;
 /// Number of interrupt stacks.
 pub const IST_STACKS: usize = 4;
-/// Offset of the CPU's own stack, whose lowest page is a guard and whose top is its [`Cpu`](crate::cpu::percpu::Cpu).
-pub const CPU_STACK: u64 = IST_STACKS as u64 * STACK_SIZE;
-/// Offset of the CPU's GDT, one page.
-pub const CPU_GDT: u64 = CPU_STACK + STACK_SIZE + PAGE_SIZE;
-/// Offset of the CPU's TSS, one page.
-pub const CPU_TSS: u64 = CPU_GDT + 2 * PAGE_SIZE;
 /// Offset of the page of code `.text.percpu`. It is the same frame in every CPU's area, so a reference relative to rip
 /// from it to another part of the area reaches the area of the CPU it runs on: what a `syscall` entry needs, which
 /// finds no stack and may not touch a register.
-pub const CPU_TEXT: u64 = CPU_TSS + 2 * PAGE_SIZE;
+pub const CPU_TEXT: u64 = IST_STACKS as u64 * STACK_SIZE + PAGE_SIZE;
+/// Offset of the CPU's GDT, one page.
+pub const CPU_GDT: u64 = CPU_TEXT + 2 * PAGE_SIZE;
+/// Offset of the CPU's TSS, one page.
+pub const CPU_TSS: u64 = CPU_GDT + 2 * PAGE_SIZE;
+/// Offset of the CPU's own stack, whose lowest page is a guard and whose top is its [`Cpu`](crate::cpu::percpu::Cpu).
+pub const CPU_STACK: u64 = (IST_STACKS as u64 + 1) * STACK_SIZE;
 
-const _: () = assert!(CPU_TEXT + PAGE_SIZE < CPU_AREA_SIZE);
+const _: () = assert!(CPU_TSS + PAGE_SIZE < CPU_STACK && CPU_STACK + STACK_SIZE < CPU_AREA_SIZE);
 const _: () = assert!(HYPERVISOR_START == 0xffff_8000_0000_0000 && HYPERVISOR_END == 0xffff_8800_0000_0000);
 const _: () = assert!(IMAGE == 0xffff_8280_0000_0000 && DIRECT_MAP == 0xffff_8300_0000_0000);
 

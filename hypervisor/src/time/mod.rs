@@ -1,3 +1,94 @@
-//! Time stub
+//! Time: the TSC as clock, the local APIC's timer as alarm, the real-time clock for the date.
+//!
+//! [`now_ns`] counts nanoseconds from the hypervisor's first instructions. It is one multiplication away from the TSC, whose rate
+//! is measured once, at boot, against a clock of known rate.
+
 pub mod apic;
-pub fn init() {}
+pub mod pic;
+mod reference;
+mod rtc;
+pub mod tsc;
+
+pub use apic::{cancel_deadline, set_deadline};
+pub use tsc::now_ns;
+
+use spin::Once;
+
+/// Nanoseconds of UTC since 1970-01-01T00:00:00.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct UnixNanos(pub u64);
+
+/// UTC when [`now_ns`] was 0.
+static WALL_AT_ZERO: Once<UnixNanos> = Once::new();
+
+/// UTC when [`now_ns`] was 0, to the second; `None` when the machine has no real-time clock.
+#[must_use]
+pub fn wall_at_zero() -> Option<UnixNanos> {
+    WALL_AT_ZERO.get().copied()
+}
+
+/// UTC when [`now_ns`] was or will be `ns`, in nanoseconds since 1970; counted from 1970 when the date is unknown.
+#[must_use]
+pub fn wall_clock_at(ns: u64) -> u64 {
+    wall_at_zero().map_or(0, |zero| zero.0).saturating_add(ns)
+}
+
+/// The time stamp counter.
+#[inline]
+#[must_use]
+pub fn rdtsc() -> u64 {
+    tsc::read().0
+}
+
+/// The time stamp counter when [`now_ns`] was or will be `ns`.
+#[inline]
+#[must_use]
+pub fn tsc_at(ns: u64) -> u64 {
+    tsc::from_ns(ns).0
+}
+
+/// The time stamp counter's ticks a second.
+#[must_use]
+pub fn tsc_hz() -> u64 {
+    tsc::rate().0
+}
+
+/// Silences the old interrupt controllers, measures the clocks, sets up the local APIC.
+pub fn init() {
+    pic::silence();
+    apic::init();
+    tsc::init();
+    apic::init_timer();
+    match rtc::read(crate::acpi::machine().century_register) {
+        Some(seconds) => {
+            let now = seconds.0 * 1_000_000_000;
+            let zero = WALL_AT_ZERO.call_once(|| UnixNanos(now.saturating_sub(now_ns())));
+            log::info!("UTC is {}", rtc::Date(*zero));
+        }
+        None => log::warn!("no real-time clock: the date is unknown"),
+    }
+}
+
+/// A factor in 64.64 fixed point: what turns ticks of one clock into ticks of another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ratio {
+    whole: u64,
+    fraction: u64,
+}
+
+impl Ratio {
+    /// `numerator / denominator`, the latter not 0.
+    #[must_use]
+    pub const fn new(numerator: u64, denominator: u64) -> Self {
+        let fraction = ((numerator % denominator) as u128) << 64;
+        Self { whole: numerator / denominator, fraction: (fraction / denominator as u128) as u64 }
+    }
+
+    /// `ticks` times the factor, rounded down; wraps as the clock itself would.
+    #[inline(always)]
+    #[must_use]
+    pub const fn apply(self, ticks: u64) -> u64 {
+        let fraction = (ticks as u128 * self.fraction as u128) >> 64;
+        ticks.wrapping_mul(self.whole).wrapping_add(fraction as u64)
+    }
+}
