@@ -34,13 +34,14 @@ pub fn write(bytes: &[u8]) {
     }
 }
 
-fn write_emergency(mut bytes: &[u8]) {
-    while !bytes.is_empty() {
-        match hypercall::console_write(bytes) {
-            Ok(taken) if taken > 0 => bytes = &bytes[taken.min(bytes.len())..],
-            // A NUL stops the hypervisor: skip it. An error stops us.
-            Ok(_) => bytes = &bytes[1..],
-            Err(_) => return,
+/// The hypervisor stops at a NUL, so what lies between NULs is written piece by piece.
+fn write_emergency(bytes: &[u8]) {
+    for mut piece in bytes.split(|&byte| byte == 0) {
+        while !piece.is_empty() {
+            match hypercall::console_write(piece) {
+                Ok(taken) if taken > 0 => piece = &piece[taken.min(piece.len())..],
+                _ => return,
+            }
         }
     }
 }

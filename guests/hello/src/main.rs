@@ -41,11 +41,7 @@ fn greet() {
     let (major, minor) = (version >> 16, version & 0xffff);
     println!();
     println!("  Hello! This is a guest, and Proxenos is its host.");
-    println!(
-        "  I am an {} kernel in ring {}, domain 0, and we speak Xen {major}.{minor}.",
-        Arch::NAME,
-        boot::ring()
-    );
+    println!("  I am an {} kernel in ring {}, domain 0, and we speak Xen {major}.{minor}.", Arch::NAME, boot::ring());
 }
 
 fn heading(title: &str) {
@@ -97,7 +93,10 @@ fn map_shared_page(si: &StartInfo) {
     let at = shared_info::address();
     let mapped = memory::pte_of(at).map(|entry| entry.mfn());
     assert_eq!(mapped, Some(MachineAddr(Word::to_u64(si.shared_info.get())).mfn()), "the entry names the shared frame");
-    println!("    mapped at     {at:#x}, and upcalls are {}", masked(shared_info::upcall_mask().load(Ordering::Relaxed)));
+    println!(
+        "    mapped at     {at:#x}, and upcalls are {}",
+        masked(shared_info::upcall_mask().load(Ordering::Relaxed))
+    );
 }
 
 fn masked(mask: u8) -> &'static str {

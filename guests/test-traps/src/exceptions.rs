@@ -1,0 +1,228 @@
+//! Exceptions that any code can raise.
+
+use crate::{expect, note, seen};
+use core::arch::asm;
+use proxenos_guest::abi::mmu::UpdateVaFlags;
+use proxenos_guest::abi::{GuestArch, GuestVirt};
+use proxenos_guest::pte::{Pte, PteFlags};
+use proxenos_guest::test::section;
+use proxenos_guest::traps::{self, vector};
+use proxenos_guest::{Arch, attempt, check, check_eq, memory, probe};
+
+/// Bits of a page fault's error code.
+const WRITE: u32 = 2;
+/// Set where the page was mapped.
+const PROTECTION: u32 = 1;
+/// Set when the fault came from ring 3: our kernel's ring on x86_64.
+const USER: u32 = if Arch::KERNEL_RING == 3 { 4 } else { 0 };
+
+pub fn run() {
+    simple();
+    page_faults();
+    selectors();
+    single_step();
+    addresses();
+}
+
+fn simple() {
+    section("exceptions");
+    let before = traps::count();
+    // SAFETY: raises #UD.
+    check!(!unsafe { attempt!("ud2") });
+    let trap = expect("ud2", before, vector::INVALID_OPCODE, 0);
+    let (first, second): (u8, u8);
+    // SAFETY: the instruction that trapped lies in our code.
+    unsafe {
+        let at = trap.ip.raw() as usize as *const u8;
+        (first, second) = (at.read(), at.add(1).read());
+    }
+    check_eq!((first, second), (0x0f, 0x0b), "eip points to the instruction");
+
+    let before = traps::count();
+    // SAFETY: raises #DE; the registers it would change are declared.
+    check!(!unsafe { attempt!("div {zero:e}", zero = in(reg) 0u32, inout("eax") 1u32 => _, inout("edx") 0u32 => _) });
+    expect("div by zero", before, vector::DIVIDE, 0);
+
+    traps::set_handler(vector::BREAKPOINT, note);
+    let before = traps::count();
+    let behind: usize;
+    // SAFETY: raises #BP, which the handler ignores.
+    #[cfg(target_arch = "x86")]
+    unsafe {
+        asm!("int3", "2: lea {behind:e}, [2b]", behind = out(reg) behind)
+    };
+    // SAFETY: raises #BP, which the handler ignores.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        asm!("int3", "2: lea {behind}, [rip + 2b]", behind = out(reg) behind)
+    };
+    let trap = expect("int3", before, vector::BREAKPOINT, 0);
+    check_eq!(trap.ip, GuestVirt(behind as u64), "int3 is behind us");
+    check_eq!(seen().cs, Arch::FLAT_GUESTOS_CS.raw(), "cs in the frame");
+    traps::clear_handler(vector::BREAKPOINT);
+}
+
+fn page_faults() {
+    section("page faults");
+    let hole = memory::alloc_frame().expect("padding");
+    let read_only = memory::alloc_frame().expect("padding");
+    // SAFETY: fresh frames.
+    unsafe {
+        memory::update_va_mapping(hole.virt(), Pte::NONE, UpdateVaFlags::INVLPG).expect("may be unmapped");
+        memory::remap(read_only, PteFlags::KERNEL_RO).expect("may be made read-only");
+    }
+    let hole = GuestVirt(hole.virt().raw() + 0x124);
+    let before = traps::count();
+    check_eq!(probe::load(hole), None);
+    check_eq!(expect("read of a hole", before, vector::PAGE_FAULT, USER).fault_address, hole);
+    let before = traps::count();
+    // SAFETY: nothing is mapped there.
+    check!(!unsafe { probe::store(hole, 1) });
+    check_eq!(expect("write to a hole", before, vector::PAGE_FAULT, USER | WRITE).fault_address, hole);
+    let at = GuestVirt(read_only.virt().raw() + 0xff8);
+    check!(probe::is_readable(at), "a read-only page can be read");
+    let before = traps::count();
+    // SAFETY: the page is read-only.
+    check!(!unsafe { probe::store(at, 1) });
+    check_eq!(
+        expect("write to a read-only page", before, vector::PAGE_FAULT, USER | WRITE | PROTECTION).fault_address,
+        at
+    );
+    check_eq!(probe::load(at), Some(0), "and nothing was written");
+
+    // An access across the edge of a mapped page faults at the first byte that is not mapped.
+    let edge = GuestVirt(memory::page_base(hole).raw() - 2);
+    let before = traps::count();
+    check_eq!(probe::load(edge), None);
+    check_eq!(expect("read across an edge", before, vector::PAGE_FAULT, USER).fault_address, memory::page_base(hole));
+
+    // The machine-to-physical table: readable in the kernel, never writable.
+    let table = GuestVirt(Arch::MACHINE_TO_PHYS);
+    check!(probe::is_readable(table), "machine_to_phys can be read");
+    let before = traps::count();
+    // SAFETY: the table is read-only.
+    check!(!unsafe { probe::store(table, 1) });
+    check_eq!(traps::last_trap().vector, vector::PAGE_FAULT);
+    check_eq!(traps::count().wrapping_sub(before), 1);
+}
+
+#[cfg(target_arch = "x86")]
+fn selectors() {
+    use proxenos_guest::abi::Selector;
+    use proxenos_guest::arch::segments;
+
+    section("selectors");
+    for (selector, what) in [
+        (0x1001u16, "behind the GDT"),
+        (0xfff9, "the last one"),
+        (0x0011, "an empty descriptor"),
+        (0x000d, "there is no LDT"),
+        (0x0808, "reserved, ring 0"),
+    ] {
+        let before = traps::count();
+        check!(!segments::load_es(Selector(selector)), "{what}");
+        expect(what, before, vector::GENERAL_PROTECTION, u32::from(selector & !3));
+    }
+    let before = traps::count();
+    check!(segments::load_es(Selector(0)), "null can be loaded");
+    check!(segments::load_fs(Selector(0x0821)), "the flat data selector can be loaded");
+    check!(!segments::load_ss(Selector(0)), "but not into ss");
+    expect("null into ss", before, vector::GENERAL_PROTECTION, 0);
+}
+
+#[cfg(target_arch = "x86_64")]
+fn selectors() {}
+
+/// One step with TF: #DB behind the next instruction, with TF set in the frame and clear in the handler.
+fn single_step() {
+    const TF: usize = 1 << 8;
+    section("single step");
+    fn step(frame: &mut proxenos_guest::TrapFrame) -> traps::Outcome {
+        let outcome = note(frame);
+        frame.set_flags(frame.flags() & !TF);
+        outcome
+    }
+    traps::set_handler(vector::DEBUG, step);
+    let before = traps::count();
+    let behind: usize;
+    // SAFETY: sets TF for one instruction; the handler clears it.
+    #[cfg(target_arch = "x86")]
+    unsafe {
+        asm!(
+            "pushfd",
+            "or dword ptr [esp], 0x100",
+            "popfd",
+            "nop",
+            "2: lea {behind:e}, [2b]",
+            behind = out(reg) behind,
+        )
+    };
+    // SAFETY: sets TF for one instruction; the handler clears it.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        asm!(
+            "pushfq",
+            "or qword ptr [rsp], 0x100",
+            "popfq",
+            "nop",
+            "2: lea {behind}, [rip + 2b]",
+            behind = out(reg) behind,
+        )
+    };
+    traps::clear_handler(vector::DEBUG);
+    let trap = expect("single step", before, vector::DEBUG, 0);
+    check_eq!(trap.ip, GuestVirt(behind as u64), "behind the next instruction");
+    check!(seen().flags & TF != 0, "TF in the frame: {:#x}", seen().flags);
+    check!(seen().handler_flags & TF == 0, "TF in the handler: {:#x}", seen().handler_flags);
+}
+
+#[cfg(target_arch = "x86")]
+fn addresses() {
+    section("the hypervisor's addresses");
+    for at in [0xfd00_0000u64, 0xfe00_0000, 0xff00_0000, 0xffc0_0000, 0xffff_fffc] {
+        let before = traps::count();
+        check!(!probe::is_readable(GuestVirt(at)), "{at:#x} cannot be read");
+        // On a processor that enforces the segment's limit, #GP comes first.
+        let got = traps::last_trap().vector;
+        check!(got == vector::PAGE_FAULT || got == vector::GENERAL_PROTECTION, "vector {got}");
+        check_eq!(traps::count().wrapping_sub(before), 1);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn addresses() {
+    section("the hypervisor's addresses and non-canonical ones");
+    for at in [0xffff_8000_0000_0000u64, 0xffff_8200_0000_0000, 0xffff_87ff_ffff_f000] {
+        let before = traps::count();
+        check!(!probe::is_readable(GuestVirt(at)), "{at:#x} cannot be read");
+        check_eq!(traps::last_trap().vector, vector::PAGE_FAULT);
+        check_eq!(traps::last_trap().fault_address, GuestVirt(at));
+        check_eq!(traps::count().wrapping_sub(before), 1);
+    }
+    for at in [0x0000_8000_0000_0000u64, 0x8000_0000_0000_0000, 0xffff_7fff_ffff_fff8] {
+        let before = traps::count();
+        check!(!probe::is_readable(GuestVirt(at)), "{at:#x} is no address");
+        expect("a non-canonical address", before, vector::GENERAL_PROTECTION, 0);
+    }
+    let before = traps::count();
+    // SAFETY: faults; rbp is put back.
+    let completed = unsafe {
+        let completed: u32;
+        asm!(
+            "mov {saved}, rbp",
+            "mov rbp, {bad}",
+            "2: mov {bad}, [rbp]",
+            "mov {completed:e}, 1",
+            "jmp 4f",
+            "3: mov {completed:e}, 0",
+            "4: mov rbp, {saved}",
+            proxenos_guest::__fixup!(),
+            saved = out(reg) _,
+            bad = inout(reg) 0x8000_0000_0000_0000u64 => _,
+            completed = out(reg) completed,
+        );
+        completed
+    };
+    check_eq!(completed, 0);
+    expect("a non-canonical address in the stack's segment", before, vector::STACK, 0);
+}

@@ -1,0 +1,260 @@
+//! Software interrupts, the trap table's rules, and what the frame holds.
+
+use crate::{expect, note, seen};
+use core::arch::asm;
+use core::sync::atomic::Ordering;
+use proxenos_guest::abi::context::{TrapFlags, TrapInfo};
+use proxenos_guest::abi::{Errno, GuestArch, GuestVirt, GuestWord, Selector};
+use proxenos_guest::arch::trap_stub;
+use proxenos_guest::test::section;
+use proxenos_guest::traps::{self, vector};
+use proxenos_guest::{Arch, Word, attempt, check, check_eq, hypercall, shared_info};
+
+/// A vector for an application's system calls.
+const SYSTEM_CALL: u8 = 0x80;
+
+/// `int n` with the stack pointer and the address behind it.
+macro_rules! int {
+    ($n:literal) => {{
+        let (sp, behind): (usize, usize);
+        // SAFETY: the vector has a handler that lets us go on.
+        #[cfg(target_arch = "x86")]
+        unsafe {
+            asm!(
+                "mov {sp}, esp",
+                concat!("int ", $n),
+                "2: lea {behind}, [2b]",
+                sp = out(reg) sp,
+                behind = out(reg) behind,
+            )
+        };
+        // SAFETY: the vector has a handler that lets us go on.
+        #[cfg(target_arch = "x86_64")]
+        unsafe {
+            asm!(
+                "mov {sp}, rsp",
+                concat!("int ", $n),
+                "2: lea {behind}, [rip + 2b]",
+                sp = out(reg) sp,
+                behind = out(reg) behind,
+            )
+        };
+        (GuestVirt(sp as u64), GuestVirt(behind as u64))
+    }};
+}
+
+pub fn run() {
+    delivered();
+    refused();
+    table();
+    events_masked();
+    registers();
+}
+
+fn delivered() {
+    section("software interrupts");
+    traps::set_handler(SYSTEM_CALL, note);
+    traps::install_vector(SYSTEM_CALL, TrapFlags::from_dpl(3)).expect("the entry is accepted");
+    let before = traps::count();
+    let (sp, behind) = int!("0x80");
+    let trap = expect("int 0x80", before, SYSTEM_CALL, 0);
+    check_eq!(trap.ip, behind, "eip behind the instruction");
+    check_eq!(seen().sp, sp, "stack pointer in the frame");
+    check_eq!(seen().cs, Arch::FLAT_GUESTOS_CS.raw(), "cs in the frame");
+    check_eq!(seen().flags & 0x3200, 0x200, "interrupt flag and privilege level in the frame");
+
+    traps::set_handler(vector::OVERFLOW, note);
+    let before = traps::count();
+    let (_, behind) = int!("4");
+    check_eq!(expect("int 4", before, vector::OVERFLOW, 0).ip, behind);
+    traps::set_handler(vector::BREAKPOINT, note);
+    let before = traps::count();
+    let (_, behind) = int!("3");
+    check_eq!(expect("int 3", before, vector::BREAKPOINT, 0).ip, behind);
+    traps::clear_handler(vector::OVERFLOW);
+    traps::clear_handler(vector::BREAKPOINT);
+
+    if Arch::KERNEL_RING == 1 {
+        traps::install_vector(SYSTEM_CALL, TrapFlags::from_dpl(1)).expect("the entry is accepted");
+        let before = traps::count();
+        int!("0x80");
+        expect("int 0x80 that ring 1 may raise, from ring 1", before, SYSTEM_CALL, 0);
+    }
+}
+
+fn refused() {
+    section("software interrupts that are refused");
+    let code = |n: u32| n << 3 | 2;
+    let before = traps::count();
+    // SAFETY: raises #GP.
+    check!(!unsafe { attempt!("int 0x81") });
+    expect("int 0x81, which has no handler", before, vector::GENERAL_PROTECTION, code(0x81));
+    let before = traps::count();
+    // SAFETY: raises #GP.
+    check!(!unsafe { attempt!("int 14") });
+    expect("int 14, which only the processor may raise", before, vector::GENERAL_PROTECTION, code(14));
+    let before = traps::count();
+    // SAFETY: raises #GP.
+    check!(!unsafe { attempt!("int 0xff") });
+    expect("int 0xff", before, vector::GENERAL_PROTECTION, code(0xff));
+    traps::install_vector(SYSTEM_CALL, TrapFlags::from_dpl(0)).expect("the entry is accepted");
+    let before = traps::count();
+    // SAFETY: raises #GP.
+    check!(!unsafe { attempt!("int 0x80") });
+    expect("int 0x80 that only ring 0 may raise", before, vector::GENERAL_PROTECTION, code(0x80));
+}
+
+/// Selectors are checked entry by entry; what stands before a bad one is installed.
+fn table() {
+    section("trap table");
+    let address = Word::from_u64_truncating(trap_stub(SYSTEM_CALL).raw());
+    let bad: &[u16] = if Arch::KERNEL_RING == 1 {
+        &[0x0000, 0x0010, 0x0808, 0x0818, 0x0821, 0x0831]
+    } else {
+        &[0x0000, 0x0010, 0x0808, 0x0833]
+    };
+    for &cs in bad {
+        let entry = |vector, cs| TrapInfo::<Arch>::new(vector, TrapFlags::from_dpl(3), cs, address);
+        let table = [
+            entry(SYSTEM_CALL, Arch::FLAT_GUESTOS_CS),
+            entry(0x82, Selector(cs)),
+            entry(0x83, Arch::FLAT_GUESTOS_CS),
+            traps::end_of_table(),
+        ];
+        traps::install_vector(SYSTEM_CALL, TrapFlags::from_dpl(0)).expect("the entry is accepted");
+        // SAFETY: the entry points are the SDK's.
+        check_eq!(unsafe { hypercall::set_trap_table(&table) }, Err(Errno::EPERM), "code selector {cs:#x}");
+        let before = traps::count();
+        int!("0x80");
+        expect("the entry before the bad one", before, SYSTEM_CALL, 0);
+        let before = traps::count();
+        // SAFETY: raises #GP.
+        check!(!unsafe { attempt!("int 0x83") });
+        expect("the entry behind the bad one", before, vector::GENERAL_PROTECTION, 0x83 << 3 | 2);
+    }
+}
+
+/// Flag 4 of an entry masks events; without it the mask stays as it is.
+fn events_masked() {
+    section("events masked on entry");
+    let mask = || shared_info::upcall_mask().load(Ordering::Relaxed);
+    traps::install_vector(SYSTEM_CALL, TrapFlags::from_dpl(3)).expect("the entry is accepted");
+    int!("0x80");
+    check_eq!(seen().upcall_mask, 0, "an entry without the flag");
+    traps::install_vector(SYSTEM_CALL, TrapFlags::from_dpl(3) | TrapFlags::MASK_EVENTS).expect("accepted");
+    int!("0x80");
+    check_eq!(seen().upcall_mask, 1, "an entry with the flag");
+    check_eq!(mask(), 1, "and the kernel unmasks by itself");
+    proxenos_guest::events::unmask_upcalls();
+}
+
+unsafe extern "C" {
+    /// Fills the registers with the patterns of `before`, raises vector 0x80, and stores what they hold to `after`.
+    fn __trap_with_registers(before: *const Word, after: *mut Word);
+}
+
+/// Every register survives a trap whose handler changes none.
+fn registers() {
+    section("registers across a trap");
+    const COUNT: usize = if size_of::<Word>() == 4 { 7 } else { 15 };
+    traps::install_vector(SYSTEM_CALL, TrapFlags::from_dpl(3)).expect("the entry is accepted");
+    let before: [Word; COUNT] = core::array::from_fn(|index| 0x7171_0000 + index as Word);
+    let mut after = [0; COUNT];
+    // SAFETY: the routine keeps the C ABI; the handler only notes the frame.
+    unsafe { __trap_with_registers(before.as_ptr(), after.as_mut_ptr()) };
+    check_eq!(after, before);
+}
+
+#[cfg(target_arch = "x86")]
+core::arch::global_asm!(
+    r#"
+    .text
+    .globl __trap_with_registers
+    __trap_with_registers:
+        push    ebp
+        push    ebx
+        push    esi
+        push    edi
+        mov     ebp, dword ptr [esp + 20]
+        mov     eax, dword ptr [ebp]
+        mov     ebx, dword ptr [ebp + 4]
+        mov     ecx, dword ptr [ebp + 8]
+        mov     edx, dword ptr [ebp + 12]
+        mov     esi, dword ptr [ebp + 16]
+        mov     edi, dword ptr [ebp + 20]
+        mov     ebp, dword ptr [ebp + 24]
+        int     0x80
+        push    eax
+        mov     eax, dword ptr [esp + 28]
+        pop     dword ptr [eax]
+        mov     dword ptr [eax + 4], ebx
+        mov     dword ptr [eax + 8], ecx
+        mov     dword ptr [eax + 12], edx
+        mov     dword ptr [eax + 16], esi
+        mov     dword ptr [eax + 20], edi
+        mov     dword ptr [eax + 24], ebp
+        pop     edi
+        pop     esi
+        pop     ebx
+        pop     ebp
+        ret
+    "#
+);
+
+#[cfg(target_arch = "x86_64")]
+core::arch::global_asm!(
+    r#"
+    .text
+    .globl __trap_with_registers
+    __trap_with_registers:
+        push    rbp
+        push    rbx
+        push    r12
+        push    r13
+        push    r14
+        push    r15
+        push    rsi
+        mov     rax, rdi
+        mov     rbx, qword ptr [rax + 8]
+        mov     rcx, qword ptr [rax + 16]
+        mov     rdx, qword ptr [rax + 24]
+        mov     rsi, qword ptr [rax + 32]
+        mov     rdi, qword ptr [rax + 40]
+        mov     rbp, qword ptr [rax + 48]
+        mov     r8, qword ptr [rax + 56]
+        mov     r9, qword ptr [rax + 64]
+        mov     r10, qword ptr [rax + 72]
+        mov     r11, qword ptr [rax + 80]
+        mov     r12, qword ptr [rax + 88]
+        mov     r13, qword ptr [rax + 96]
+        mov     r14, qword ptr [rax + 104]
+        mov     r15, qword ptr [rax + 112]
+        mov     rax, qword ptr [rax]
+        int     0x80
+        push    rax
+        mov     rax, qword ptr [rsp + 8]
+        pop     qword ptr [rax]
+        mov     qword ptr [rax + 8], rbx
+        mov     qword ptr [rax + 16], rcx
+        mov     qword ptr [rax + 24], rdx
+        mov     qword ptr [rax + 32], rsi
+        mov     qword ptr [rax + 40], rdi
+        mov     qword ptr [rax + 48], rbp
+        mov     qword ptr [rax + 56], r8
+        mov     qword ptr [rax + 64], r9
+        mov     qword ptr [rax + 72], r10
+        mov     qword ptr [rax + 80], r11
+        mov     qword ptr [rax + 88], r12
+        mov     qword ptr [rax + 96], r13
+        mov     qword ptr [rax + 104], r14
+        mov     qword ptr [rax + 112], r15
+        pop     rsi
+        pop     r15
+        pop     r14
+        pop     r13
+        pop     r12
+        pop     rbx
+        pop     rbp
+        ret
+    "#
+);
