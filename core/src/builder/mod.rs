@@ -6,6 +6,8 @@
 //! page, not rounded down). Nothing is validated or pinned here: the caller hands the page tables to the paging code as
 //! it would a guest's. No lock is needed.
 
+#[cfg(test)]
+mod paged_tests;
 mod populate;
 mod registers;
 #[cfg(test)]
