@@ -84,7 +84,8 @@ fn wait(child: &mut Child, limit: Option<Duration>) -> Result<End> {
     let mut stopping: Option<Instant> = None;
     loop {
         if let Some(status) = child.try_wait()? {
-            return Ok(if stopping.is_some() { End::Interrupted } else { End::Exited(status) });
+            // The terminal sends the interrupt to the child as well, which may be quicker than this loop.
+            return Ok(if interrupted() { End::Interrupted } else { End::Exited(status) });
         }
         if limit.is_some_and(|limit| start.elapsed() > limit) {
             kill(child)?;

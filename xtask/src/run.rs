@@ -90,8 +90,10 @@ pub fn command(args: &RunArgs) -> Result<u8> {
     let capture = Capture::default();
     let live = Live::new(anstream::stdout(), log, capture.clone());
     let (end, errors) = process::stream(&mut vm.command(links.path())?, None, live)?;
-    anstream::eprint!("{errors}");
     let outcome = Outcome::read(end, &capture.text(), &errors);
+    if outcome != Outcome::Interrupted {
+        anstream::eprint!("{errors}");
+    }
     match outcome {
         Outcome::Panic => anstream::eprintln!("{0}error:{0:#} the hypervisor panicked", console::ERROR),
         Outcome::Failed => anstream::eprintln!("{0}error:{0:#} QEMU failed", console::ERROR),
