@@ -149,6 +149,17 @@ impl FrameAllocator {
         self.link(mfn, order, zone);
     }
 
+    /// The free blocks, each as its first frame and log2 of its size.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = (Mfn, u32)> + '_ {
+        use core::sync::atomic::Ordering::Relaxed;
+        let link = |at: u32| (at != NIL).then_some(at);
+        let list = move |order: u32, head: u32| {
+            core::iter::successors(link(head), move |&at| link(self.record(at.into()).next.load(Relaxed)))
+                .map(move |first| (Mfn(first.into()), order))
+        };
+        self.zones.iter().flat_map(move |zone| (0..).zip(zone.heads).flat_map(move |(order, head)| list(order, head)))
+    }
+
     fn record(&self, mfn: u64) -> &'static FrameInfo {
         self.table.info(Mfn(mfn)).expect("the allocator holds only frames of the table")
     }

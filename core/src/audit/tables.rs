@@ -1,0 +1,122 @@
+//! What page tables and descriptor tables refer to, and whether they may.
+
+use super::{Audit, Invariant};
+use crate::addr::{DomId, MachineAddr, Mfn, PAGE_SIZE};
+use crate::descriptor;
+use crate::domain::{Arch, Domain, Privileges};
+use crate::frame::FrameType;
+use crate::host::Hardware;
+use crate::paging::format::{Format, FourLevel, HYPERVISOR_L4_FIRST, HYPERVISOR_L4_SLOTS, Pte, TwoLevel};
+use crate::paging::types::is_low_io;
+use proxenos_abi::arch::{FIRST_RESERVED_GDT_ENTRY, LAST_RESERVED_GDT_ENTRY};
+
+/// The type of an architecture's top-level table.
+pub(super) fn top(arch: Arch) -> FrameType {
+    FrameType::table(match arch {
+        Arch::X86_32 => TwoLevel::TOP,
+        Arch::X86_64 => FourLevel::TOP,
+    })
+}
+
+impl<H: Hardware> Audit<'_, H> {
+    /// Counts what a frame refers to as the table that its type says it is.
+    pub(super) fn tally_table(&mut self, mfn: Mfn, owner: DomId, kind: FrameType) {
+        let Some(dom) = self.subject(owner).map(|subject| subject.dom) else {
+            return self.report(Invariant::Rightful, mfn, "owner of a table", 0, owner.0.into());
+        };
+        match (kind.level(), dom.arch) {
+            (None, _) => self.check_descriptors(mfn, dom),
+            (Some(level), Arch::X86_32) => self.tally_entries::<TwoLevel>(mfn, dom, level),
+            (Some(level), Arch::X86_64) => self.tally_entries::<FourLevel>(mfn, dom, level),
+        }
+    }
+
+    fn tally_entries<F: Format>(&mut self, table: Mfn, dom: &Domain, level: u8) {
+        if level > F::TOP {
+            return self.report(Invariant::TypeIsHeld, table, "level at most", F::TOP.into(), level.into());
+        }
+        for index in 0..F::ENTRIES {
+            let entry = F::load(&self.host.hw, table, index);
+            if !entry.present() || !F::is_guest_slot(level, index) {
+                continue;
+            }
+            if entry.0 & F::REFUSED != 0 {
+                self.report(Invariant::TypeIsHeld, table, "refused bits", 0, entry.0 & F::REFUSED);
+            }
+            if level == 1 {
+                self.tally_mapping(table, dom, entry);
+            } else {
+                self.tally_child(table, dom, entry, level);
+            }
+        }
+        if level == 4 {
+            for slot in 0..HYPERVISOR_L4_SLOTS {
+                let entry = F::load(&self.host.hw, table, HYPERVISOR_L4_FIRST + slot);
+                let expected = self.host.hypervisor_slots[slot];
+                self.expect(Invariant::TypeIsHeld, table, "a slot of the hypervisor's", expected, entry.0);
+            }
+        }
+        if F::SHADOWED {
+            self.check_shadow::<F>(table, level);
+        }
+    }
+
+    fn tally_child(&mut self, table: Mfn, dom: &Domain, entry: Pte, level: u8) {
+        if !self.host.is_ram(entry.mfn()) {
+            return self.report(Invariant::Rightful, table, "child that is RAM", 0, entry.0);
+        }
+        self.expect_owner(entry.mfn(), dom);
+        self.refer_as(entry.mfn(), FrameType::table(level - 1));
+    }
+
+    fn tally_mapping(&mut self, table: Mfn, dom: &Domain, entry: Pte) {
+        let mfn = entry.mfn();
+        if mfn.0 >= self.host.machine_frames {
+            return self.report(Invariant::TypeIsHeld, table, "frame at most", self.host.machine_frames - 1, mfn.0);
+        }
+        let known = self.host.frames.info(mfn).filter(|info| !is_low_io(mfn) && info.refs().owner() != DomId::IO);
+        let Some(info) = known else {
+            let rights = |dom: &Domain| dom.privileges.contains(Privileges::DEVICES);
+            let lent = dom.is_privileged() && self.subjects.iter().any(|other| rights(other.dom));
+            if self.host.forbidden_io.contains(&mfn) || !(rights(dom) || lent) {
+                self.report(Invariant::Rightful, table, "mapping of I/O memory", 0, entry.0);
+            }
+            return;
+        };
+        let owner = info.refs().owner();
+        let rightful = match owner {
+            _ if owner == dom.id => true,
+            DomId::XEN => dom.is_privileged() && info.refs().is_shared() && !entry.writable(),
+            _ => dom.is_privileged() && self.subject(owner).is_some(),
+        };
+        if !rightful {
+            self.report(Invariant::Rightful, table, "mapping of another's frame", dom.id.0.into(), owner.0.into());
+        }
+        if entry.writable() {
+            self.refer_as(mfn, FrameType::Writable);
+        } else {
+            self.refer(mfn);
+        }
+    }
+
+    /// Every descriptor is one that the guest may have, in the form in which it is kept.
+    fn check_descriptors(&mut self, mfn: Mfn, dom: &Domain) {
+        for offset in (0..PAGE_SIZE as u64).step_by(8) {
+            let raw = self.host.hw.load64(MachineAddr(mfn.addr().0 + offset));
+            if descriptor::check(dom.arch, raw) != Ok(raw) {
+                self.report(Invariant::TypeIsHeld, mfn, "a descriptor that guests may have, at", offset, raw);
+            }
+        }
+    }
+
+    /// So is every one in the hypervisor's copy of the first page, apart from the reserved ones.
+    pub(super) fn check_gdt_copy(&mut self, dom: &Domain) {
+        let reserved = FIRST_RESERVED_GDT_ENTRY..=LAST_RESERVED_GDT_ENTRY;
+        for index in (0..512).filter(|index| !reserved.contains(index)) {
+            let raw = self.host.hw.load64(MachineAddr(dom.gdt_page.addr().0 + 8 * u64::from(index)));
+            if descriptor::check(dom.arch, raw) != Ok(raw) {
+                self.report(Invariant::TypeIsHeld, dom.gdt_page, "a descriptor that guests may have", index.into(), raw);
+            }
+        }
+    }
+}
