@@ -9,6 +9,7 @@
 extern crate alloc;
 
 pub mod addr;
+pub mod audit;
 pub mod bounce;
 pub mod builder;
 pub mod descriptor;
@@ -26,5 +27,7 @@ pub mod personality;
 pub mod segments;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim_hw;
 pub mod timekeeping;
 pub mod vcpu;

@@ -66,6 +66,13 @@ impl Segments {
         self.gdt_entries
     }
 
+    /// The guest's frames that its tables lie in, each with what it is mapped as; of the LDT those in use so far.
+    pub fn pages(&self) -> impl Iterator<Item = (DescriptorPage, Mfn)> + '_ {
+        let gdt = (0..).zip(&self.gdt).filter_map(|(page, frame)| Some((DescriptorPage::Gdt(page), (*frame)?)));
+        let ldt = (0..).zip(&self.ldt).filter_map(|(page, frame)| Some((DescriptorPage::Ldt(page), (*frame)?)));
+        gdt.chain(ldt)
+    }
+
     /// Loads both tables into this CPU: it begins to run the domain.
     pub fn load<H: Hardware>(&self, host: &Host<H>, dom: &Domain) {
         host.hw.load_gdt(dom.id, self.gdt_entries);
@@ -93,11 +100,12 @@ impl Segments {
         }
         for (page, slot) in self.gdt.iter_mut().enumerate() {
             let new = frames.get(page).copied();
+            // The CPU must not reach the old frame any more when it is given up: it may write accessed bits there.
+            if page > 0 && *slot != new {
+                host.hw.map_descriptors(dom.id, DescriptorPage::Gdt(page as u8), new);
+            }
             if let Some(old) = core::mem::replace(slot, new) {
                 pager.put_frame_and_type::<P::Tables>(&mut state, old);
-            }
-            if page > 0 {
-                host.hw.map_descriptors(dom.id, DescriptorPage::Gdt(page as u8), new);
             }
         }
         drop(state);

@@ -1,0 +1,249 @@
+//! One simulated CPU: walking page tables, and never forgetting what it found.
+//!
+//! Intel SDM vol. 3 §4.5 (four-level paging), §4.8 (accessed and dirty), §4.10 (what may be cached, and what must be
+//! forgotten when: a fault forgets the page's own translation and the tables on the way, INVLPG that and all tables).
+
+use super::SimHardware;
+use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn};
+use crate::audit::{Invariant, Violation};
+use crate::domain::Arch;
+use crate::event::EventDomains;
+use crate::frame::FrameType;
+use crate::machine::MachineMemory;
+use crate::paging::Pager;
+use crate::paging::format::{Pte, bits};
+use crate::paging::shadow::Access;
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+/// Who a guest's access is made by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// The guest's kernel: ring 1 on x86_32, ring 3 on x86_64.
+    Kernel,
+    /// An application: ring 3.
+    User,
+}
+
+/// The guest's access faults, for reasons of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fault;
+
+/// What a frame was when the CPU cached something about it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Seen {
+    owner: DomId,
+    /// When it was last let go of: a frame of the hypervisor's that was freed since has another stamp.
+    stamp: u32,
+}
+
+/// A cached translation of a page.
+#[derive(Clone, Copy, Debug)]
+struct Translation {
+    frame: Mfn,
+    rights: u64,
+    dirty: bool,
+    seen: Option<Seen>,
+}
+
+/// A cached step on the way: the table that translates a range.
+#[derive(Clone, Copy, Debug)]
+struct CachedTable {
+    frame: Mfn,
+    rights: u64,
+    seen: Option<Seen>,
+}
+
+/// A CPU.
+#[derive(Default)]
+pub(super) struct Cpu {
+    pub(super) domain: Option<DomId>,
+    pub(super) root: Option<Mfn>,
+    pub(super) last_flush: u32,
+    pub(super) gdt_entries: u16,
+    pub(super) ldt_entries: u16,
+    translations: BTreeMap<u64, Translation>,
+    /// By level, and the bits of the address above what the table translates.
+    tables: BTreeMap<(u8, u64), CachedTable>,
+}
+
+/// The bits of an address that select a table of a level.
+const fn prefix(level: u8, at: GuestVirt) -> u64 {
+    at.0 >> (12 + 9 * level as u32)
+}
+
+impl Cpu {
+    pub(super) fn forget_all(&mut self, now: u32) {
+        self.translations.clear();
+        self.tables.clear();
+        self.last_flush = now;
+    }
+
+    pub(super) fn forget_page(&mut self, at: GuestVirt) {
+        self.translations.remove(&(at.0 >> 12));
+        self.tables.clear();
+    }
+
+    fn forget_after_fault(&mut self, at: GuestVirt) {
+        self.translations.remove(&(at.0 >> 12));
+        self.tables.retain(|&(level, range), _| range != prefix(level, at));
+    }
+}
+
+fn allows(rights: u64, access: Access) -> bool {
+    let needed = if access.write { bits::RW } else { 0 } | if access.user { bits::US } else { 0 };
+    rights & needed == needed
+}
+
+impl SimHardware {
+    /// A guest reads a word of eight bytes.
+    ///
+    /// # Errors
+    /// The access faults.
+    pub fn guest_load(&self, at: GuestVirt, mode: Mode) -> Result<u64, Fault> {
+        let at = self.access(at, self.access_of(mode, false))?;
+        Ok(if at.mfn().0 < self.machine.frames() { self.machine.load64(at) } else { u64::MAX })
+    }
+
+    /// A guest writes a word of eight bytes.
+    ///
+    /// # Errors
+    /// The access faults.
+    pub fn guest_store(&self, at: GuestVirt, value: u64, mode: Mode) -> Result<(), Fault> {
+        let at = self.access(at, self.access_of(mode, true))?;
+        if at.mfn().0 < self.machine.frames() {
+            self.store64(at, value);
+        }
+        Ok(())
+    }
+
+    fn access_of(&self, mode: Mode, write: bool) -> Access {
+        let domain = self.on_cpu(|cpu| cpu.domain).expect("a CPU on which a guest runs");
+        let dom = self.host().and_then(|host| host.domains.find(domain)).expect("a domain that exists");
+        Access { write, user: mode == Mode::User || dom.arch == Arch::X86_64 }
+    }
+
+    /// Translates an access of the executing CPU, resolving the faults that exist only because of shadowing.
+    pub(super) fn access(&self, at: GuestVirt, access: Access) -> Result<MachineAddr, Fault> {
+        // A fault for the accessed bit, one for the dirty bit, and it must work.
+        for _ in 0..3 {
+            if let Ok(found) = self.translate(at, access) {
+                return Ok(found);
+            }
+            self.on_cpu(|cpu| cpu.forget_after_fault(at));
+            let domain = self.on_cpu(|cpu| cpu.domain).ok_or(Fault)?;
+            let host = self.host().ok_or(Fault)?;
+            let dom = host.domains.find(domain).ok_or(Fault)?;
+            let state = dom.paging.lock();
+            let shadowed = dom.arch == Arch::X86_32;
+            if !shadowed || !Pager::new(&*host, &dom).resolve_shadow_fault(&state, at, access) {
+                return Err(Fault);
+            }
+        }
+        panic!("the access at {:#x} faults for ever, though the fault is said to be resolved", at.0);
+    }
+
+    fn translate(&self, at: GuestVirt, access: Access) -> Result<MachineAddr, Fault> {
+        let hit = self.on_cpu(|cpu| cpu.translations.get(&(at.0 >> 12)).copied());
+        let found = match hit {
+            Some(hit) if !allows(hit.rights, access) => return Err(Fault),
+            Some(hit) if hit.dirty || !access.write => hit,
+            _ => self.walk(at, access)?,
+        };
+        Ok(MachineAddr(found.frame.addr().0 + at.page_offset() as u64))
+    }
+
+    /// Walks from the deepest table that is cached.
+    fn walk(&self, at: GuestVirt, access: Access) -> Result<Translation, Fault> {
+        let cached = |level| self.on_cpu(|cpu| cpu.tables.get(&(level, prefix(level, at))).map(|t| (level, *t)));
+        let root = self.on_cpu(|cpu| cpu.root).ok_or(Fault)?;
+        let top = (4, CachedTable { frame: root, rights: bits::RW | bits::US, seen: None });
+        let (mut level, mut table) = (1..4).find_map(cached).unwrap_or(top);
+        loop {
+            let slot = MachineAddr(table.frame.addr().0 + 8 * (prefix(level - 1, at) & 511));
+            let entry = Pte(self.load64(slot));
+            if !entry.present() {
+                return Err(Fault);
+            }
+            assert!(!entry.has(bits::PAT_OR_PS) || level == 2, "PAT or reserved bit in {:#x} at {slot:?}", entry.0);
+            let is_leaf = level == 1 || entry.has(bits::PAT_OR_PS);
+            let rights = table.rights & entry.0;
+            if is_leaf && !allows(rights, access) {
+                return Err(Fault);
+            }
+            self.mark_used(slot, entry, if is_leaf && access.write { bits::A | bits::D } else { bits::A });
+            if is_leaf {
+                let offset = if level == 2 { at.0 >> 12 & 511 } else { 0 };
+                let frame = Mfn(entry.mfn().0 + offset);
+                let dirty = access.write || entry.has(bits::D);
+                let found = Translation { frame, rights, dirty, seen: self.seen(frame) };
+                self.on_cpu(|cpu| cpu.translations.insert(at.0 >> 12, found));
+                return Ok(found);
+            }
+            level -= 1;
+            table = CachedTable { frame: entry.mfn(), rights, seen: self.seen(entry.mfn()) };
+            self.on_cpu(|cpu| cpu.tables.insert((level, prefix(level, at)), table));
+        }
+    }
+
+    /// Sets accessed and dirty bits in an entry, as the CPU does.
+    fn mark_used(&self, slot: MachineAddr, entry: Pte, used: u64) {
+        if entry.has(used) {
+            return;
+        }
+        let of_hypervisor = self.seen(slot.mfn()).is_some_and(|seen| seen.owner == DomId::XEN);
+        assert!(!of_hypervisor, "the CPU would write a shadow's entry at {slot:?}: {:#x}", entry.0);
+        self.cas64(slot, entry.0, entry.0 | used).expect("nobody else executes");
+    }
+
+    fn seen(&self, frame: Mfn) -> Option<Seen> {
+        let info = self.host()?.frames.info(frame)?;
+        Some(Seen { owner: info.refs().owner(), stamp: info.stamp() })
+    }
+
+    /// Invariant I5: what CPUs have cached must not reach a frame that is used otherwise since, or by somebody else.
+    ///
+    /// # Errors
+    /// What is stale.
+    pub fn stale(&self) -> Result<(), Vec<Violation>> {
+        let Some(host) = self.host() else { return Ok(()) };
+        let mut violations = Vec::new();
+        let mut expect = |frame, what, expected: u64, found: u64| {
+            if expected != found {
+                violations.push(Violation { invariant: Invariant::Flushed, frame, what, expected, found });
+            }
+        };
+        let cpus = self.cpus.lock();
+        for cpu in cpus.iter() {
+            for found in cpu.translations.values() {
+                let Some((seen, info)) = found.seen.zip(host.frames.info(found.frame)) else { continue };
+                let (owner, word) = (info.refs().owner(), info.type_word());
+                if host.is_ram(found.frame) && info.refs().count() > 0 {
+                    expect(found.frame, "owner of a cached frame", seen.owner.0.into(), owner.0.into());
+                }
+                if found.rights & bits::RW != 0 && word.count() > 0 && word.kind().needs_validation() {
+                    expect(found.frame, "writable translations of a table", 0, 1);
+                }
+            }
+            for (&(level, _), found) in &cpu.tables {
+                let Some((seen, info)) = found.seen.zip(host.frames.info(found.frame)) else { continue };
+                if info.refs().count() == 0 {
+                    continue;
+                }
+                expect(found.frame, "owner of a cached table", seen.owner.0.into(), info.refs().owner().0.into());
+                let kind = info.type_word().kind();
+                if seen.owner == DomId::XEN {
+                    expect(found.frame, "stamp of a cached shadow", seen.stamp.into(), info.stamp().into());
+                } else if kind != FrameType::None {
+                    expect(found.frame, "type of a cached table", level.into(), kind as u64);
+                }
+            }
+            if let Some((domain, root)) = cpu.domain.zip(cpu.root) {
+                let dom = host.domains.find(domain);
+                let expected = dom.and_then(|dom| dom.paging.lock().cpu_root());
+                expect(root, "the root that is loaded", expected.map_or(0, |root| root.0), root.0);
+            }
+        }
+        if violations.is_empty() { Ok(()) } else { Err(violations) }
+    }
+}

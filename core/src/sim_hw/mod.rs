@@ -1,0 +1,312 @@
+//! Simulated CPUs on a [`SimMachine`]: the whole of [`Hardware`](crate::host::Hardware), for tests.
+//!
+//! A CPU walks what it was told to walk, as the manual says: four levels, write protection on, accessed and dirty bits set
+//! by atomic updates. It remembers every translation *and every table on the way* until told to forget, as a real CPU may
+//! and an ordinary test never sees: so whoever forgets a flush is found out ([`SimHardware::stale`], invariant I5).
+//! Each domain has a CPU of its own, and flushes but those that a stamp asks for reach only the CPU they are made on.
+//!
+//! Guest memory is reached through those walks, so hypercalls see the guest's memory as they do in ring 0, shadow faults
+//! included. What is written can be logged ([`SimHardware::watch`]): a request that fails must leave nothing behind (I7).
+//!
+//! No lock is held while memory is touched or a fault is resolved; the CPUs' state has one for the time of a look-up.
+
+mod cpu;
+mod setup;
+
+pub use cpu::{Fault, Mode};
+pub use setup::{PATTERN_SLOT, SimDomain, domain, host, host_with};
+
+use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn};
+use crate::host::Host;
+use crate::machine::{BadPointer, Clock, Console, CpuTables, DescriptorPage, GuestMemory, MachineMemory, Tlb};
+use crate::paging::shadow::Access;
+use crate::sim::SimMachine;
+use alloc::collections::BTreeMap;
+use alloc::sync::Weak;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
+use cpu::Cpu;
+use spin::Mutex;
+
+/// The simulated machine's hardware.
+pub struct SimHardware {
+    machine: SimMachine,
+    flush_clock: AtomicU32,
+    /// Which CPU executes.
+    current: AtomicUsize,
+    cpus: Mutex<Vec<Cpu>>,
+    descriptors: Mutex<BTreeMap<(u16, u8), Mfn>>,
+    written: Mutex<Option<BTreeMap<u64, u64>>>,
+    console: Mutex<Vec<u8>>,
+    host: Mutex<Weak<Host<SimHardware>>>,
+}
+
+/// A word of memory that is not what it was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Change {
+    /// Where, aligned to 8.
+    pub at: MachineAddr,
+    /// What was there.
+    pub before: u64,
+    /// What is there.
+    pub after: u64,
+}
+
+impl SimHardware {
+    /// Hardware with this many frames of RAM and one CPU for each of `cpus` domains.
+    #[must_use]
+    pub fn new(frames: usize, cpus: usize) -> Self {
+        Self {
+            machine: SimMachine::new(frames),
+            flush_clock: AtomicU32::new(1),
+            current: AtomicUsize::new(0),
+            cpus: Mutex::new((0..cpus).map(|_| Cpu::default()).collect()),
+            descriptors: Mutex::new(BTreeMap::new()),
+            written: Mutex::new(None),
+            console: Mutex::new(Vec::new()),
+            host: Mutex::new(Weak::new()),
+        }
+    }
+
+    /// The machine beneath.
+    #[must_use]
+    pub const fn machine(&self) -> &SimMachine {
+        &self.machine
+    }
+
+    /// From now on this CPU executes.
+    pub fn run_on(&self, cpu: usize) {
+        self.current.store(cpu, SeqCst);
+    }
+
+    /// The executing CPU now runs this domain (its root is loaded separately).
+    pub fn enter(&self, domain: DomId) {
+        self.on_cpu(|cpu| cpu.domain = Some(domain));
+    }
+
+    /// What the machine's console was given.
+    #[must_use]
+    pub fn console(&self) -> Vec<u8> {
+        self.console.lock().clone()
+    }
+
+    /// Begins to log what memory is changed.
+    pub fn watch(&self) {
+        *self.written.lock() = Some(BTreeMap::new());
+    }
+
+    /// Ends the log: every word that is not what it was.
+    #[must_use]
+    pub fn changes(&self) -> Vec<Change> {
+        let written = self.written.lock().take().unwrap_or_default();
+        let change = |(at, before)| Change { at: MachineAddr(at), before, after: self.machine.load64(MachineAddr(at)) };
+        written.into_iter().map(change).filter(|change| change.before != change.after).collect()
+    }
+
+    /// The frames mapped as a domain's descriptor tables.
+    #[must_use]
+    pub fn descriptor_pages(&self, domain: DomId) -> Vec<(DescriptorPage, Mfn)> {
+        let pages = self.descriptors.lock();
+        let of_domain = pages.range((domain.0, 0)..=(domain.0, u8::MAX));
+        of_domain.map(|(&(_, page), &frame)| (descriptor_page(page), frame)).collect()
+    }
+
+    fn on_cpu<R>(&self, action: impl FnOnce(&mut Cpu) -> R) -> R {
+        action(&mut self.cpus.lock()[self.current.load(SeqCst)])
+    }
+
+    fn host(&self) -> Option<alloc::sync::Arc<Host<Self>>> {
+        self.host.lock().upgrade()
+    }
+
+    /// Notes the words of `bytes` from `at` on, before they change.
+    fn note(&self, at: MachineAddr, bytes: u64) {
+        if let Some(written) = self.written.lock().as_mut() {
+            for word in (at.0 & !7..at.0 + bytes).step_by(8) {
+                written.entry(word).or_insert_with(|| self.machine.load64(MachineAddr(word)));
+            }
+        }
+    }
+
+    /// Copies to or from the guest, page by page.
+    fn each_page(
+        &self,
+        at: GuestVirt,
+        bytes: usize,
+        access: Access,
+        mut copy: impl FnMut(MachineAddr, core::ops::Range<usize>),
+    ) -> Result<(), BadPointer> {
+        let mut done = 0;
+        while done < bytes {
+            let here = at.offset(done as u64);
+            let length = (bytes - done).min(4096 - here.page_offset());
+            let found = self.access(here, access).map_err(|_| BadPointer)?;
+            // I/O memory has no contents here.
+            if found.mfn().0 < self.machine.frames() {
+                copy(found, done..done + length);
+            }
+            done += length;
+        }
+        Ok(())
+    }
+}
+
+/// The number of a page of a domain's tables, as it is kept here.
+const fn descriptor_key(page: DescriptorPage) -> u8 {
+    match page {
+        DescriptorPage::Gdt(page) => page,
+        DescriptorPage::Ldt(page) => 16 + page,
+    }
+}
+
+const fn descriptor_page(key: u8) -> DescriptorPage {
+    if key < 16 { DescriptorPage::Gdt(key) } else { DescriptorPage::Ldt(key - 16) }
+}
+
+impl MachineMemory for SimHardware {
+    fn load8(&self, at: MachineAddr) -> u8 {
+        self.machine.load8(at)
+    }
+
+    fn store8(&self, at: MachineAddr, value: u8) {
+        self.note(at, 1);
+        self.machine.store8(at, value);
+    }
+
+    fn load32(&self, at: MachineAddr) -> u32 {
+        self.machine.load32(at)
+    }
+
+    fn store32(&self, at: MachineAddr, value: u32) {
+        self.note(at, 4);
+        self.machine.store32(at, value);
+    }
+
+    fn load64(&self, at: MachineAddr) -> u64 {
+        self.machine.load64(at)
+    }
+
+    fn store64(&self, at: MachineAddr, value: u64) {
+        self.note(at, 8);
+        self.machine.store64(at, value);
+    }
+
+    fn cas32(&self, at: MachineAddr, old: u32, new: u32) -> Result<(), u32> {
+        self.note(at, 4);
+        self.machine.cas32(at, old, new)
+    }
+
+    fn cas64(&self, at: MachineAddr, old: u64, new: u64) -> Result<(), u64> {
+        self.note(at, 8);
+        self.machine.cas64(at, old, new)
+    }
+
+    fn or32(&self, at: MachineAddr, bits: u32) -> u32 {
+        self.note(at, 4);
+        self.machine.or32(at, bits)
+    }
+
+    fn clear_frame(&self, frame: Mfn) {
+        self.note(frame.addr(), 4096);
+        self.machine.clear_frame(frame);
+    }
+
+    fn read(&self, at: MachineAddr, into: &mut [u8]) {
+        self.machine.read(at, into);
+    }
+
+    fn write(&self, at: MachineAddr, from: &[u8]) {
+        self.note(at, from.len() as u64);
+        self.machine.write(at, from);
+    }
+}
+
+impl GuestMemory for SimHardware {
+    fn copy_from_guest(&self, from: GuestVirt, into: &mut [u8]) -> Result<(), BadPointer> {
+        let access = Access { write: false, user: false };
+        self.each_page(from, into.len(), access, |at, range| self.machine.read(at, &mut into[range]))
+    }
+
+    fn copy_to_guest(&self, to: GuestVirt, from: &[u8]) -> Result<(), BadPointer> {
+        let access = Access { write: true, user: false };
+        self.each_page(to, from.len(), access, |at, range| self.write(at, &from[range]))
+    }
+}
+
+impl Tlb for SimHardware {
+    fn flush_all(&self) {
+        self.machine.full_flushes.fetch_add(1, SeqCst);
+        let now = self.flush_clock.fetch_add(1, SeqCst).wrapping_add(1);
+        self.on_cpu(|cpu| cpu.forget_all(now));
+    }
+
+    fn flush_page(&self, at: GuestVirt) {
+        self.machine.page_flushes.fetch_add(1, SeqCst);
+        self.on_cpu(|cpu| cpu.forget_page(at));
+    }
+
+    fn flush_caches(&self) {
+        self.machine.cache_flushes.fetch_add(1, SeqCst);
+    }
+
+    fn stamp(&self) -> u32 {
+        self.flush_clock.load(SeqCst)
+    }
+
+    fn flush_if_older(&self, stamp: u32) {
+        let mut cpus = self.cpus.lock();
+        for cpu in cpus.iter_mut().filter(|cpu| cpu.last_flush.wrapping_sub(stamp) as i32 <= 0) {
+            self.machine.full_flushes.fetch_add(1, SeqCst);
+            cpu.forget_all(self.flush_clock.fetch_add(1, SeqCst).wrapping_add(1));
+        }
+    }
+}
+
+impl CpuTables for SimHardware {
+    fn load_root(&self, l4: Mfn) {
+        let now = self.flush_clock.fetch_add(1, SeqCst).wrapping_add(1);
+        self.on_cpu(|cpu| {
+            cpu.root = Some(l4);
+            cpu.forget_all(now);
+        });
+    }
+
+    fn map_descriptors(&self, domain: DomId, page: DescriptorPage, frame: Option<Mfn>) {
+        let key = (domain.0, descriptor_key(page));
+        let mut pages = self.descriptors.lock();
+        match frame {
+            Some(frame) => pages.insert(key, frame),
+            None => pages.remove(&key),
+        };
+    }
+
+    fn load_gdt(&self, _: DomId, entries: u16) {
+        self.on_cpu(|cpu| cpu.gdt_entries = entries);
+    }
+
+    fn load_ldt(&self, entries: u16) {
+        self.on_cpu(|cpu| cpu.ldt_entries = entries);
+    }
+
+    fn ldt_address(&self, domain: DomId) -> u64 {
+        0xffff_8200_0000_0000 + (u64::from(domain.0) * 32 + 16) * 4096
+    }
+
+    fn trap_fpu(&self) {}
+}
+
+impl Console for SimHardware {
+    fn console_write(&self, bytes: &[u8]) {
+        self.console.lock().extend_from_slice(bytes);
+    }
+
+    fn console_read(&self, _: &mut [u8]) -> usize {
+        0
+    }
+}
+
+impl Clock for SimHardware {
+    fn now_ns(&self) -> u64 {
+        self.machine.now_ns()
+    }
+}
