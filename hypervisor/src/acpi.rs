@@ -1,7 +1,8 @@
-//! What the ACPI tables say about this machine: interrupt controllers, reference clocks, how to turn it off and reset it.
+//! What the ACPI tables say about this machine: interrupt controllers, reference clocks, how to turn it off and reset
+//! it.
 //!
-//! The `acpi` crate finds and reads the tables. No AML is run: the one thing needed from it, the sleep type of state S5, is a constant
-//! package, which [`sleep_type`] finds by its encoding.
+//! The `acpi` crate finds and reads the tables. No AML is run: the one thing needed from it, the sleep type of state
+//! S5, is a constant package, which [`sleep_type`] finds by its encoding.
 
 use crate::boot::{self, info::AcpiRoot};
 use crate::mm::ioremap::{self, Access};
@@ -41,7 +42,8 @@ impl Register {
     /// Reads 32 bits.
     #[must_use]
     pub fn read32(self) -> u32 {
-        // SAFETY: the firmware says that a readable register is there; reading the registers used here has no side effect.
+        // SAFETY: the firmware says that a readable register is there; reading the registers used here has no side
+        // effect.
         unsafe {
             match self {
                 Self::Port(port) => Port::new(port).read(),
@@ -153,7 +155,8 @@ impl AcpiHandler for Mapper {
 
 /// Reads the tables.
 pub fn init() {
-    // SAFETY: the loader vouches for the address, or the BIOS's memory is searched, which holds no registers that reading would upset.
+    // SAFETY: the loader vouches for the address, or the BIOS's memory is searched, which holds no registers that
+    // reading would upset.
     let tables = unsafe {
         match boot::info().acpi {
             Some(AcpiRoot::Rsdp(at)) => AcpiTables::from_rsdp(Mapper, at.0 as usize),
@@ -196,7 +199,8 @@ fn read(tables: &AcpiTables<Mapper>) -> Machine {
 }
 
 fn power_off(tables: &AcpiTables<Mapper>, fadt: &Fadt) -> Option<PowerOff> {
-    let [type_a, type_b] = tables.dsdt().ok().into_iter().chain(tables.ssdts()).find_map(|table| with_aml(&table, sleep_type))?;
+    let mut code = tables.dsdt().ok().into_iter().chain(tables.ssdts());
+    let [type_a, type_b] = code.find_map(|table| with_aml(&table, sleep_type))?;
     if { fadt.flags }.system_is_hw_reduced_acpi() {
         let control = Register::new(fadt.sleep_control_register().ok()??)?;
         return Some(PowerOff::Reduced { control, sleep_type: type_a });
@@ -226,7 +230,8 @@ fn sleep_type(aml: &[u8]) -> Option<[u8; 2]> {
     const PACKAGE: u8 = 0x12;
     let name = aml.windows(5).position(|bytes| &bytes[..4] == b"_S5_" && bytes[4] == PACKAGE)?;
     let package = &aml[name + 5..];
-    // The two highest bits of the package's first byte tell how many more bytes its length has; then comes the number of elements.
+    // The two highest bits of the package's first byte tell how many more bytes its length has; then comes the number
+    // of elements.
     let header = 1 + usize::from(package.first()? >> 6) + 1;
     let mut rest = package.get(header..)?.iter();
     let mut number = || match rest.next()? {

@@ -1,7 +1,7 @@
 //! The end: reports of panics and of faults in the hypervisor.
 //!
-//! A report may find the machine in any state. It takes no lock that it cannot do without ([`console::emergency`]), reads
-//! the stack only where the stack is, and if it faults itself, stops at once.
+//! A report may find the machine in any state. It takes no lock that it cannot do without ([`console::emergency`]),
+//! reads the stack only where the stack is, and if it faults itself, stops at once.
 
 use crate::console;
 use crate::cpu::entry::{Origin, TrapFrame};
@@ -126,7 +126,10 @@ fn backtrace(out: &mut impl Write, rbp: u64) -> fmt::Result {
             && VirtAddr::try_new(at + 8).is_ok_and(|at| percpu::classify(cpu, at) == StackAddress::Stack)
     };
     let mut frame = rbp;
-    for _ in 0..MAX_FRAMES {
+    // Recursion is told once, not line by line.
+    let (mut last, mut repeats) = (0, 0u32);
+    let mut printed = 0;
+    while printed < MAX_FRAMES {
         if !in_stack(frame) {
             break;
         }
@@ -136,8 +139,17 @@ fn backtrace(out: &mut impl Write, rbp: u64) -> fmt::Result {
         if ret == 0 {
             break;
         }
-        // A return address points behind the call, possibly at the next function.
-        writeln!(out, "(px)   {ret:#018x} {}", Symbolised(VirtAddr::new_truncate(ret.wrapping_sub(1))))?;
+        if ret == last {
+            repeats += 1;
+        } else {
+            if repeats > 0 {
+                writeln!(out, "(px)   the same {repeats} times more")?;
+            }
+            (last, repeats) = (ret, 0);
+            printed += 1;
+            // A return address points behind the call, possibly at the next function.
+            writeln!(out, "(px)   {ret:#018x} {}", Symbolised(VirtAddr::new_truncate(ret.wrapping_sub(1))))?;
+        }
         if next <= frame {
             break;
         }
@@ -212,4 +224,3 @@ fn describe_panic(out: &mut impl Write, info: &PanicInfo<'_>, rbp: u64) -> fmt::
     writeln!(out, "(px) backtrace:")?;
     backtrace(out, rbp)
 }
-

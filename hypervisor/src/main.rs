@@ -1,12 +1,13 @@
 //! Proxenos, the hypervisor: the part of it that needs the machine.
 //!
-//! [`boot`] leads from the first instruction to [`kmain`], where everything the hypervisor itself needs works: its address space ([`mm`]),
-//! traps ([`cpu`]), the console, time, interrupts, power. From there [`guest`] takes over.
+//! [`boot`] leads from the first instruction to [`kmain`], where everything the hypervisor itself needs works: its
+//! address space ([`mm`]), traps ([`cpu`]), the console, time, interrupts, power. From there [`guest`] takes over.
 //!
 //! Rules that hold everywhere:
 //!
-//! - Interrupts are disabled whenever the hypervisor runs, except at the one `hlt` of the idle loop. So nothing here
-//!   is ever interrupted by itself, but by NMI, machine check and its own faults, and a spin lock is all a lock needs to be.
+//! - Interrupts are disabled whenever the hypervisor runs, except at the one `hlt` of the idle loop. So nothing here is
+//!   ever interrupted by itself, but by NMI, machine check and its own faults, and a spin lock is all a lock needs to
+//!   be.
 //! - A CPU has one stack; what is per CPU lies at its top ([`cpu::percpu`]).
 //! - A fault in the hypervisor is the end, except at the instructions of [`cpu::extable`]; it is reported ([`fault`]).
 #![no_std]
@@ -26,7 +27,8 @@ mod power;
 mod symbols;
 mod time;
 
-/// Runs on the boot CPU's own stack, with address space, heap and traps in order: brings up the rest and leaves for the guests.
+/// Runs on the boot CPU's own stack, with address space, heap and traps in order: brings up the rest and leaves for the
+/// guests.
 extern "C" fn kmain() -> ! {
     acpi::init();
     time::init();

@@ -112,8 +112,8 @@ impl Options {
         debug_exit: None,
     };
 
-    /// Reads a command line, up to the word `--`. Each word that is not understood is passed to `complain` and otherwise ignored; of an
-    /// option that is given twice the last counts.
+    /// Reads a command line, up to the word `--`. Each word that is not understood is passed to `complain` and
+    /// otherwise ignored; of an option that is given twice the last counts.
     pub fn parse<'a>(command_line: &'a str, complain: &mut dyn FnMut(Complaint<'a>)) -> Self {
         let mut options = Self::DEFAULT;
         for word in split_guest_part(command_line).0.split_ascii_whitespace() {

@@ -40,8 +40,8 @@ pub fn power_off() -> ! {
     halt()
 }
 
-/// Starts the machine anew: by ACPI's reset register, the PC's reset control register, the keyboard controller, and a triple
-/// fault, whichever works first.
+/// Starts the machine anew: by ACPI's reset register, the PC's reset control register, the keyboard controller, and a
+/// triple fault, whichever works first.
 pub fn reboot() -> ! {
     interrupts::disable();
     acpi::reset();

@@ -1,7 +1,7 @@
 //! The hypervisor's own names: its build id, and the functions' names for backtraces.
 //!
-//! The table of names is reserved here and filled in after linking by `cargo xtask`, which defines its format (xtask/src/symbols.rs). A table that
-//! was not filled, or holds nonsense, gives no names and does no other harm.
+//! The table of names is reserved here and filled in after linking by `cargo xtask`, which defines its format
+//! (xtask/src/symbols.rs). A table that was not filled, or holds nonsense, gives no names and does no other harm.
 
 use crate::mm::layout::{self, IMAGE};
 use core::fmt;

@@ -1,8 +1,9 @@
 //! The first instructions: from 32-bit protected mode without paging to [`super::boot_main`] in long mode.
 //!
 //! There are two ways in. PVH enters at `boot_entry_pvh` with the physical address of its `hvm_start_info` in `ebx`
-//! (Xen's docs/misc/pvh: flat 32-bit segments, paging off, interrupts off). Multiboot 1 and 2 enter at `boot_entry_multiboot`,
-//! the ELF entry point, with a magic number in `eax` and the address of the information in `ebx`.
+//! (Xen's docs/misc/pvh: flat 32-bit segments, paging off, interrupts off). Multiboot 1 and 2 enter at
+//! `boot_entry_multiboot`, the ELF entry point, with a magic number in `eax` and the address of the information in
+//! `ebx`.
 //!
 //! The boot page tables built here are simple and short-lived: the first 4 GiB, writable and executable, at virtual 0
 //! and at the start of the direct map, and the image where it is linked. They are left for good once
@@ -21,11 +22,12 @@ pub const MULTIBOOT2_MAGIC: u32 = 0x36d7_6289;
 /// Machine memory that the boot page tables map: 4 GiB.
 pub const BOOT_MAP_END: u64 = 1 << 32;
 
-// Multiboot 2 header (Multiboot2 specification 1.6, section 3.1): i386, no tags but the end. The ELF file's own program headers say
-// where to load and `e_entry` where to start.
+// Multiboot 2 header (Multiboot2 specification 1.6, section 3.1): i386, no tags but the end. The ELF file's own program
+// headers say where to load and `e_entry` where to start.
 //
-// There is deliberately no Multiboot 1 header: QEMU looks for one first, refuses a 64-bit ELF file that has it, and would never look for
-// the PVH note. `cargo xtask` makes a separate file for Multiboot 1 loaders, which enters at `boot_entry_multiboot` too.
+// There is deliberately no Multiboot 1 header: QEMU looks for one first, refuses a 64-bit ELF file that has it, and
+// would never look for the PVH note. `cargo xtask` makes a separate file for Multiboot 1 loaders, which enters at
+// `boot_entry_multiboot` too.
 global_asm!(
     ".pushsection .boot.header, \"a\", @progbits",
     ".balign 8",
@@ -65,7 +67,8 @@ global_asm!(
     "   rdtsc",
     "   movl %eax, boot_tsc_phys",
     "   movl %edx, boot_tsc_phys + 4",
-    // Long mode (CPUID 80000001h EDX bit 29) and no-execute (bit 20) or nothing. Every CPU that could boot this has CPUID itself.
+    // Long mode (CPUID 80000001h EDX bit 29) and no-execute (bit 20) or nothing. Every CPU that could boot this has
+    // CPUID itself.
     "   movl $0x80000000, %eax",
     "   cpuid",
     "   cmpl $0x80000001, %eax",
@@ -152,7 +155,8 @@ global_asm!(
     "   jmp 6b",
     "boot_text_no_long_mode: .asciz \"\\r\\n(px) this CPU has no 64-bit mode: cannot run\\r\\n\"",
     "boot_text_no_nx: .asciz \"\\r\\n(px) this CPU has no no-execute protection: cannot run\\r\\n\"",
-    // The GDT of the boot: the hypervisor's two selectors stand where they always will, so the IDT works from the first day.
+    // The GDT of the boot: the hypervisor's two selectors stand where they always will, so the IDT works from the first
+    // day.
     ".balign 8",
     "boot_gdt:",
     "   .fill 256, 8, 0",

@@ -22,6 +22,16 @@ pub enum Protocol {
     Multiboot2,
 }
 
+impl core::fmt::Display for Protocol {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Pvh(version) => write!(f, "PVH, version {version}"),
+            Self::Multiboot1 => write!(f, "Multiboot 1"),
+            Self::Multiboot2 => write!(f, "Multiboot 2"),
+        }
+    }
+}
+
 /// What a region of the memory map is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RegionKind {

@@ -1,7 +1,7 @@
 //! Reading what the loader left, by machine address, while the boot page tables are in use.
 //!
-//! Only the first 4 GiB can be read: the boot page tables map no more, and every loader of the three protocols runs in 32
-//! bits. Nothing read is trusted: bounds are checked here, contents by the callers.
+//! Only the first 4 GiB can be read: the boot page tables map no more, and every loader of the three protocols runs in
+//! 32 bits. Nothing read is trusted: bounds are checked here, contents by the callers.
 
 use crate::boot::asm::BOOT_MAP_END;
 use crate::boot::info::BootError;

@@ -65,7 +65,11 @@ extern "C" fn boot_main(magic: u32, at: u32) -> ! {
     });
     let line = info().text(info().command_line);
     let mut complaints = arrayvec::ArrayVec::<_, 8>::new();
-    OPTIONS.call_once(|| Options::parse(line, &mut |complaint| { let _ = complaints.try_push(complaint); }));
+    OPTIONS.call_once(|| {
+        Options::parse(line, &mut |complaint| {
+            let _ = complaints.try_push(complaint);
+        })
+    });
     console::init(options());
     for complaint in complaints {
         log::warn!("{complaint}");
@@ -86,7 +90,7 @@ extern "C" fn boot_main(magic: u32, at: u32) -> ! {
 /// Prints what the loader told us.
 fn report() {
     let info = info();
-    log::info!("booted by {:?}, command line \"{}\"", info.protocol, info.text(info.command_line));
+    log::info!("booted by {}, command line \"{}\"", info.protocol, info.text(info.command_line));
     for region in &info.regions {
         log::debug!("{:#014x}..{:#014x} {:?}", region.range.start, region.range.end, region.kind);
     }

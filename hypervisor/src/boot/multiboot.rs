@@ -1,7 +1,7 @@
 //! Multiboot 1 (QEMU's `-kernel` with several modules, old GRUB) and Multiboot 2 (GRUB).
 //!
-//! Multiboot 1's information is a small fixed structure (Multiboot specification 0.6.96, section 3.3), read here; Multiboot 2's tags are
-//! read by the `multiboot2` crate.
+//! Multiboot 1's information is a small fixed structure (Multiboot specification 0.6.96, section 3.3), read here;
+//! Multiboot 2's tags are read by the `multiboot2` crate.
 
 use crate::boot::info::{AcpiRoot, BootError, BootInfo, Protocol};
 use crate::boot::loader_memory::{bytes, text, u32_at, u64_at};
@@ -26,7 +26,7 @@ pub fn parse_1(at: u32, info: &mut BootInfo) -> Result<(), BootError> {
         // Its first word is the file's name.
         let line = text(u32_at(start, 16).into(), "command line")?;
         let name = line.iter().position(|&byte| byte == b' ').unwrap_or(line.len());
-        info.command_line = info.keep_text(&line[name..])?;
+        info.command_line = info.keep_text(line[name..].trim_ascii())?;
     }
     if flags & HAS_MEMORY_MAP == 0 {
         return Err(BootError::NoMemoryMap);

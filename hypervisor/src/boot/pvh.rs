@@ -1,7 +1,8 @@
 //! PVH: what QEMU's `-kernel` and cloud VMMs use.
 //!
-//! The loader passes the address of an `hvm_start_info` (Xen's public header arch-x86/hvm/start_info.h, where offsets and version rules are
-//! given): version 0 has modules and a command line, version 1 adds the memory map, without which we cannot run.
+//! The loader passes the address of an `hvm_start_info` (Xen's public header arch-x86/hvm/start_info.h, where offsets
+//! and version rules are given): version 0 has modules and a command line, version 1 adds the memory map, without which
+//! we cannot run.
 
 use crate::boot::asm::PVH_MAGIC;
 use crate::boot::info::{AcpiRoot, BootError, BootInfo, MAX_MODULES, MAX_REGIONS, Protocol};

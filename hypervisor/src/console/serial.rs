@@ -1,6 +1,7 @@
 //! The serial port COM1, polled.
 //!
-//! Output waits until the UART takes it, so nothing is lost, but for no longer than a UART needs: one that stops responding is given up.
+//! Output waits until the UART takes it, so nothing is lost, but for no longer than a UART needs: one that stops
+//! responding is given up.
 
 use uart_16550::backend::PioBackend;
 use uart_16550::spec::registers::IER;
@@ -8,8 +9,8 @@ use uart_16550::{BaudRate, Config, Uart16550};
 
 /// COM1's first register.
 const COM1: u16 = 0x3f8;
-/// How often the UART is asked whether it can take more before it is given up. Even at 300 baud the queue of sixteen bytes empties in
-/// half a second, and a port access takes at least half a microsecond on hardware.
+/// How often the UART is asked whether it can take more before it is given up. Even at 300 baud the queue of sixteen
+/// bytes empties in half a second, and a port access takes at least half a microsecond on hardware.
 const PATIENCE: u32 = 4_000_000;
 
 /// COM1, or nothing.
@@ -26,8 +27,7 @@ impl Serial {
     /// Looks for COM1 and sets it to `baud` bits a second, 8 data bits, no parity, one stop bit, no interrupts.
     pub fn open(baud: u32) -> Self {
         let mut serial = Self::assume();
-        let config =
-            Config { baud_rate: BaudRate::Custom(baud), interrupts: IER::empty(), ..Config::default() };
+        let config = Config { baud_rate: BaudRate::Custom(baud), interrupts: IER::empty(), ..Config::default() };
         let found = serial.uart.as_mut().is_some_and(|uart| uart.init(config).is_ok());
         if found { serial } else { Self::absent() }
     }

@@ -85,8 +85,8 @@ fn detect() -> Features {
     }
 }
 
-/// The TSC's frequency as CPUID gives it: exactly by leaf 15h (Intel SDM vol. 3, 18.7.3), or from a hypervisor below us by
-/// leaf 40000010h (kHz; a convention of VMware's that KVM and others follow).
+/// The TSC's frequency as CPUID gives it: exactly by leaf 15h (Intel SDM vol. 3, 18.7.3), or from a hypervisor below us
+/// by leaf 40000010h (kHz; a convention of VMware's that KVM and others follow).
 fn tsc_frequency(cpuid: &CpuId<CpuIdReaderNative>) -> Option<u64> {
     let plausible = |hz: &u64| (100_000_000..20_000_000_000).contains(hz);
     let exact = cpuid.get_tsc_info().and_then(|info| info.tsc_frequency());
@@ -96,14 +96,16 @@ fn tsc_frequency(cpuid: &CpuId<CpuIdReaderNative>) -> Option<u64> {
 
 const IA32_SYSENTER_CS: u32 = 0x174;
 const IA32_PAT: u32 = 0x277;
-/// The PAT after reset: write-back, write-through, uncached-, uncached, twice. Guests' PCD and PWT bits mean what they always did.
+/// The PAT after reset: write-back, write-through, uncached-, uncached, twice. Guests' PCD and PWT bits mean what they
+/// always did.
 const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 
 /// Sets this CPU's control registers as the hypervisor needs them.
 ///
 /// - Paging protections bind the hypervisor too: CR0.WP and EFER.NXE on.
-/// - Off, whatever the firmware left: SMEP, SMAP and UMIP, which would change what an x86_32 kernel in ring 1 (supervisor to the CPU) sees;
-///   OSXSAVE, since guests of this interface save with FXSAVE; PGE, since nothing is global; PCID; FSGSBASE; TSD, so guests read the TSC.
+/// - Off, whatever the firmware left: SMEP, SMAP and UMIP, which would change what an x86_32 kernel in ring 1
+///   (supervisor to the CPU) sees; OSXSAVE, since guests of this interface save with FXSAVE; PGE, since nothing is
+///   global; PCID; FSGSBASE; TSD, so guests read the TSC.
 /// - Alignment checks (CR0.AM) are a guest application's own business: on, they cost nothing below ring 3.
 /// - `sysenter` faults: it would enter the hypervisor by no gate.
 pub fn set_control_registers() {
@@ -119,8 +121,8 @@ pub fn set_control_registers() {
         | Cr4Flags::OSFXSR
         | Cr4Flags::OSXMMEXCPT_ENABLE;
     let features = get();
-    // SAFETY: long mode stays on with the same page tables, whose entries use NX only where EFER.NXE has been on since the boot code; no
-    // code of ours depends on a feature that this turns off. SYSENTER_CS = 0 makes `sysenter` fault.
+    // SAFETY: long mode stays on with the same page tables, whose entries use NX only where EFER.NXE has been on since
+    // the boot code; no code of ours depends on a feature that this turns off. SYSENTER_CS = 0 makes `sysenter` fault.
     unsafe {
         Cr0::write(cr0);
         Cr4::write(cr4);

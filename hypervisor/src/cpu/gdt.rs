@@ -2,7 +2,8 @@
 //!
 //! Guests hard-code the selectors of their flat segments (arch-x86_32.h, arch-x86_64.h), so the slots are the same
 //! everywhere; the slots below 256 are a guest's own. Each CPU has a table of its own in one page, of 296 entries: what
-//! fits the interface's smallest limit (0x93f). A guest's GDT replaces it while the guest runs, with the same reserved entries.
+//! fits the interface's smallest limit (0x93f). A guest's GDT replaces it while the guest runs, with the same reserved
+//! entries.
 //!
 //! The hypervisor's own selectors satisfy `syscall`, which loads CS from STAR\[47:32\] and SS from 8 above (Intel SDM
 //! vol. 3, 5.8.8).
@@ -48,8 +49,8 @@ const LONG: u64 = 1 << 53;
 
 /// A flat segment: base 0, limit 4 GiB, present.
 ///
-/// An x86_32 guest reaches all of its 4 GiB with it, and nothing else: the hypervisor lies above what 32 bits can name, and
-/// the part of the 4 GiB that the interface reserves is guarded by page protection.
+/// An x86_32 guest reaches all of its 4 GiB with it, and nothing else: the hypervisor lies above what 32 bits can name,
+/// and the part of the 4 GiB that the interface reserves is guarded by page protection.
 const fn flat(kind: u64, dpl: u64, size: u64) -> u64 {
     0xffff | (kind | 0x10) << 40 | dpl << 45 | 1 << 47 | 0xf << 48 | size | 1 << 55
 }

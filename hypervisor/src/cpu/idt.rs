@@ -1,11 +1,11 @@
 //! The interrupt descriptor table: 256 interrupt gates, one table for all CPUs.
 //!
-//! Every gate disables interrupts, so the hypervisor never nests (NMI and machine check apart). Gates have DPL 0, so a guest's
-//! `int n` faults with #GP and is delivered by software, but for breakpoint and overflow (3, 4: any ring, as `int3` and
-//! `into` demand) and the hypercall vector 0x82 (ring 1 and 0: an application's attempt must fault).
+//! Every gate disables interrupts, so the hypervisor never nests (NMI and machine check apart). Gates have DPL 0, so a
+//! guest's `int n` faults with #GP and is delivered by software, but for breakpoint and overflow (3, 4: any ring, as
+//! `int3` and `into` demand) and the hypercall vector 0x82 (ring 1 and 0: an application's attempt must fault).
 //!
-//! NMI, double fault, machine check and debug have stacks of their own (IST): they may come at the one instruction after
-//! `syscall` where rsp still is the guest's.
+//! NMI, double fault, machine check and debug have stacks of their own (IST): they may come at the one instruction
+//! after `syscall` where rsp still is the guest's.
 
 use crate::cpu::gdt;
 use core::cell::UnsafeCell;
@@ -102,7 +102,8 @@ type Gate = [u64; 2];
 #[repr(C, align(4096))]
 struct Idt(UnsafeCell<[Gate; 256]>);
 
-// SAFETY: the table is written only in `init` and `load_with_stacks`, by the boot CPU while it is the only one; later only CPUs read it.
+// SAFETY: the table is written only in `init` and `load_with_stacks`, by the boot CPU while it is the only one; later
+// only CPUs read it.
 unsafe impl Sync for Idt {}
 
 static IDT: Idt = Idt(UnsafeCell::new([[0; 2]; 256]));

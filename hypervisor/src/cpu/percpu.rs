@@ -1,9 +1,9 @@
 //! What each CPU has for itself: its stacks, its descriptor tables, and the [`Cpu`] at the top of its stack.
 //!
-//! Guests own the fs and gs bases, so the hypervisor finds its per-CPU data from the stack pointer alone: a CPU's
-//! stack is [`STACK_SIZE`] bytes, aligned to that; its last eight bytes point to the [`Cpu`], which lies right below them. An interrupt
-//! stack, aligned alike, has the same pointer in its last eight bytes. So [`Cpu::current`] is one `or` and one load on every
-//! stack.
+//! Guests own the fs and gs bases, so the hypervisor finds its per-CPU data from the stack pointer alone: a CPU's stack
+//! is [`STACK_SIZE`] bytes, aligned to that; its last eight bytes point to the [`Cpu`], which lies right below them. An
+//! interrupt stack, aligned alike, has the same pointer in its last eight bytes. So [`Cpu::current`] is one `or` and
+//! one load on every stack.
 //!
 //! No lock: a `Cpu` is used by its own CPU, with interrupts disabled; what others may touch is atomic.
 
@@ -68,8 +68,8 @@ impl Cpu {
     #[must_use]
     pub fn current() -> &'static Self {
         let this: *const Self;
-        // SAFETY: from `enter` on, every stack the hypervisor runs on is STACK_SIZE long, aligned to that, mapped at its
-        // top, and ends in a pointer to the CPU's `Cpu`, which is never unmapped or written as a whole again.
+        // SAFETY: from `enter` on, every stack the hypervisor runs on is STACK_SIZE long, aligned to that, mapped at
+        // its top, and ends in a pointer to the CPU's `Cpu`, which is never unmapped or written as a whole again.
         unsafe {
             asm!(
                 "mov {0}, rsp",

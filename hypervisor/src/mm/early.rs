@@ -1,8 +1,8 @@
 //! The machine's memory map, and frames for what is built before there is a real frame allocator.
 //!
-//! [`init`] takes the loader's map and everything that must not be touched; [`alloc`] then hands out zeroed frames until
-//! [`hand_over`] gives all that is left to the frame allocator of `core` and closes this one. Page tables and the heap
-//! that grow later take frames from the source that [`set_frame_source`] names.
+//! [`init`] takes the loader's map and everything that must not be touched; [`alloc`] then hands out zeroed frames
+//! until [`hand_over`] gives all that is left to the frame allocator of `core` and closes this one. Page tables and the
+//! heap that grow later take frames from the source that [`set_frame_source`] names.
 //!
 //! One lock, [`EARLY`], held only here and never while calling anything else.
 
@@ -76,7 +76,12 @@ pub fn init(info: &BootInfo) {
     free.remove(FIRST_MIB);
     free.remove(whole_frames(image()));
     for module in &info.modules {
-        free.remove(whole_frames(module.range.clone()));
+        let range = &module.range;
+        let inside = ram.iter().any(|ram| ram.start <= range.start && range.end <= ram.end);
+        let apart = range.end <= image().start || range.start >= image().end;
+        assert!(inside || range.is_empty(), "the loader says that a module lies at {range:x?}, which is not memory");
+        assert!(apart || range.is_empty(), "the loader put a module at {range:x?}, over the hypervisor");
+        free.remove(whole_frames(range.clone()));
     }
     RAM.call_once(|| ram);
     *EARLY.lock() = Early { free, open: Open::Yes };
@@ -112,8 +117,8 @@ pub fn alloc(frames: u64, align: u64, zone: Zone) -> Option<Mfn> {
         range
     };
     let at: *mut u8 = layout::direct(found.start).as_mut_ptr();
-    // SAFETY: the range is RAM that was nobody's until it left the set just now, and the direct map covers it, or its part below 4 GiB
-    // while only that is mapped.
+    // SAFETY: the range is RAM that was nobody's until it left the set just now, and the direct map covers it, or its
+    // part below 4 GiB while only that is mapped.
     unsafe { at.write_bytes(0, (frames * PAGE_SIZE) as usize) };
     Some(found.start.mfn())
 }
@@ -159,7 +164,8 @@ pub fn free_bytes() -> u64 {
 
 /// Says where page tables and the heap get frames after [`hand_over`].
 ///
-/// The source must not allocate from the heap, log, or take a lock that is held while allocating from the heap. Its frames need not be zeroed.
+/// The source must not allocate from the heap, log, or take a lock that is held while allocating from the heap. Its
+/// frames need not be zeroed.
 pub fn set_frame_source(source: fn() -> Option<Mfn>) {
     FRAME_SOURCE.call_once(|| source);
 }

@@ -1,10 +1,10 @@
 //! The heap: what `alloc` allocates from.
 //!
-//! It starts as [`INITIAL`] bytes of frames mapped at [`layout::HEAP`], and grows there in steps, first from the early allocator, later from the
-//! source that [`early::set_frame_source`] names. It never shrinks.
+//! It starts as [`INITIAL`] bytes of frames mapped at [`layout::HEAP`], and grows there in steps, first from the early
+//! allocator, later from the source that [`early::set_frame_source`] names. It never shrinks.
 //!
-//! The allocator's own lock guards it. Growing takes the lock of the page tables and that of the frame source inside it;
-//! so neither may be held while allocating. NMI and machine-check handlers do not allocate.
+//! The allocator's own lock guards it. Growing takes the lock of the page tables and that of the frame source inside
+//! it; so neither may be held while allocating. NMI and machine-check handlers do not allocate.
 
 use crate::mm::early;
 use crate::mm::layout::{self, PAGE_SIZE};

@@ -1,8 +1,8 @@
 //! Which virtual address belongs to what.
 //!
 //! The x86_64 guest interface leaves the hypervisor the top-level (L4) slots 256 to 271, 0xffff800000000000 to
-//! 0xffff87ffffffffff; nothing else is used once [`super::paging::init`] has run. The 16 L3 tables below these slots are
-//! allocated at boot and stay for good, so the 16 entries never change: a guest's top-level table gets a copy of
+//! 0xffff87ffffffffff; nothing else is used once [`super::paging::init`] has run. The 16 L3 tables below these slots
+//! are allocated at boot and stay for good, so the 16 entries never change: a guest's top-level table gets a copy of
 //! them ([`super::paging::hypervisor_slots`]) and never has to be visited again.
 //!
 //! | slot | from               | what                                                              |
@@ -15,9 +15,9 @@
 //! | 261  | 0xffff828000000000 | the image                                                         |
 //! | 262  | 0xffff830000000000 | direct map of all RAM, to the end of slot 271 (5 TiB)             |
 //!
-//! None of these mappings is global (G clear, CR4.PGE off). A global entry would save refilling the hypervisor's translations after
-//! a guest's address-space switch, but a guest must not be able to make one, and a flush would have to toggle CR4.PGE;
-//! it is a later optimisation, and a measured one.
+//! None of these mappings is global (G clear, CR4.PGE off). A global entry would save refilling the hypervisor's
+//! translations after a guest's address-space switch, but a guest must not be able to make one, and a flush would have
+//! to toggle CR4.PGE; it is a later optimisation, and a measured one.
 
 use proxenos_abi::{MachineAddr, Mfn};
 use x86_64::VirtAddr;
@@ -76,10 +76,11 @@ pub const STACK_SIZE: u64 = 32 << 10;
 /// Bytes of the stack that the boot runs on before there are per-CPU areas. It has no guard page.
 pub const BOOT_STACK_SIZE: u64 = 64 << 10;
 
-/// Distance from one CPU's area to the next. Everything between the parts is unmapped, so a stack overflow or a wild index
-/// faults and never reaches a neighbour.
+/// Distance from one CPU's area to the next. Everything between the parts is unmapped, so a stack overflow or a wild
+/// index faults and never reaches a neighbour.
 pub const CPU_AREA_SIZE: u64 = 256 << 10;
-/// Offset in a CPU's area of the first interrupt stack; the others follow, each [`STACK_SIZE`] further. Of each, the lowest page is a guard.
+/// Offset in a CPU's area of the first interrupt stack; the others follow, each [`STACK_SIZE`] further. Of each, the
+/// lowest page is a guard.
 pub const CPU_IST_STACKS: u64 = 0;
 /// Number of interrupt stacks.
 pub const IST_STACKS: usize = 4;

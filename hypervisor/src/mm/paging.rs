@@ -1,8 +1,9 @@
 //! The hypervisor's own page tables.
 //!
-//! [`init`] builds them and leaves the boot's; then every mapping is either writable or executable and never both, the direct map
-//! has all RAM and nothing else, and the frames of the image's code and constants are read-only in it. Tables are
-//! never freed, and the 16 L3 tables never change place, so copies of the top-level entries stay right for ever.
+//! [`init`] builds them and leaves the boot's; then every mapping is either writable or executable and never both, the
+//! direct map has all RAM and nothing else, and the frames of the image's code and constants are read-only in it.
+//! Tables are never freed, and the 16 L3 tables never change place, so copies of the top-level entries stay right for
+//! ever.
 //!
 //! The lock [`TABLES`] guards every change below the top level. Readers (the CPU, [`translate`]) need none: entries are
 //! written whole, and only from not present to present or back.
@@ -66,8 +67,8 @@ static TOP: Once<Mfn> = Once::new();
 /// The table in a frame.
 fn table(frame: Mfn) -> &'static Table {
     let at: *const Table = layout::direct_frame(frame).as_ptr();
-    // SAFETY: callers pass only frames that `new_table` took, which stay tables for good; they are mapped in the direct map, aligned, and
-    // changed only by atomic stores.
+    // SAFETY: callers pass only frames that `new_table` took, which stay tables for good; they are mapped in the direct
+    // map, aligned, and changed only by atomic stores.
     unsafe { &*at }
 }
 
@@ -104,7 +105,8 @@ fn descend(entry: &AtomicU64) -> Mfn {
 /// Maps a range of whole pages to contiguous machine memory, in the largest pages that fit.
 ///
 /// # Panics
-/// When the range is not the hypervisor's, not whole pages, or (partly) mapped already; when memory for tables runs out.
+/// When the range is not the hypervisor's, not whole pages, or (partly) mapped already; when memory for tables runs
+/// out.
 pub fn map(range: VirtRange, to: MachineAddr, flags: Flags) {
     let top = *TOP.get().expect("page tables exist");
     map_in(top, range, to, flags);

@@ -1,7 +1,8 @@
 //! The local APIC of this CPU: its timer, and the end of interrupts.
 //!
-//! Registers are MSRs where there is an x2APIC and memory else. The timer compares with the TSC where it can (TSC-deadline mode); otherwise it counts down at a rate
-//! that [`super::tsc`] measures. (Intel SDM vol. 3, chapter 11.)
+//! Registers are MSRs where there is an x2APIC and memory else. The timer compares with the TSC where it can
+//! (TSC-deadline mode); otherwise it counts down at a rate that [`super::tsc`] measures. (Intel SDM vol. 3, chapter
+//! 11.)
 //!
 //! What this module remembers is the same for all CPUs and written at boot; the registers are each CPU's own.
 
@@ -92,7 +93,8 @@ fn read(register: Register) -> u32 {
 
 #[inline]
 fn write(register: Register, value: u32) {
-    // SAFETY: `init` enabled the APIC in this mode. The interrupts that writes lead to have vectors of the hypervisor's, whose gates are in place.
+    // SAFETY: `init` enabled the APIC in this mode. The interrupts that writes lead to have vectors of the
+    // hypervisor's, whose gates are in place.
     unsafe {
         match mode() {
             Mode::Memory(base) => (base + register as u64).as_mut_ptr::<u32>().write_volatile(value),
@@ -199,20 +201,23 @@ pub(super) fn init_timer() {
 }
 
 /// Arms this CPU's timer: it interrupts when [`now_ns`] is `ns`, or as soon as interrupts are enabled if that is past.
-/// One deadline a CPU: the last one counts. A far one may interrupt early, so the clock has the last word.
+/// One deadline a CPU: the last one counts. One that is seconds away may interrupt early, so the clock has the last
+/// word.
 pub fn set_deadline(ns: u64) {
+    let now = now_ns();
+    let delay = ns.saturating_sub(now).min(MAX_DELAY_NS);
     match *TIMER.get().expect("the timer is set up") {
         // 0 would disarm it.
         // SAFETY: the timer is in this mode, so the register exists.
-        Timer::TscDeadline => unsafe { { IA32_TSC_DEADLINE }.write(tsc::from_ns(ns).0.max(1)) },
+        Timer::TscDeadline => unsafe { { IA32_TSC_DEADLINE }.write(tsc::from_ns(now + delay).0.max(1)) },
         Timer::Count(per_ns) => {
-            let ticks = per_ns.apply(ns.saturating_sub(now_ns()).min(MAX_DELAY_NS));
+            let ticks = per_ns.apply(delay);
             write(Register::InitialCount, u32::try_from(ticks).unwrap_or(MAX_COUNT).max(1));
         }
     }
 }
 
-/// Delays beyond a minute are cut: the product with any real rate fits.
+/// Delays beyond a minute are cut: the products with any real rate fit.
 const MAX_DELAY_NS: u64 = 60_000_000_000;
 
 /// Disarms this CPU's timer.

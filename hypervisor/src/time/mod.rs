@@ -1,7 +1,7 @@
 //! Time: the TSC as clock, the local APIC's timer as alarm, the real-time clock for the date.
 //!
-//! [`now_ns`] counts nanoseconds from the hypervisor's first instructions. It is one multiplication away from the TSC, whose rate
-//! is measured once, at boot, against a clock of known rate.
+//! [`now_ns`] counts nanoseconds from the hypervisor's first instructions. It is one multiplication away from the TSC,
+//! whose rate is measured once, at boot, against a clock of known rate.
 
 pub mod apic;
 pub mod pic;

@@ -1,7 +1,8 @@
 //! The old interrupt controllers: the two 8259s and the I/O APICs, all masked.
 //!
 //! Devices belong to guests, and no guest has been given an interrupt line yet. A masked 8259 can still deliver a
-//! spurious interrupt, so the two are moved to vectors of the hypervisor's; the sixteen from 0x20 on are fast traps of guests.
+//! spurious interrupt, so the two are moved to vectors of the hypervisor's; the sixteen from 0x20 on are fast traps of
+//! guests.
 
 use crate::acpi;
 use crate::cpu::idt::Vector;
@@ -23,7 +24,8 @@ fn silence_8259s() {
     const MASTER: u16 = 0x20;
     const SLAVE: u16 = 0xa0;
     let initialise = |base: u16, vector: u8, cascade: u8| {
-        for (port, value) in [(base, 0x11), (base + 1, vector), (base + 1, cascade), (base + 1, 0x01), (base + 1, 0xff)] {
+        let words = [(base, 0x11), (base + 1, vector), (base + 1, cascade), (base + 1, 0x01), (base + 1, 0xff)];
+        for (port, value) in words {
             // SAFETY: these ports are the 8259s' or nobody's; no interrupt is expected from them.
             unsafe { Port::<u8>::new(port).write(value) };
         }
@@ -32,8 +34,8 @@ fn silence_8259s() {
     initialise(SLAVE, Vector::PIC.0 + 8, 2);
 }
 
-/// Masks all inputs of an I/O APIC (Intel 82093AA data sheet, section 3.2). It stays mapped, which keeps its frame from guests
-/// ([`ioremap::device_frames`]).
+/// Masks all inputs of an I/O APIC (Intel 82093AA data sheet, section 3.2). It stays mapped, which keeps its frame from
+/// guests ([`ioremap::device_frames`]).
 fn silence_io_apic(at: MachineAddr) {
     const VERSION: u32 = 1;
     const REDIRECTION: u32 = 0x10;
@@ -45,7 +47,8 @@ fn silence_io_apic(at: MachineAddr) {
     };
     let select: *mut u32 = base.as_mut_ptr();
     let window: *mut u32 = VirtAddr::as_mut_ptr(base + 0x10u64);
-    // SAFETY: the MADT says that an I/O APIC's registers are here: an index at 0, the register it selects at 0x10. Nobody else uses them.
+    // SAFETY: the MADT says that an I/O APIC's registers are here: an index at 0, the register it selects at 0x10.
+    // Nobody else uses them.
     unsafe {
         select.write_volatile(VERSION);
         let last = window.read_volatile() >> 16 & 0xff;

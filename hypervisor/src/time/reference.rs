@@ -11,8 +11,8 @@ const HPET_SIZE: u64 = 1024;
 const PM_TIMER_HZ: u64 = 3_579_545;
 /// Ticks a second of the 8254.
 const PIT_HZ: u64 = 1_193_182;
-/// How often a clock is read before it is thought to stand still: even the slowest ticks once a microsecond, and no read
-/// takes less than a few nanoseconds.
+/// How often a clock is read before it is thought to stand still: even the slowest ticks once a microsecond, and no
+/// read takes less than a few nanoseconds.
 const READS: u32 = 2000;
 
 /// A clock that counts up at a known rate and wraps.
@@ -27,8 +27,8 @@ pub enum Reference {
     },
     /// The ACPI power management timer.
     PmTimer(PmTimer),
-    /// Channel 0 of the 8254. (Channel 2, which others use, is gated by a port that not every machine with an 8254 has. Nobody wants
-    /// channel 0's interrupt.)
+    /// Channel 0 of the 8254. (Channel 2, which others use, is gated by a port that not every machine with an 8254 has.
+    /// Nobody wants channel 0's interrupt.)
     Pit,
 }
 
@@ -65,7 +65,8 @@ impl Reference {
     #[must_use]
     pub fn read(&self) -> u64 {
         match self {
-            // SAFETY: `hpet` mapped the registers, for good. The lower half counts alone where the counter has but 32 bits.
+            // SAFETY: `hpet` mapped the registers, for good. The lower half counts alone where the counter has but 32
+            // bits.
             Self::Hpet { counter, .. } => unsafe { counter.as_ptr::<u32>().read_volatile() }.into(),
             Self::PmTimer(timer) => (timer.register.read32() & timer.mask).into(),
             Self::Pit => pit_count().into(),

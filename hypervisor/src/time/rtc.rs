@@ -24,7 +24,8 @@ const AFTERNOON: u8 = 1 << 7;
 const PATIENCE: u32 = 100_000;
 
 fn register(index: u8) -> u8 {
-    // SAFETY: the ports are the clock's or nobody's. Bit 7 of the index would hold off NMIs; it is clear in all indices used.
+    // SAFETY: the ports are the clock's or nobody's. Bit 7 of the index would hold off NMIs; it is clear in all indices
+    // used.
     unsafe {
         Port::<u8>::new(0x70).write(index);
         Port::<u8>::new(0x71).read()
@@ -36,7 +37,8 @@ type Raw = [u8; 7];
 
 /// Reads the date; `None` when there is no clock or it tells nonsense.
 ///
-/// The clock is taken to run in UTC. `century` is the index of the register that has it, if there is one (FADT); without, it is the 21st.
+/// The clock is taken to run in UTC. `century` is the index of the register that has it, if there is one (FADT);
+/// without, it is the 21st.
 pub fn read(century: Option<u8>) -> Option<UnixSeconds> {
     let once = || -> Option<Raw> {
         (0..PATIENCE).find(|_| register(STATUS_A) & UPDATING == 0)?;
@@ -58,7 +60,8 @@ pub fn read(century: Option<u8>) -> Option<UnixSeconds> {
     }
     let century = if century.is_some() { u64::from(number(century_raw)) } else { 20 };
     let (second, minute) = (u64::from(number(second)), u64::from(number(minute)));
-    let (day, month, year) = (u64::from(number(day)), u64::from(number(month)), century * 100 + u64::from(number(year)));
+    let (day, month, year) =
+        (u64::from(number(day)), u64::from(number(month)), century * 100 + u64::from(number(year)));
     let sane = second < 60 && minute < 60 && hour < 24 && (1..=31).contains(&day) && (1..=12).contains(&month);
     if !sane || !(1970..2400).contains(&year) {
         return None;

@@ -1,7 +1,8 @@
 //! The time stamp counter: the hypervisor's clock.
 //!
-//! Its rate is taken from CPUID where that tells it, and else measured for [`WINDOW_NS`] against the best reference there is. The window
-//! is short because the boot is; the error is what two readings of the reference take, some parts in ten thousand at worst.
+//! Its rate is taken from CPUID where that tells it, and else measured for [`WINDOW_NS`] against the best reference
+//! there is. The window is short because the boot is; the error is what two readings of the reference take, some parts
+//! in ten thousand at worst.
 
 use super::{Ratio, apic, reference::Reference, rtc};
 use crate::boot;
@@ -151,7 +152,8 @@ fn apic_rate(first: Sample, last: Sample, tsc: Hz) {
 }
 
 fn publish(hz: Hz, source: &str) {
-    assert!((10_000_000..100_000_000_000).contains(&hz.0), "the TSC cannot run at {} Hz, which is what the {source} says", hz.0);
+    let plausible = (10_000_000..100_000_000_000).contains(&hz.0);
+    assert!(plausible, "the TSC cannot run at {} Hz, which is what the {source} says", hz.0);
     CLOCK.call_once(|| Clock {
         zero: Tsc(boot::first_tsc()),
         hz,
