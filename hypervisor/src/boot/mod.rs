@@ -6,7 +6,7 @@ mod loader_memory;
 mod multiboot;
 mod pvh;
 
-use crate::cpu::{idt, percpu};
+use crate::cpu::{features, idt, percpu};
 use crate::mm::{early, heap, paging};
 use crate::options::Options;
 use crate::{console, power};
@@ -98,5 +98,8 @@ fn report() {
         let (start, end) = (module.range.start, module.range.end);
         log::info!("module {start:#x}..{end:#x} ({} bytes) \"{}\"", end.0 - start.0, info.text(module.command_line));
     }
+    let cpu = features::get();
+    let steady = if cpu.invariant_tsc.is_there() { ", invariant TSC" } else { "" };
+    log::info!("CPU: {} ({}){steady}", cpu.brand, cpu.vendor);
     log::info!("{} MiB of memory, {} MiB free", early::ram().bytes() >> 20, early::free_bytes() >> 20);
 }

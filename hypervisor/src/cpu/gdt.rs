@@ -55,8 +55,8 @@ const fn flat(kind: u64, dpl: u64, size: u64) -> u64 {
     0xffff | (kind | 0x10) << 40 | dpl << 45 | 1 << 47 | 0xf << 48 | size | 1 << 55
 }
 
-/// The reserved entries 256 to 295 as a guest of `flavour` sees them. TSS and LDT are zero: [`tss_descriptor`] and
-/// [`ldt_descriptor`] make those.
+/// The reserved entries 256 to 295 as a guest of `flavour` sees them. TSS and LDT are zero: the
+/// former is for [`tss_descriptor`] to make, the latter a guest's own.
 #[must_use]
 pub const fn reserved_gdt(flavour: Flavour) -> [u64; NR_RESERVED_GDT_ENTRIES as usize] {
     let mut entries = [0; NR_RESERVED_GDT_ENTRIES as usize];
@@ -95,13 +95,6 @@ const fn system_descriptor(kind: u64, base: VirtAddr, limit: u32) -> [u64; 2] {
 #[must_use]
 pub const fn tss_descriptor(tss: VirtAddr) -> [u64; 2] {
     system_descriptor(0x9, tss, size_of::<TaskStateSegment>() as u32 - 1)
-}
-
-/// The descriptor of a local descriptor table of `entries` descriptors, at least one, at most 8192.
-#[must_use]
-pub const fn ldt_descriptor(table: VirtAddr, entries: u16) -> [u64; 2] {
-    assert!(entries > 0 && entries <= 8192);
-    system_descriptor(0x2, table, entries as u32 * 8 - 1)
 }
 
 /// A descriptor table in a page of its own.

@@ -97,16 +97,23 @@ impl Cpu {
     /// What interrupts left to do since the last call.
     #[must_use]
     pub fn take_pending(&self) -> Pending {
-        if !self.is_pending() {
+        if self.pending.load(Ordering::Relaxed) == 0 {
             return Pending::empty();
         }
         Pending::from_bits_retain(self.pending.swap(0, Ordering::Relaxed))
     }
 
-    /// Whether [`Cpu::take_pending`] would return something.
-    #[must_use]
-    pub fn is_pending(&self) -> bool {
-        self.pending.load(Ordering::Relaxed) != 0
+    /// The one place where the hypervisor lets itself be interrupted: sleeps until an interrupt has come, unless
+    /// something is pending already, and returns what is pending then; it may be nothing.
+    ///
+    /// The caller holds no lock that an interrupt's handler takes (the console's).
+    pub fn wait_for_interrupt(&self) -> Pending {
+        if self.pending.load(Ordering::Relaxed) == 0 {
+            // SAFETY: every gate is in place. `sti` takes effect behind the next instruction, so no interrupt slips in
+            // before `hlt`.
+            unsafe { asm!("sti", "hlt", "cli", options(nostack)) }
+        }
+        self.take_pending()
     }
 
     /// The area that holds this CPU's stacks and tables.

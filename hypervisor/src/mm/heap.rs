@@ -84,9 +84,3 @@ fn grow<B: Binning>(talc: &mut Talc<Growing, B>, bytes: u64) -> Option<()> {
 pub fn init() {
     grow(&mut HEAP.lock(), INITIAL).expect("memory for the heap");
 }
-
-/// Bytes mapped for the heap.
-#[must_use]
-pub fn mapped() -> u64 {
-    HEAP.lock().source.mapped
-}

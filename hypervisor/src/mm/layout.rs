@@ -24,8 +24,6 @@ use x86_64::VirtAddr;
 
 /// Bytes in a page and a frame.
 pub const PAGE_SIZE: u64 = 4096;
-/// Address space below one L4 entry: 512 GiB.
-pub const L4_SLOT_SIZE: u64 = 1 << 39;
 /// First L4 slot of the hypervisor.
 pub const FIRST_SLOT: usize = proxenos_abi::x86_64::FIRST_RESERVED_L4_SLOT;
 /// Number of the hypervisor's L4 slots.

@@ -37,12 +37,6 @@ impl RangeSet {
         self.ranges.iter().map(|range| range.end.0 - range.start.0).sum()
     }
 
-    /// Whether the address is in the set.
-    #[must_use]
-    pub fn contains(&self, at: MachineAddr) -> bool {
-        self.ranges.iter().any(|range| range.contains(&at))
-    }
-
     /// Adds a range, merging it with what it overlaps or touches.
     pub fn insert(&mut self, range: MachineRange) {
         if range.is_empty() {

@@ -27,32 +27,6 @@ pub fn wall_at_zero() -> Option<UnixNanos> {
     WALL_AT_ZERO.get().copied()
 }
 
-/// UTC when [`now_ns`] was or will be `ns`, in nanoseconds since 1970; counted from 1970 when the date is unknown.
-#[must_use]
-pub fn wall_clock_at(ns: u64) -> u64 {
-    wall_at_zero().map_or(0, |zero| zero.0).saturating_add(ns)
-}
-
-/// The time stamp counter.
-#[inline]
-#[must_use]
-pub fn rdtsc() -> u64 {
-    tsc::read().0
-}
-
-/// The time stamp counter when [`now_ns`] was or will be `ns`.
-#[inline]
-#[must_use]
-pub fn tsc_at(ns: u64) -> u64 {
-    tsc::from_ns(ns).0
-}
-
-/// The time stamp counter's ticks a second.
-#[must_use]
-pub fn tsc_hz() -> u64 {
-    tsc::rate().0
-}
-
 /// Silences the old interrupt controllers, measures the clocks, sets up the local APIC.
 pub fn init() {
     pic::silence();

@@ -161,6 +161,5 @@ fn publish(hz: Hz, source: &str) {
         from_ns: Ratio::new(hz.0, NS_PER_SECOND),
     });
     let (mhz, rest) = (hz.0 / 1_000_000, hz.0 % 1_000_000 / 1000);
-    let steady = if features::get().invariant_tsc.is_there() { ", invariant" } else { "" };
-    log::info!("TSC: {mhz}.{rest:03} MHz by the {source}{steady}");
+    log::info!("TSC: {mhz}.{rest:03} MHz by the {source}");
 }
