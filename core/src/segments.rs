@@ -17,7 +17,7 @@ use crate::host::{Hardware, Host};
 use crate::machine::DescriptorPage;
 use crate::paging::Pager;
 use crate::personality::Personality;
-use proxenos_abi::Errno;
+use proxenos_abi::{Errno, Selector};
 use proxenos_abi::arch::{FIRST_RESERVED_GDT_ENTRY, LAST_RESERVED_GDT_ENTRY};
 
 /// Descriptors in a page.
@@ -219,6 +219,44 @@ impl Segments {
         self.ldt_base.offset(offset)
     }
 
+    /// Linear address of a kernel's stack segment, for a frame that is pushed on its behalf; `None` if it is no segment that the
+    /// guest could use as one.
+    pub fn stack_base<P: Personality, H: Hardware>(
+        &mut self,
+        host: &Host<H>,
+        dom: &Domain,
+        ss: Selector,
+    ) -> Option<u64> {
+        if ss == P::FLAT_GUESTOS_DS {
+            return Some(0);
+        }
+        let raw = self.descriptor::<P, H>(host, dom, ss)?;
+        writable_data_base(raw)
+    }
+
+    /// The descriptor that a selector names now.
+    fn descriptor<P: Personality, H: Hardware>(
+        &mut self,
+        host: &Host<H>,
+        dom: &Domain,
+        selector: Selector,
+    ) -> Option<u64> {
+        let index = selector.index();
+        let page = usize::from(index / PER_PAGE);
+        let frame = if selector.is_local() {
+            if self.ldt[page].is_none() {
+                self.ldt_fault::<P, H>(host, dom, u64::from(index) * 8);
+            }
+            self.ldt[page].filter(|_| index < self.ldt_entries)?
+        } else {
+            if index == 0 || index >= self.gdt_entries {
+                return None;
+            }
+            if page == 0 { dom.gdt_page } else { self.gdt[page]? }
+        };
+        Some(host.hw.load64(entry(frame, index % PER_PAGE)))
+    }
+
     /// Writes the system descriptor that names the LDT (Intel SDM vol. 3 §8.2.3: 16 bytes in long mode).
     fn write_ldt_descriptor<H: Hardware>(&self, host: &Host<H>, dom: &Domain) {
         const PRESENT_LDT: u64 = 0x82 << 40;
@@ -232,6 +270,16 @@ impl Segments {
         host.hw.store64(entry(dom.gdt_page, LDT_DESCRIPTOR), low);
         host.hw.store64(entry(dom.gdt_page, LDT_DESCRIPTOR + 1), base >> 32);
     }
+}
+
+/// Linear base of a segment, if it is present, writable data.
+const fn writable_data_base(raw: u64) -> Option<u64> {
+    const MASK: u64 = 0x9a << 40;
+    const PRESENT_WRITABLE_DATA: u64 = 0x92 << 40;
+    if raw & MASK != PRESENT_WRITABLE_DATA {
+        return None;
+    }
+    Some(raw >> 16 & 0xff_ffff | (raw >> 56) << 24)
 }
 
 fn is_reserved(index: u16) -> bool {

@@ -1,18 +1,214 @@
-//! Where guests begin: what the platform layer calls when the machine is up and when a guest traps.
+//! Guests on this CPU: who runs, what becomes of its traps, and what happens on every way back to it.
+//!
+//! [`trap`] takes whatever a guest's code did, hands it to `core` or back to the guest, and [`leave`] then looks at what is
+//! due before the guest goes on: time, its end, its sleep, an upcall. The domain that runs belongs to this CPU until it
+//! stops: its virtual CPU is owned here ([`Running`]), so none of this takes a lock.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`start`] | builds domain 0 and enters it |
+//! | [`syscall`] | the entry of `syscall` |
+//! | [`faults`] | page faults, #GP, #NM: which are the guest's own |
+//! | [`deliver`] | pushes frames on the guest's stack: exceptions, events, failsafe |
+//! | [`timer`] | ticks, timer events, the clock guests read |
+//! | [`hw`], [`memory`], [`fpu`] | the machine as `core` sees it |
+//! | [`end`] | a domain that shuts down or has to be stopped |
+
+mod deliver;
+mod end;
+mod faults;
+mod fpu;
+mod hw;
+mod memory;
+mod start;
+mod syscall;
+mod timer;
+
+pub use start::start;
 
 use crate::cpu::entry::TrapFrame;
-use crate::fault;
+use crate::cpu::idt::Vector;
+use crate::cpu::percpu::{Cpu, Pending};
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::cell::{Cell, UnsafeCell};
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, Ordering};
+use hw::Hw;
+use proxenos_abi::shared_info::SharedInfo;
+use proxenos_core::addr::{GuestVirt, MachineAddr};
+use proxenos_core::domain::{Arch, Domain, RunState};
+use proxenos_core::host::Host;
+use proxenos_core::hypercall::Caller;
+use proxenos_core::machine::MachineMemory;
+use proxenos_core::vcpu::Vcpu;
+use timer::Timer;
+use x86_64::registers::control::Cr2;
 
-/// What guest code keeps per CPU, in [`crate::cpu::percpu::Cpu::local`].
-#[derive(Debug, Default)]
-pub struct CpuLocal {}
+/// The domain that runs on a CPU, with its virtual CPU.
+pub struct Running {
+    host: &'static Host<Hw>,
+    dom: Arc<Domain>,
+    vcpu: Box<Vcpu>,
+    timer: Timer,
+}
+
+/// What guest code keeps per CPU, in [`Cpu::local`].
+#[derive(Default)]
+pub struct CpuLocal {
+    /// The flush clock when this CPU's TLB was last emptied.
+    last_flush: AtomicU32,
+    /// Who runs here. Only its own CPU touches it, with interrupts disabled.
+    running: UnsafeCell<Option<Running>>,
+    /// The same domain, for traps that come while the hypervisor works on `running`.
+    domain: Cell<Option<(&'static Host<Hw>, NonNull<Domain>)>>,
+}
+
+impl CpuLocal {
+    fn last_flush(&self) -> u32 {
+        self.last_flush.load(Ordering::Relaxed)
+    }
+
+    fn set_last_flush(&self, now: u32) {
+        self.last_flush.store(now, Ordering::Relaxed);
+    }
+
+    /// Who runs here.
+    ///
+    /// # Safety
+    /// At most one reference at a time: taken by [`trap`] or [`syscall::arrive`], once for each entry from a guest (interrupts
+    /// are disabled and the hypervisor's own traps never come here, but through [`Self::domain`]).
+    unsafe fn running(&self) -> Option<&mut Running> {
+        // SAFETY: as the caller promises; the CPU's own data is touched by no other CPU.
+        unsafe { (*self.running.get()).as_mut() }
+    }
+
+    /// Makes a domain the one that runs here.
+    fn install(&self, running: Running) -> &mut Running {
+        self.domain.set(Some((running.host, NonNull::from(&*running.dom))));
+        // SAFETY: nothing of a guest's runs on this CPU yet, so there is no other reference.
+        unsafe { (*self.running.get()).insert(running) }
+    }
+
+    /// Whose page tables are loaded, for a trap that came while the hypervisor ran: it needs the domain only.
+    fn domain(&self) -> Option<(&'static Host<Hw>, &Domain)> {
+        // SAFETY: `running` holds a count on the domain for as long as it is installed, and domains are changed through
+        // their locks and atomics only.
+        self.domain.get().map(|(host, domain)| (host, unsafe { domain.as_ref() }))
+    }
+}
 
 /// A trap from a guest.
 pub fn trap(frame: &mut TrapFrame) {
-    fault::report_trap(frame)
+    let cpu = Cpu::current();
+    // SAFETY: the one reference of this entry.
+    let Some(run) = (unsafe { cpu.local.running() }) else { crate::fault::report_trap(frame) };
+    match frame.vector() {
+        Vector::HYPERCALL => hypercall_x86_32(run, frame),
+        Vector::TIMER => {}
+        Vector::PAGE_FAULT => faults::page_fault(run, frame),
+        Vector(13) => faults::general_protection(run, frame),
+        Vector(7) => faults::device_not_available(run, frame),
+        Vector::DEBUG => faults::debug(run, frame),
+        vector if vector.0 < 32 => deliver::exception(run, frame, vector, frame.error_code as u32, None),
+        // No gate above 31 is open to guests and no device interrupts: nothing is meant by it.
+        _ => {}
+    }
+    leave(cpu, run, frame);
 }
 
-/// The machine is up: builds domain 0 and runs it.
-pub fn start() -> ! {
-    panic!("there is no guest to run")
+/// `int 0x82` from ring 1: number in eax, arguments in ebx, ecx, edx, esi, edi. Every register but eax is preserved.
+fn hypercall_x86_32(run: &mut Running, frame: &mut TrapFrame) {
+    let low = |register: u64| register & 0xffff_ffff;
+    let args = [low(frame.rbx), low(frame.rcx), low(frame.rdx), low(frame.rsi), low(frame.rdi), 0];
+    let number = low(frame.rax);
+    frame.rax = low(run.caller().hypercall(number, &args));
+}
+
+impl Running {
+    fn caller(&mut self) -> Caller<'_, Hw> {
+        Caller { host: self.host, dom: &self.dom, vcpu: &mut self.vcpu }
+    }
+
+    /// A field of the page that the domain shares with us.
+    fn shared(&self, offset: usize) -> MachineAddr {
+        MachineAddr(self.dom.shared_info.addr().0 + offset as u64)
+    }
+
+    /// Whether an event waits for the guest, and it wants to hear of it.
+    fn upcall_is_due(&self) -> bool {
+        self.host.hw.load8(self.shared(SharedInfo::EVTCHN_UPCALL_PENDING)) != 0
+            && self.host.hw.load8(self.shared(SharedInfo::EVTCHN_UPCALL_MASK)) == 0
+    }
+}
+
+/// What is due before the guest goes on. When this returns, `frame` is what it goes on with.
+fn leave(cpu: &Cpu, run: &mut Running, frame: &mut TrapFrame) {
+    loop {
+        if cpu.take_pending().contains(Pending::TIMER) || core::mem::take(&mut run.vcpu.timer_changed) {
+            timer::serve(run);
+        }
+        let state = run.dom.run_state();
+        if state.is_empty() {
+            break;
+        }
+        if state.intersects(RunState::SHUTDOWN | RunState::CRASHED) {
+            end::ended(run);
+        }
+        idle(cpu, run);
+    }
+    // Giving up the CPU changes nothing where nobody else wants it.
+    run.vcpu.reschedule = false;
+    if run.upcall_is_due() {
+        deliver::event(run, frame);
+        if run.dom.run_state().contains(RunState::CRASHED) {
+            end::ended(run);
+        }
+    }
+}
+
+/// Waits until the domain has something to do.
+fn idle(cpu: &Cpu, run: &mut Running) {
+    timer::pause(run);
+    while run.dom.run_state() == RunState::BLOCKED {
+        if cpu.wait_for_interrupt().contains(Pending::TIMER) {
+            timer::serve(run);
+        }
+    }
+    timer::resume(run);
+}
+
+/// A page fault while the hypervisor ran: one at an address of the guest's, that shadowing caused, is repaired, and the
+/// access tried again. No paging lock is held (see [`memory`]).
+pub fn repair_access(fault: &TrapFrame) -> Repair {
+    let at = GuestVirt(Cr2::read_raw());
+    match Cpu::current().local.domain() {
+        Some((host, dom)) if dom.arch == Arch::X86_32 => {
+            let repaired = faults::resolve(host, dom, at, faults::access(fault.error_code));
+            if repaired { Repair::TryAgain } else { Repair::None }
+        }
+        _ => Repair::None,
+    }
+}
+
+/// The `iretq` to a guest faulted. A page of its LDT may have been missing, and the way back is tried again; else the guest is
+/// told, or stopped.
+pub fn return_faulted(fault: &mut TrapFrame) {
+    let cpu = Cpu::current();
+    // SAFETY: the entry that led here has ended, and with it its reference.
+    if let Some(run) = unsafe { cpu.local.running() } {
+        if fault.vector() == Vector::PAGE_FAULT && faults::map_ldt_page(run, Cr2::read_raw()) {
+            return;
+        }
+    }
+    deliver::return_failed(fault)
+}
+
+/// What became of [`repair_access`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Repair {
+    /// The access will succeed now, or fail differently.
+    TryAgain,
+    /// Nothing was amiss but the access itself.
+    None,
 }

@@ -93,8 +93,8 @@ impl TrapFrame {
     }
 }
 
-// The direction flag is the only flag the hypervisor depends on that a gate leaves alone. AC has no effect in ring 0 while
-// CR4.SMAP is off, and it is (`features::set_control_registers`); the gate itself clears IF, TF, NT, RF and VM.
+// The direction flag is the only flag the hypervisor depends on that a gate leaves alone. AC has no effect in ring 0
+// while CR4.SMAP is off, and it is (`features::set_control_registers`); the gate itself clears IF, TF, NT, RF and VM.
 global_asm!(
     ".pushsection .text.entry, \"ax\", @progbits",
     ".balign 16",
@@ -103,7 +103,9 @@ global_asm!(
     "vector = 0",
     ".rept 256",
     ".balign 16",
-    ".if (vector == 8) || ((vector >= 10) && (vector <= 14)) || (vector == 17) || (vector == 21) || (vector == 29) || (vector == 30)",
+    // The list of `Vector::has_error_code`.
+    "has_code = (vector == 8) || ((vector >= 10) && (vector <= 14)) || (vector == 17) || (vector == 21)",
+    ".if has_code || (vector == 29) || (vector == 30)",
     ".else",
     "   pushq $0",
     ".endif",
@@ -160,8 +162,8 @@ global_asm!(
     "   orq ${stack_mask}, %rsp",
     "   subq ${below_top} - 1, %rsp",
     "   jmp trap_return",
-    // A debug exception arrives on a stack of its own. One that a guest caused is moved to the CPU's stack, where all else that comes
-    // from a guest is; one in the hypervisor is handled where it is.
+    // A debug exception arrives on a stack of its own. One that a guest caused is moved to the CPU's stack, where all
+    // else that comes from a guest is; one in the hypervisor is handled where it is.
     ".balign 16",
     ".globl trap_debug",
     "trap_debug:",
@@ -199,9 +201,12 @@ unsafe extern "C" {
     /// stack is forgotten: nothing that needs to be dropped may be alive there.
     ///
     /// # Safety
-    /// Page tables, descriptor tables and frame must be a guest's, validated: the frame's selectors in rings 1 to 3, its
-    /// flags without IOPL and with IF. Runs on the CPU's own stack.
+    /// Page tables, descriptor tables and frame must be a guest's, validated: the frame's selectors in rings 1 to 3,
+    /// its flags without IOPL and with IF. Runs on the CPU's own stack.
     pub fn resume_guest() -> !;
+
+    /// The `iretq` by which every guest is entered: a fault there is the guest's.
+    static trap_iret: u8;
 }
 
 /// Where every trap arrives.
@@ -252,9 +257,11 @@ fn hypervisor_trap(frame: &mut TrapFrame) {
         // Taken in the idle loop, which looks at what is pending.
         Vector::TIMER => {}
         Vector::NMI => nmi(),
-        // A guest can make one be reported at the first instruction of the hypervisor (a breakpoint held off by `mov ss`
-        // before `syscall` or `int`: CVE-2018-8897). It means nothing here.
+        // A guest can make one be reported at the first instruction of the hypervisor (a breakpoint held off by `mov
+        // ss` before `syscall` or `int`: CVE-2018-8897). It means nothing here.
         Vector::DEBUG => clear_dr6(),
+        _ if frame.rip == (&raw const trap_iret).addr() as u64 => guest::return_faulted(frame),
+        Vector::PAGE_FAULT if guest::repair_access(frame) == guest::Repair::TryAgain => {}
         _ => match extable::fixup(VirtAddr::new_truncate(frame.rip)) {
             Some(fixup) => frame.rip = fixup.as_u64(),
             None => fault::report_trap(frame),

@@ -1,14 +1,13 @@
 //! The exception table: instructions of the hypervisor that are allowed to fault, and where to go on if they do.
 //!
-//! Each entry of section `.ex_table` is a pair of `i32`, relative to the image base: the instruction, and its fixup. An
-//! assembler fragment adds one with [`ex_table!`]. A fault at the instruction continues at the fixup with all
+//! Each entry of section `.ex_table` is a pair of `i32`, each relative to its own place: the instruction, and its
+//! fixup. An assembler fragment adds one with [`ex_table!`]. A fault at the instruction continues at the fixup with all
 //! registers as they were; there is no other effect.
 
-use crate::mm::layout::IMAGE;
 use x86_64::VirtAddr;
 
-/// The assembler lines that add an exception-table entry, for use in `asm!`, `naked_asm!` and `global_asm!` in the Intel or
-/// AT&T syntax: labels of the instruction that may fault and of its fixup.
+/// The assembler lines that add an exception-table entry, for use in `asm!`, `naked_asm!` and `global_asm!` in the
+/// Intel or AT&T syntax: labels of the instruction that may fault and of its fixup.
 ///
 /// `asm!("2: mov al, [rdi]", "3:", ex_table!("2b", "3b"), ...)`
 #[macro_export]
@@ -16,8 +15,12 @@ macro_rules! ex_table {
     ($instruction:literal, $fixup:literal) => {
         concat!(
             ".pushsection .ex_table, \"a\", @progbits\n",
-            ".long ", $instruction, " - __image_base\n",
-            ".long ", $fixup, " - __image_base\n",
+            ".long ",
+            $instruction,
+            " - .\n",
+            ".long ",
+            $fixup,
+            " - .\n",
             ".popsection"
         )
     };
@@ -43,7 +46,7 @@ pub fn fixup(rip: VirtAddr) -> Option<VirtAddr> {
     let count = ((&raw const __ex_table_end).addr() - start.addr()) / size_of::<Entry>();
     // SAFETY: the linker script collects the table between the two symbols, in read-only memory, aligned to 8.
     let entries = unsafe { core::slice::from_raw_parts(start, count) };
-    let offset = i32::try_from(rip.as_u64().checked_sub(IMAGE)?).ok()?;
-    let entry = entries.iter().find(|entry| entry.instruction == offset)?;
-    Some(VirtAddr::new_truncate(IMAGE.wrapping_add_signed(entry.fixup.into())))
+    let target = |field: &i32| core::ptr::from_ref(field).addr().wrapping_add_signed(*field as isize) as u64;
+    let entry = entries.iter().find(|entry| target(&entry.instruction) == rip.as_u64())?;
+    Some(VirtAddr::new_truncate(target(&entry.fixup)))
 }

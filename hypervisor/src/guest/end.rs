@@ -18,12 +18,12 @@ pub fn ended(run: &mut Running) -> ! {
         Some(reason) if !run.dom.run_state().contains(RunState::CRASHED) => {
             log::info!("domain {id} shut down, reason {reason}");
             power::debug_exit(ExitCode(reason.min(CRASHED.0)));
-            if reason == POWEROFF { power::power_off() } else { power::end_of_domain0() }
+            if reason == POWEROFF { power::power_off() } else { power::restart() }
         }
         _ => {
             log::error!("domain {id} was stopped: the machine has no other");
             power::debug_exit(CRASHED);
-            power::end_of_domain0()
+            power::restart()
         }
     }
 }

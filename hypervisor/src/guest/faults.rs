@@ -60,20 +60,28 @@ pub fn page_fault(run: &mut Running, frame: &mut TrapFrame) {
 /// A fault at an address of ours: either the CPU looked into the guest's LDT, which is mapped on demand, or the guest
 /// tried to touch what is not its own.
 fn fault_in_hypervisor_range(run: &mut Running, frame: &mut TrapFrame, at: u64) {
-    let ldt = run.host.hw.ldt_address(run.dom.id);
-    let mut address = GuestVirt(at);
-    if (ldt..ldt + FULL_TABLE).contains(&at) {
-        let offset = at - ldt;
-        let mapped = match run.dom.arch {
-            Arch::X86_32 => run.vcpu.segments.ldt_fault::<X86_32, Hw>(run.host, &run.dom, offset),
-            Arch::X86_64 => run.vcpu.segments.ldt_fault::<X86_64, Hw>(run.host, &run.dom, offset),
-        };
-        if mapped {
-            return;
-        }
-        address = run.vcpu.segments.ldt_address(offset);
+    if map_ldt_page(run, at) {
+        return;
     }
+    let address = match ldt_offset(run, at) {
+        Some(offset) => run.vcpu.segments.ldt_address(offset),
+        None => GuestVirt(at),
+    };
     deliver::exception(run, frame, Vector::PAGE_FAULT, frame.error_code as u32, Some(address));
+}
+
+/// Where in the guest's LDT an address of ours lies, if it does.
+fn ldt_offset(run: &Running, at: u64) -> Option<u64> {
+    at.checked_sub(run.host.hw.ldt_address(run.dom.id)).filter(|&offset| offset < FULL_TABLE)
+}
+
+/// Maps the page of the guest's LDT that the CPU looked for at `at`; false if that is not what it did, or there is none.
+pub fn map_ldt_page(run: &mut Running, at: u64) -> bool {
+    let Some(offset) = ldt_offset(run, at) else { return false };
+    match run.dom.arch {
+        Arch::X86_32 => run.vcpu.segments.ldt_fault::<X86_32, Hw>(run.host, &run.dom, offset),
+        Arch::X86_64 => run.vcpu.segments.ldt_fault::<X86_64, Hw>(run.host, &run.dom, offset),
+    }
 }
 
 /// #GP in a guest: an `int n`, whose gates are all closed, or the real thing.

@@ -212,7 +212,7 @@ impl CpuTables for Hw {
 
 impl Console for Hw {
     fn console_write(&self, bytes: &[u8]) {
-        console::write_guest(bytes);
+        console::write(bytes);
     }
 
     fn console_read(&self, into: &mut [u8]) -> usize {

@@ -333,7 +333,7 @@ fn enter(running: Running, state: &InitialState) -> ! {
         ..TrapFrame::default()
     };
     load_data_segments(state.data);
-    log::info!("boot: {} TSC cycles from our first instruction to the guest's", time::rdtsc() - boot::first_tsc());
+    log::info!("boot: {} TSC cycles from our first instruction to the guest's", time::tsc::read().0 - boot::first_tsc());
     // SAFETY: page tables and descriptor tables are the domain's, validated; the frame is that of a guest at its start:
     // its selectors are the flat ones of ring 1 or 3, interrupts are on and IOPL is 0. Nothing on the stack below it is needed.
     unsafe {

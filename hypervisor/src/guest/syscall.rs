@@ -15,12 +15,15 @@ use crate::mm::layout;
 use core::arch::global_asm;
 use proxenos_abi::{GuestArch, X86_64};
 use x86_64::VirtAddr;
-use x86_64::registers::model_specific::{CStar, Efer, EferFlags, LStar, Msr, SFMask};
+use x86_64::registers::model_specific::{Efer, EferFlags, LStar, Msr, SFMask};
 use x86_64::registers::rflags::RFlags;
 
 /// From the page of code to the `rsp` slot of the frame below the CPU's [`Cpu`], in every CPU's area.
-const RSP_SLOT: u64 = layout::CPU_STACK + layout::STACK_SIZE - size_of::<Cpu>() as u64 - 16 - layout::CPU_TEXT;
+const RSP_SLOT: i64 =
+    (layout::CPU_STACK + layout::STACK_SIZE) as i64 - size_of::<Cpu>() as i64 - 16 - layout::CPU_TEXT as i64;
 const _: () = assert!(core::mem::offset_of!(TrapFrame, rsp) + 16 == size_of::<TrapFrame>());
+const IA32_STAR: u32 = 0xc000_0081;
+const AMD_CSTAR: u32 = 0xc000_0083;
 /// What the two entries leave as vector: no gate has it.
 const FROM_SYSCALL: u64 = 0x100;
 const FROM_COMPAT: u64 = 0x101;
@@ -31,8 +34,8 @@ global_asm!(
     ".balign 16",
     ".globl syscall_entry",
     "syscall_entry:",
-    "   movq %rsp, {slot} - (1f - percpu_text)(%rip)",
-    "1: leaq {slot} - (1f - percpu_text)(%rip), %rsp",
+    "   movq %rsp, percpu_text + {slot}(%rip)",
+    "1: leaq percpu_text + {slot}(%rip), %rsp",
     "1: movq ${ds}, 8(%rsp)",
     "   pushq %r11",
     "   pushq ${cs64}",
@@ -43,8 +46,8 @@ global_asm!(
     ".balign 16",
     ".globl syscall_entry_compat",
     "syscall_entry_compat:",
-    "   movq %rsp, {slot} - (2f - percpu_text)(%rip)",
-    "2: leaq {slot} - (2f - percpu_text)(%rip), %rsp",
+    "   movq %rsp, percpu_text + {slot}(%rip)",
+    "2: leaq percpu_text + {slot}(%rip), %rsp",
     "2: movq ${ds}, 8(%rsp)",
     "   pushq %r11",
     "   pushq ${cs32}",
@@ -103,7 +106,6 @@ pub fn init() {
     let area = Cpu::current().area();
     let star = u64::from(crate::cpu::gdt::HYPERVISOR_CS.0) << 32;
     LStar::write(in_area(area, &raw const syscall_entry));
-    CStar::write(in_area(area, &raw const syscall_entry_compat));
     // Everything that would disturb the entry: interrupts, single steps, backward copies, NT (which makes iretq fault), AC.
     SFMask::write(
         RFlags::INTERRUPT_FLAG
@@ -118,7 +120,8 @@ pub fn init() {
     // SAFETY: the entries are in place; STAR's code and data selectors are the hypervisor's, and the way back is `iretq`,
     // which needs no more of it.
     unsafe {
-        Msr::new(0xc000_0081).write(star);
+        Msr::new(IA32_STAR).write(star);
+        Msr::new(AMD_CSTAR).write(in_area(area, &raw const syscall_entry_compat).as_u64());
         Efer::update(|flags| flags.insert(EferFlags::SYSTEM_CALL_EXTENSIONS));
     }
 }

@@ -1,0 +1,160 @@
+//! Entering a guest's kernel: what `core` works out ([`proxenos_core::bounce`]) is written to the guest's stack and
+//! loaded into the frame that the guest goes on with.
+//!
+//! A guest whose stack cannot be written, or that has no handler for what it did, cannot go on: it is stopped, with a record
+//! of where it was.
+
+use super::Running;
+use super::end::crash;
+use super::hw::Hw;
+use crate::cpu::entry::{TrapFrame, resume_guest};
+use crate::cpu::idt::Vector;
+use crate::cpu::percpu::Cpu;
+use core::arch::asm;
+use proxenos_abi::shared_info::SharedInfo;
+use proxenos_abi::{Selector, X86_32, X86_64};
+use proxenos_core::addr::GuestVirt;
+use proxenos_core::bounce::{self, Callback, Cause, Context, DataSegments, Mode, SoftwareInterrupt, TrapHandler};
+use proxenos_core::domain::Arch;
+use proxenos_core::machine::{GuestMemory, MachineMemory};
+use proxenos_core::personality::Personality;
+
+/// An exception is the guest's to handle. `at` is the address of a page fault.
+pub fn exception(run: &mut Running, frame: &mut TrapFrame, vector: Vector, code: u32, at: Option<GuestVirt>) {
+    let Some(handler) = run.vcpu.traps.get(vector.0) else {
+        let at = at.map_or(0, |at| at.0);
+        return crash(run, frame, format_args!("{} with no handler for it (address {at:#x})", vector.name()));
+    };
+    let cause = Cause::exception(vector.0, code, at.unwrap_or_default());
+    enter_handler(run, frame, &handler, &cause);
+}
+
+/// The guest executed `int n` (two bytes), and no gate let it through.
+pub fn software_interrupt(run: &mut Running, frame: &mut TrapFrame, vector: Vector) {
+    let cs = Selector(frame.cs as u16);
+    let outcome = match run.dom.arch {
+        Arch::X86_32 => run.vcpu.traps.software_interrupt::<X86_32>(vector.0, cs, Mode::of_ring(cs)),
+        Arch::X86_64 => run.vcpu.traps.software_interrupt::<X86_64>(vector.0, cs, Mode::Kernel),
+    };
+    match outcome {
+        SoftwareInterrupt::Deliver(handler) => {
+            frame.rip = frame.rip.wrapping_add(2);
+            enter_handler(run, frame, &handler, &Cause::Plain);
+        }
+        SoftwareInterrupt::Protection(code) => exception(run, frame, Vector(13), code, None),
+    }
+}
+
+/// An event waits, and the guest takes upcalls: its callback is entered with events masked.
+pub fn event(run: &mut Running, frame: &mut TrapFrame) {
+    // A guest that has named no callback has to look for itself.
+    let Some(callback) = run.vcpu.event_callback else { return };
+    mask_events(run);
+    enter_kernel(run, frame, &callback, &Cause::Plain);
+}
+
+fn mask_events(run: &Running) {
+    run.host.hw.store8(run.shared(SharedInfo::EVTCHN_UPCALL_MASK), 1);
+}
+
+fn enter_handler(run: &mut Running, frame: &mut TrapFrame, handler: &TrapHandler, cause: &Cause) {
+    if handler.masks_events {
+        mask_events(run);
+    }
+    enter_kernel(run, frame, &handler.at, cause);
+}
+
+fn enter_kernel(run: &mut Running, frame: &mut TrapFrame, to: &Callback, cause: &Cause) {
+    match run.dom.arch {
+        Arch::X86_32 => enter_kernel_of::<X86_32>(run, frame, to, cause),
+        Arch::X86_64 => enter_kernel_of::<X86_64>(run, frame, to, cause),
+    }
+}
+
+fn enter_kernel_of<P: Personality>(run: &mut Running, frame: &mut TrapFrame, to: &Callback, cause: &Cause) {
+    let context = Context {
+        ip: frame.rip,
+        cs: Selector(frame.cs as u16),
+        flags: frame.rflags,
+        sp: frame.rsp,
+        ss: Selector(frame.ss as u16),
+        rcx: frame.rcx,
+        r11: frame.r11,
+    };
+    let mode = match P::ARCH {
+        Arch::X86_32 => Mode::of_ring(context.cs),
+        // There is no way into user mode yet (`switch_to_user`), so an x86_64 guest is always in its kernel.
+        Arch::X86_64 => Mode::Kernel,
+    };
+    let entry = bounce::enter::<P>(&context, mode, run.vcpu.kernel_stack, to, cause);
+    let base = match P::ARCH {
+        Arch::X86_32 => match run.vcpu.segments.stack_base::<P, Hw>(run.host, &run.dom, entry.frame.ss) {
+            Some(base) => base,
+            None => return crash(run, frame, format_args!("its kernel's stack segment {:04x} is none", entry.frame.ss.0)),
+        },
+        Arch::X86_64 => 0,
+    };
+    let mut at = GuestVirt(entry.frame.sp.wrapping_add(base));
+    if P::ARCH == Arch::X86_32 {
+        at.0 &= 0xffff_ffff;
+    }
+    let bytes = entry.frame.bytes();
+    if !P::in_guest_range(at, bytes.len() as u64) || run.host.hw.copy_to_guest(at, &bytes).is_err() {
+        return crash(run, frame, format_args!("its kernel's stack at {:#x} cannot be written", at.0));
+    }
+    frame.rip = entry.context.ip;
+    frame.cs = entry.context.cs.0.into();
+    frame.rflags = entry.context.flags;
+    frame.rsp = entry.context.sp;
+    frame.ss = entry.context.ss.0.into();
+}
+
+/// The `iretq` to a guest faulted: what the guest was to go on with cannot be loaded. Its kernel is told by the failsafe
+/// callback; if that is what could not be entered, the guest is at its end.
+///
+/// `fault` is the frame of the fault, taken in the hypervisor; the guest's general registers are in it, and its `rsp` points to the
+/// five words that `iretq` was to load.
+pub fn return_failed(fault: &TrapFrame) -> ! {
+    // SAFETY: the stack of this CPU, where `trap_return` had just come to the last five words of the guest's frame.
+    let [rip, cs, rflags, rsp, ss] = unsafe { *(fault.rsp as *const [u64; 5]) };
+    let mut frame = TrapFrame { rip, cs, rflags, rsp, ss, ..*fault };
+    let cpu = Cpu::current();
+    // SAFETY: the entry that led here has ended, and with it its reference.
+    let Some(run) = (unsafe { cpu.local.running() }) else { crate::fault::report_trap(fault) };
+    match run.vcpu.failsafe_callback {
+        Some(callback) if (callback.cs.0, callback.ip.0) != (cs as u16, rip) => {
+            // Bits that no `iretq` may bring back must not go on into the handler either.
+            frame.rflags = frame.rflags & !IOPL | IF;
+            let segments = data_segments();
+            enter_kernel(run, &mut frame, &callback, &Cause::Failsafe(segments));
+        }
+        _ => crash(run, &frame, format_args!("its state cannot be loaded ({}), and it has no way to be told", fault.vector().name())),
+    }
+    super::leave(cpu, run, &mut frame);
+    // SAFETY: the frame is the guest's, changed only by entering its kernel; page and descriptor tables are its own. The
+    // stack between here and that frame is not needed.
+    unsafe {
+        cpu.guest_frame().write(frame);
+        resume_guest()
+    }
+}
+
+/// I/O privilege level, which is always 0 in a guest's flags.
+const IOPL: u64 = 3 << 12;
+/// Interrupts are on whenever a guest runs.
+const IF: u64 = 1 << 9;
+
+/// The data selectors as they are, for the failsafe frame; then null, so that the kernel starts with something sound.
+fn data_segments() -> DataSegments {
+    let (ds, es, fs, gs): (u16, u16, u16, u16);
+    // SAFETY: null selectors can always be loaded; the hypervisor uses none of the four.
+    unsafe {
+        asm!(
+            "mov {0:x}, ds", "mov {1:x}, es", "mov {2:x}, fs", "mov {3:x}, gs",
+            "mov ds, {4:x}", "mov es, {4:x}", "mov fs, {4:x}", "mov gs, {4:x}",
+            out(reg) ds, out(reg) es, out(reg) fs, out(reg) gs, in(reg) 0u64,
+            options(nostack, preserves_flags)
+        );
+    }
+    DataSegments { ds: Selector(ds), es: Selector(es), fs: Selector(fs), gs: Selector(gs) }
+}

@@ -1,0 +1,119 @@
+//! Time for guests: the clock in their shared page, the tick, and the timer event they ask for.
+//!
+//! A domain that runs gets VIRQ_TIMER every 10 ms, when it is switched to, and at the time it has set (`set_timer_op`). One
+//! that waits gets only the last of these, so an idle machine is quiet. Whenever the event is sent, the clock in the shared
+//! page is fresh.
+
+use super::Running;
+use crate::time;
+use proxenos_abi::Virq;
+use proxenos_core::event;
+use proxenos_core::timekeeping::{self, Moment};
+
+/// Time between two ticks of a domain that runs.
+const TICK_NS: u64 = 10_000_000;
+
+/// A domain's timers on the CPU that runs it.
+#[derive(Debug)]
+pub struct Timer {
+    /// System time of the next tick.
+    next_tick: u64,
+    /// Whether the domain runs.
+    state: Guest,
+    /// System time since when it has been running, if it runs.
+    running_since: u64,
+    /// What it had run before, in nanoseconds.
+    ran_before: u64,
+}
+
+impl Timer {
+    /// The timers of a domain that has not run yet.
+    pub const fn new() -> Self {
+        Self { next_tick: 0, state: Guest::Waits, running_since: 0, ran_before: 0 }
+    }
+}
+
+/// Whether a domain uses its CPU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Guest {
+    /// It does.
+    Runs,
+    /// It waits for an event.
+    Waits,
+}
+
+/// A domain is to run for the first time.
+pub fn start(run: &mut Running) {
+    timekeeping::write_frequency(&run.host.hw, run.dom.shared_info, time::tsc::rate().0);
+    let now = begin_to_run(run);
+    write_clock(run, now);
+    program(run);
+}
+
+/// The domain begins to wait: its virtual time stands still, and so do its ticks.
+pub fn pause(run: &mut Running) {
+    run.timer.ran_before += time::now_ns() - run.timer.running_since;
+    run.timer.state = Guest::Waits;
+    serve(run);
+}
+
+/// A domain that waited runs again.
+pub fn resume(run: &mut Running) {
+    let now = begin_to_run(run);
+    send(run, now);
+    program(run);
+}
+
+fn begin_to_run(run: &mut Running) -> u64 {
+    let now = time::now_ns();
+    run.timer.state = Guest::Runs;
+    run.timer.running_since = now;
+    run.timer.next_tick = now + TICK_NS;
+    now
+}
+
+/// The CPU's timer has fired, or the domain has changed what it wants: sends what is due and sets the timer anew.
+pub fn serve(run: &mut Running) {
+    let now = time::now_ns();
+    let timeout = run.vcpu.timer.is_some_and(|at| at <= now);
+    if timeout {
+        run.vcpu.timer = None;
+    }
+    let tick = run.timer.state == Guest::Runs && run.timer.next_tick <= now;
+    if tick {
+        run.timer.next_tick = now + TICK_NS;
+    }
+    if timeout || tick {
+        send(run, now);
+    }
+    program(run);
+}
+
+/// Sends VIRQ_TIMER, with a fresh clock.
+fn send(run: &mut Running, now: u64) {
+    write_clock(run, now);
+    event::raise_virq(&*run.dom, &run.host.hw, Virq::Timer);
+}
+
+fn write_clock(run: &Running, now: u64) {
+    let this_turn = match run.timer.state {
+        Guest::Runs => now - run.timer.running_since,
+        Guest::Waits => 0,
+    };
+    let moment = Moment {
+        tsc: time::tsc::from_ns(now).0,
+        system_ns: now,
+        wall_ns: time::wall_at_zero().map_or(0, |zero| zero.0) + now,
+        domain_ns: run.timer.ran_before + this_turn,
+    };
+    timekeeping::write_moment(&run.host.hw, run.dom.shared_info, &moment);
+}
+
+/// Sets the CPU's timer to what comes next.
+fn program(run: &Running) {
+    let tick = (run.timer.state == Guest::Runs).then_some(run.timer.next_tick);
+    match tick.into_iter().chain(run.vcpu.timer).min() {
+        Some(at) => time::set_deadline(at),
+        None => time::cancel_deadline(),
+    }
+}
