@@ -263,7 +263,10 @@ fn hypervisor_trap(frame: &mut TrapFrame) {
         _ if frame.rip == (&raw const trap_iret).addr() as u64 => guest::return_faulted(frame),
         Vector::PAGE_FAULT if guest::repair_access(frame) == guest::Repair::TryAgain => {}
         _ => match extable::fixup(VirtAddr::new_truncate(frame.rip)) {
-            Some(fixup) => frame.rip = fixup.as_u64(),
+            Some(fixup) => {
+                extable::note_error_code(frame.error_code);
+                frame.rip = fixup.as_u64();
+            }
             None => fault::report_trap(frame),
         },
     }

@@ -4,6 +4,7 @@
 //! fixup. An assembler fragment adds one with [`ex_table!`]. A fault at the instruction continues at the fixup with all
 //! registers as they were; there is no other effect.
 
+use core::sync::atomic::{AtomicU64, Ordering};
 use x86_64::VirtAddr;
 
 /// The assembler lines that add an exception-table entry, for use in `asm!`, `naked_asm!` and `global_asm!` in the
@@ -24,6 +25,19 @@ macro_rules! ex_table {
             ".popsection"
         )
     };
+}
+
+/// The error code of the last fault that was fixed up, on any CPU: for those who provoke one at boot.
+static LAST_ERROR_CODE: AtomicU64 = AtomicU64::new(0);
+
+/// Remembers the error code of a fault that is fixed up.
+pub fn note_error_code(code: u64) {
+    LAST_ERROR_CODE.store(code, Ordering::Relaxed);
+}
+
+/// The error code of the last fault that was fixed up.
+pub fn last_error_code() -> u64 {
+    LAST_ERROR_CODE.load(Ordering::Relaxed)
 }
 
 #[derive(Clone, Copy)]

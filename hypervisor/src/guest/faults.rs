@@ -6,8 +6,12 @@ use super::fpu::{self, DeviceNotAvailable};
 use super::hw::Hw;
 use super::Running;
 use crate::cpu::entry::TrapFrame;
+use crate::cpu::extable;
 use crate::cpu::idt::Vector;
+use crate::ex_table;
 use crate::mm::layout;
+use core::arch::asm;
+use core::sync::atomic::{AtomicU32, Ordering};
 use proxenos_abi::{X86_32, X86_64};
 use proxenos_core::addr::GuestVirt;
 use proxenos_core::domain::{Arch, Domain};
@@ -16,7 +20,9 @@ use proxenos_core::machine::CpuTables;
 use proxenos_core::paging::Pager;
 use proxenos_core::paging::format::TwoLevel;
 use proxenos_core::paging::shadow::Access;
+use x86_64::instructions::tables::{lidt, sidt};
 use x86_64::registers::control::Cr2;
+use x86_64::structures::DescriptorTablePointer;
 
 /// Error code of a page fault: the page was present (Intel SDM vol. 3 §4.7).
 const PRESENT: u64 = 1 << 0;
@@ -24,6 +30,28 @@ const WRITE: u64 = 1 << 1;
 const USER: u64 = 1 << 2;
 /// Bytes of a full descriptor table.
 const FULL_TABLE: u64 = 8192 * 8;
+
+/// Where a gate's number begins in an error code: bit 3 (Intel SDM vol. 3 §6.13), but 4 on CPUs that get it wrong.
+static GATE_SHIFT: AtomicU32 = AtomicU32::new(3);
+
+/// Finds out how this CPU numbers gates in error codes. QEMU's emulation (7.2 at least) puts the gate's offset there, halved, which
+/// in long mode is twice its number; a guest's `int n` would then be taken for another.
+pub fn init() {
+    const VECTOR: u64 = 0xff;
+    let full = sidt();
+    let short = DescriptorTablePointer { limit: (VECTOR * 16 - 1) as u16, base: full.base };
+    // SAFETY: the table is the same but for the last vector, the spurious interrupt's, which cannot come while interrupts
+    // are disabled. `int` finds no gate, faults, and goes on behind itself.
+    unsafe {
+        lidt(&short);
+        asm!("2: int {vector}", "3:", ex_table!("2b", "3b"), vector = const VECTOR);
+        lidt(&full);
+    }
+    if extable::last_error_code() == VECTOR << 4 | 2 {
+        log::debug!("this CPU doubles the gate numbers in error codes");
+        GATE_SHIFT.store(4, Ordering::Relaxed);
+    }
+}
 
 /// How an access failed, from the fault's error code.
 pub fn access(error_code: u64) -> Access {
@@ -89,7 +117,7 @@ pub fn general_protection(run: &mut Running, frame: &mut TrapFrame) {
     /// The error code names a gate, and the event was not external (Intel SDM vol. 3 §6.13).
     const FROM_IDT: u64 = 2;
     if frame.error_code & 7 == FROM_IDT {
-        let vector = Vector((frame.error_code >> 3) as u8);
+        let vector = Vector((frame.error_code >> GATE_SHIFT.load(Ordering::Relaxed)) as u8);
         return deliver::software_interrupt(run, frame, vector);
     }
     deliver::exception(run, frame, Vector(13), frame.error_code as u32, None);

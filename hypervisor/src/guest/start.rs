@@ -6,7 +6,7 @@
 
 use super::hw::Hw;
 use super::timer::{self, Timer};
-use super::{Running, fpu, syscall};
+use super::{Running, faults, fpu, syscall};
 use crate::boot::info::Module;
 use crate::cpu::entry::{TrapFrame, resume_guest};
 use crate::cpu::gdt::{self, Flavour};
@@ -53,6 +53,7 @@ const RESERVE_FRAMES: core::ops::RangeInclusive<u64> = 2048..=32768;
 /// The machine is up: builds domain 0 and runs it.
 pub fn start() -> ! {
     syscall::init();
+    faults::init();
     let host = HOST.call_once(build_host);
     early::set_frame_source(|| {
         let host = HOST.get()?;
@@ -322,6 +323,7 @@ fn enter(running: Running, state: &InitialState) -> ! {
     timer::start(run);
     run.vcpu.segments.load(run.host, &run.dom);
     run.host.hw.load_root(root);
+    syscall::allow(run.dom.arch);
     fpu::trap_next_use();
     let frame = TrapFrame {
         rip: state.ip.0,

@@ -5,22 +5,23 @@
 //! reaches relative to rip is this CPU's. It builds a [`TrapFrame`] where every other trap from a guest has one, and goes on
 //! in the image.
 //!
-//! The same instruction in 32-bit code exists on AMD's CPUs only, and leads to an entry of its own: to the guest it is
-//! an invalid opcode, as it is elsewhere.
+//! The same instruction in an x86_64 guest's 32-bit code exists on AMD's CPUs only, and leads to an entry of its own: to the
+//! guest it is an invalid opcode, as it is elsewhere.
 
 use super::{Running, leave};
 use crate::cpu::entry::TrapFrame;
-use crate::cpu::percpu::{Area, Cpu};
+use crate::cpu::percpu::{Area, Cpu, RESERVED};
 use crate::mm::layout;
 use core::arch::global_asm;
 use proxenos_abi::{GuestArch, X86_64};
+use proxenos_core::domain::Arch;
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::{Efer, EferFlags, LStar, Msr, SFMask};
 use x86_64::registers::rflags::RFlags;
 
 /// From the page of code to the `rsp` slot of the frame below the CPU's [`Cpu`], in every CPU's area.
 const RSP_SLOT: i64 =
-    (layout::CPU_STACK + layout::STACK_SIZE) as i64 - size_of::<Cpu>() as i64 - 16 - layout::CPU_TEXT as i64;
+    (layout::CPU_STACK + layout::STACK_SIZE - RESERVED - 16) as i64 - layout::CPU_TEXT as i64;
 const _: () = assert!(core::mem::offset_of!(TrapFrame, rsp) + 16 == size_of::<TrapFrame>());
 const IA32_STAR: u32 = 0xc000_0081;
 const AMD_CSTAR: u32 = 0xc000_0083;
@@ -122,8 +123,14 @@ pub fn init() {
     unsafe {
         Msr::new(IA32_STAR).write(star);
         Msr::new(AMD_CSTAR).write(in_area(area, &raw const syscall_entry_compat).as_u64());
-        Efer::update(|flags| flags.insert(EferFlags::SYSTEM_CALL_EXTENSIONS));
     }
+}
+
+/// Opens or closes `syscall` for the domain that is to run. An x86_32 guest has no use for it, and since the instruction
+/// overwrites CS and SS, the fault that it is to such a guest could not be reported truly: closed, it is a plain #UD.
+pub fn allow(arch: Arch) {
+    // SAFETY: the entries are in place since `init`.
+    unsafe { Efer::update(|flags| flags.set(EferFlags::SYSTEM_CALL_EXTENSIONS, arch == Arch::X86_64)) }
 }
 
 /// A guest executed `syscall`: number in rax, arguments in rdi, rsi, rdx, r10, r8, r9.
