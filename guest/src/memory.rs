@@ -70,7 +70,7 @@ pub fn mfn_of(pfn: Pfn) -> Mfn {
     assert!(pfn.raw() < crate::boot::frames(), "{pfn:?} is not ours");
     let list = crate::boot::start_info().mfn_list.get() as usize as *const Word;
     // SAFETY: the list has an entry for every frame of the domain and is mapped from the start.
-    Mfn(unsafe { list.add(pfn.raw() as usize).read_volatile() }.into())
+    Mfn(unsafe { list.add(pfn.raw() as usize).read_volatile() }.to_u64())
 }
 
 /// Machine address of an address in the SDK's mapping of our frames.

@@ -5,7 +5,7 @@
 //! trapped is then to be read from [`crate::traps::last_trap`]. The trap table must be installed.
 
 use crate::arch::Word;
-use proxenos_abi::GuestVirt;
+use proxenos_abi::{GuestVirt, GuestWord};
 
 /// The directives that list instruction `2:` with recovery at `3:`.
 #[cfg(target_arch = "x86")]
@@ -67,7 +67,8 @@ pub(crate) fn recovery(ip: GuestVirt) -> Option<GuestVirt> {
     let count = (&raw const __guest_fixups_end as usize - start as usize) / size_of::<Fixup>();
     // SAFETY: the linker script puts the two symbols around an array of entries in read-only data.
     let fixups = unsafe { core::slice::from_raw_parts(start, count) };
-    fixups.iter().find(|fixup| GuestVirt(fixup.instruction.into()) == ip).map(|fixup| GuestVirt(fixup.recovery.into()))
+    let fixup = fixups.iter().find(|fixup| fixup.instruction.to_u64() == ip.raw())?;
+    Some(GuestVirt(fixup.recovery.to_u64()))
 }
 
 /// Reads a word, or tells that it cannot be read.

@@ -69,7 +69,7 @@ impl Pte {
 
     /// The flags among the low twelve bits.
     pub fn flags(self) -> PteFlags {
-        PteFlags::from_bits_truncate(self.0 as u32)
+        PteFlags::from_bits_truncate(self.0.to_u64() as u32)
     }
 
     /// The same frame with flags added.

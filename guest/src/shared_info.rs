@@ -57,7 +57,7 @@ unsafe fn field<T>(offset: usize) -> &'static T {
 /// # Panics
 /// If the offset is not aligned to 4 or outside the page.
 pub fn word(offset: usize) -> &'static AtomicU32 {
-    assert!(offset % 4 == 0 && offset < PAGE_SIZE);
+    assert!(offset.is_multiple_of(4) && offset < PAGE_SIZE);
     // SAFETY: aligned, inside the page, and any bytes are an `AtomicU32`.
     unsafe { field(offset) }
 }

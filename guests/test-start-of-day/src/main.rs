@@ -182,8 +182,7 @@ fn mappings(si: &StartInfo) {
     for at in (tables_start..tables_end).step_by(PAGE_SIZE) {
         check!(!probe::is_writable(GuestVirt(at)), "page table at {at:#x}");
         let trap = traps::last_trap();
-        let code = if KERNEL_PAGES_ARE_USER { 7 } else { 3 };
-        check_eq!((trap.vector, trap.error_code), (traps::vector::PAGE_FAULT, code), "write to a page table");
+        check_eq!((trap.vector, trap.error_code), (traps::vector::PAGE_FAULT, 3), "write to a page table");
     }
     for (level, table) in tables::tables_of(memory::virt_base()) {
         let at = memory::pfn_of_mfn(table).map(|pfn| memory::virt_of(pfn).raw()).unwrap_or(0);
