@@ -124,7 +124,7 @@ fn hypervisor_addresses() {
     let spare = frame();
     let entry = Pte::new(spare.mfn(), PteFlags::KERNEL_RW);
     let (first, last) = (Arch::HYPERVISOR_VIRT_START, Arch::HYPERVISOR_VIRT_END - 4096);
-    for at in [first, Arch::MACHINE_TO_PHYS, first + ((last - first) / 2 & !0xfff), last].map(GuestVirt) {
+    for at in [first, Arch::MACHINE_TO_PHYS, first + (((last - first) / 2) & !0xfff), last].map(GuestVirt) {
         check_eq!(map(at, entry), Err(Errno::EINVAL), "a mapping at {at:#x}");
         check_eq!(map(at, Pte::NONE), Err(Errno::EINVAL), "unmapping {at:#x}");
     }
