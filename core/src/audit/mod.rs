@@ -171,6 +171,11 @@ impl<'a, H: Hardware> Audit<'a, H> {
     /// Something refers to a frame of RAM as `kind`.
     fn refer_as(&mut self, mfn: Mfn, kind: FrameType) {
         self.refer(mfn);
+        self.use_as(mfn, kind);
+    }
+
+    /// A reference to a frame relies on its being `kind`.
+    fn use_as(&mut self, mfn: Mfn, kind: FrameType) {
         let tally = &mut self.tallies[mfn.0 as usize];
         tally.uses += 1;
         let before = *tally.kind.get_or_insert(kind);
@@ -217,8 +222,7 @@ impl<'a, H: Hardware> Audit<'a, H> {
         }
         if refs.is_shared() {
             // The hypervisor writes to it for good.
-            let tally = &mut self.tallies[mfn.0 as usize];
-            (tally.uses, tally.kind) = (1, Some(FrameType::Writable));
+            self.use_as(mfn, FrameType::Writable);
         }
         if word.is_pinned() {
             self.refer_as(mfn, word.kind());

@@ -13,6 +13,8 @@
 pub mod entry;
 pub mod format;
 pub mod shadow;
+#[cfg(test)]
+mod tests;
 pub mod types;
 
 use crate::addr::{DomId, GuestVirt, Mfn};

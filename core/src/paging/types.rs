@@ -188,7 +188,7 @@ impl<H: Hardware> Pager<'_, H> {
     }
 
     /// Checks a page of descriptors, then brings them into the form they are kept in: a page that is refused stays as
-    /// it was.
+    /// it was. (One that is good keeps the new form even if its request then fails for another reason.)
     fn validate_descriptors(&self, mfn: Mfn) -> Result<(), PagingError> {
         let slots = || (0..PAGE_SIZE as u64).step_by(8).map(|offset| MachineAddr(mfn.addr().0 + offset));
         let checked = |at| descriptor::check(self.dom.arch, self.host.hw.load64(at)).map_err(|_| PagingError::Descriptor);

@@ -96,6 +96,14 @@ fn allows(rights: u64, access: Access) -> bool {
 }
 
 impl SimHardware {
+    /// Where a guest's write to `at` goes.
+    ///
+    /// # Errors
+    /// The access faults.
+    pub fn guest_target(&self, at: GuestVirt, mode: Mode) -> Result<MachineAddr, Fault> {
+        self.access(at, self.access_of(mode, true))
+    }
+
     /// A guest reads a word of eight bytes.
     ///
     /// # Errors

@@ -1,0 +1,1 @@
+//! An attack of each known class on paravirtualised paging, which must fail.
