@@ -121,7 +121,7 @@ fn probe(hypervisor: &Path) -> Result<Option<String>> {
     Ok(match Outcome::read(end, &capture.text(), &errors) {
         Outcome::Panic | Outcome::Shutdown(_) => None,
         Outcome::TimedOut => Some("KVM is there but does not run the hypervisor".to_owned()),
-        _ => Some(format!("KVM does not work: {}", errors.lines().last().unwrap_or("QEMU gave no reason"))),
+        _ => Some(format!("KVM does not work here: {}", errors.lines().next().unwrap_or("QEMU gave no reason"))),
     })
 }
 

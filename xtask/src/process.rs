@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use crate::console::Capture;
+
 /// How often a waiting loop looks.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -35,9 +37,14 @@ pub enum End {
     Exited(ExitStatus),
     /// It took too long and was killed.
     TimedOut,
+    /// It said on standard error that it will never go on, and was killed.
+    Stuck,
     /// The user stopped it.
     Interrupted,
 }
+
+/// What QEMU says when KVM cannot go on. It then stays, stopped, for a debugger to look at.
+const STUCK: &str = "KVM internal error";
 
 /// Runs a command, passing all its standard output to `sink` as it comes, and returns how it ended and what it
 /// wrote to standard error.
@@ -56,18 +63,18 @@ pub fn stream(
         .spawn()
         .with_context(|| format!("cannot run {program}"))?;
     let stdout = child.stdout.take().context("no pipe")?;
-    let stderr = child.stderr.take().context("no pipe")?;
+    let mut stderr = child.stderr.take().context("no pipe")?;
+    let said = Capture::default();
     let copier = std::thread::spawn(move || copy_live(stdout, &mut sink));
-    let errors = std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        // What was read before an error is still worth showing.
-        drop(std::io::BufReader::new(stderr).read_to_end(&mut bytes));
-        String::from_utf8_lossy(&bytes).into_owned()
+    let errors = std::thread::spawn({
+        let mut said = said.clone();
+        move || copy_live(&mut stderr, &mut said)
     });
-    let end = wait(&mut child, limit)?;
+    let end = wait(&mut child, limit, &said)?;
     // Both threads end with their pipes, whose other ends are closed by now.
     drop(copier.join());
-    Ok((end, errors.join().unwrap_or_default()))
+    drop(errors.join());
+    Ok((end, said.text()))
 }
 
 /// Copies without waiting for a line's end: a prompt must be seen before it is answered.
@@ -79,7 +86,7 @@ fn copy_live(mut from: impl Read, to: &mut impl Write) {
     }
 }
 
-fn wait(child: &mut Child, limit: Option<Duration>) -> Result<End> {
+fn wait(child: &mut Child, limit: Option<Duration>, said: &Capture) -> Result<End> {
     let start = Instant::now();
     let mut stopping: Option<Instant> = None;
     loop {
@@ -90,6 +97,10 @@ fn wait(child: &mut Child, limit: Option<Duration>) -> Result<End> {
         if limit.is_some_and(|limit| start.elapsed() > limit) {
             kill(child)?;
             return Ok(End::TimedOut);
+        }
+        if said.text().contains(STUCK) {
+            kill(child)?;
+            return Ok(End::Stuck);
         }
         if interrupted() && stopping.get_or_insert_with(Instant::now).elapsed() > GRACE {
             kill(child)?;
@@ -116,31 +127,17 @@ pub fn succeeds_within(command: &mut Command, limit: Duration) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::{Arc, Mutex};
-
-    #[derive(Clone, Default)]
-    struct Shared(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Shared {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().expect("not poisoned").extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
 
     #[test]
     fn output_and_status_come_back() {
-        let sink = Shared::default();
+        let sink = Capture::default();
         let mut command = Command::new("sh");
         command.args(["-c", "echo out; echo err >&2; exit 7"]);
         let (end, errors) = stream(&mut command, None, sink.clone()).expect("sh runs");
         let End::Exited(status) = end else { panic!("{end:?}") };
         assert_eq!(status.code(), Some(7));
         assert_eq!(errors, "err\n");
-        assert_eq!(*sink.0.lock().expect("not poisoned"), b"out\n");
+        assert_eq!(sink.text(), "out\n");
     }
 
     #[test]
@@ -149,5 +146,14 @@ mod tests {
         command.arg("1000");
         let (end, _) = stream(&mut command, Some(Duration::from_millis(50)), std::io::sink()).expect("sleep runs");
         assert_eq!(end, End::TimedOut);
+    }
+
+    #[test]
+    fn a_child_that_says_it_is_stuck_is_killed() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo 'KVM internal error. Suberror: 1' >&2; exec sleep 1000"]);
+        let (end, errors) = stream(&mut command, None, std::io::sink()).expect("sh runs");
+        assert_eq!(end, End::Stuck);
+        assert!(errors.contains("Suberror"));
     }
 }

@@ -222,6 +222,7 @@ impl Outcome {
         let status = match end {
             End::Exited(status) => status,
             End::TimedOut => return Self::TimedOut,
+            End::Stuck => return Self::Failed,
             End::Interrupted => return Self::Interrupted,
         };
         match status.code() {

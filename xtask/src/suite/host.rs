@@ -1,12 +1,10 @@
 //! Host tests: `cargo test`, package by package, with a line for each of its tests.
 
-use std::io::{self, Write};
-use std::sync::{Arc, Mutex, PoisonError};
-
 use anyhow::{Context, Result};
 
 use super::{Report, Verdict};
 use crate::cargo;
+use crate::console::Capture;
 use crate::process::{self, End};
 use crate::workspace::Workspace;
 
@@ -23,9 +21,9 @@ pub fn run(report: &mut Report, workspace: &Workspace, package: &str, only: Opti
     let mut command = cargo::host();
     command.current_dir(workspace.root()).args(["test", "--no-fail-fast", "--color", "never", "-p", package]);
     command.args(only);
-    let lines = Lines::default();
-    let (end, errors) = process::stream(&mut command, None, lines.clone())?;
-    let output = lines.take();
+    let capture = Capture::default();
+    let (end, errors) = process::stream(&mut command, None, capture.clone())?;
+    let output = capture.text();
     let name = group(package);
     let log = report.log(&name);
     std::fs::write(&log, format!("{errors}{output}")).with_context(|| format!("cannot write {}", log.display()))?;
@@ -83,27 +81,6 @@ fn excerpt(output: &str, test: &str) -> String {
     let Some(first) = lines.next() else { return String::new() };
     let rest = lines.take_while(|line| !line.starts_with("---- ") && *line != "failures:");
     std::iter::once(first).chain(rest).fold(String::new(), |text, line| text + line + "\n")
-}
-
-/// Collects the output.
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
-
-impl Lines {
-    fn take(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
-    }
-}
-
-impl Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 #[cfg(test)]
