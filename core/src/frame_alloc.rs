@@ -78,8 +78,10 @@ impl FrameAllocator {
         let zones: &[usize] = if zone == Zone::Any { &[1, 0] } else { &[0] };
         let (found, zone) = zones.iter().find_map(|&z| self.take(order, z).map(|mfn| (mfn, z)))?;
         self.zones[zone].free -= 1 << order;
-        for mfn in found.0..found.0 + (1 << order) {
-            tlb.flush_if_older(self.record(mfn).stamp());
+        // The youngest stamp speaks for all: who has flushed since then has flushed since the others.
+        let stamps = (found.0..found.0 + (1 << order)).map(|mfn| self.record(mfn).stamp());
+        if let Some(youngest) = stamps.reduce(|a, b| if b.wrapping_sub(a) as i32 > 0 { b } else { a }) {
+            tlb.flush_if_older(youngest);
         }
         Some(found)
     }

@@ -98,9 +98,7 @@ pub fn populate<M: MachineMemory, F: Fn(Pfn) -> Mfn>(
         region.copy(at, bytes);
     }
     region.copy(layout.module, module);
-    for pfn in 0..layout.pages {
-        region.store_word(layout.mfn_list.0 + pfn * word_bytes(layout.arch), frames(Pfn(pfn)).0);
-    }
+    region.mfn_list();
     region.page_tables();
     match layout.arch {
         Arch::X86_32 => region.copy(layout.start_info, start_info::<X86_32>(layout, start).as_bytes()),
@@ -128,6 +126,27 @@ impl<M: MachineMemory, F: Fn(Pfn) -> Mfn> Region<'_, M, F> {
             self.memory.write(self.machine(at), now);
             at += now.len() as u64;
             bytes = later;
+        }
+    }
+
+    /// Writes the list of the domain's frames, a page of it at a time: it is the longest thing there is to write.
+    fn mfn_list(&self) {
+        let word = word_bytes(self.layout.arch);
+        let mut page = [0; PAGE as usize];
+        for first in (0..self.layout.pages).step_by((PAGE / word) as usize) {
+            let count = (self.layout.pages - first).min(PAGE / word);
+            let frames = (first..first + count).map(|pfn| (self.frames)(Pfn(pfn)).0);
+            match self.layout.arch {
+                Arch::X86_32 => {
+                    let words = page.as_chunks_mut().0.iter_mut();
+                    words.zip(frames).for_each(|(word, mfn)| *word = (mfn as u32).to_le_bytes());
+                }
+                Arch::X86_64 => {
+                    let words = page.as_chunks_mut().0.iter_mut();
+                    words.zip(frames).for_each(|(word, mfn)| *word = mfn.to_le_bytes());
+                }
+            }
+            self.copy(GuestVirt(self.layout.mfn_list.0 + first * word), &page[..(count * word) as usize]);
         }
     }
 

@@ -26,8 +26,8 @@ static FLUSH_CLOCK: AtomicU32 = AtomicU32::new(1);
 
 /// A byte of RAM, as an atomic of the width asked for.
 fn cell<T>(at: MachineAddr) -> &'static T {
-    debug_assert!(at.0.is_multiple_of(align_of::<T>() as u64));
-    let pointer: *const T = layout::direct(at).as_ptr();
+    debug_assert!(at.0.is_multiple_of(align_of::<T>() as u64) && at.0 < layout::DIRECT_MAP_SIZE);
+    let pointer = (layout::DIRECT_MAP + at.0) as *const T;
     // SAFETY: T is one of the three atomics below, valid for any bytes; the caller's frame is RAM, which the direct map covers for
     // good, and whatever else changes it (guests, other CPUs) does so by single accesses too.
     unsafe { &*pointer }

@@ -74,8 +74,13 @@ fn build_host() -> Host<Hw> {
     let frames = frame_table();
     let m2p = machine_to_phys(frames.len());
     let mut alloc = FrameAllocator::new(frames);
-    for ram in early::ram().iter() {
-        alloc.adopt_range(ram.start.mfn(), (ram.end.0 - ram.start.0) / PAGE_SIZE);
+    let free = early::hand_over();
+    let mut used = early::ram().clone();
+    for range in free.iter() {
+        used.remove(range.clone());
+    }
+    for range in used.iter() {
+        alloc.adopt_range(range.start.mfn(), (range.end.0 - range.start.0) / PAGE_SIZE);
     }
     if let Some(first) = m2p.narrow() {
         alloc.share_range(first, NARROW_FRAMES);
@@ -83,8 +88,8 @@ fn build_host() -> Host<Hw> {
     if let Some(first) = m2p.wide() {
         alloc.share_range(first, wide_frames(frames.len()));
     }
-    for free in early::hand_over().iter() {
-        alloc.release_range(free.start.mfn(), (free.end.0 - free.start.0) / PAGE_SIZE);
+    for range in free.iter() {
+        alloc.release_range(range.start.mfn(), (range.end.0 - range.start.0) / PAGE_SIZE);
     }
     Host {
         hw: Hw,
