@@ -117,10 +117,22 @@ enum Op {
     Take { pfn: usize },
 }
 
+/// Where most of it happens: where few pages are in play, requests meet.
+fn hot_page() -> impl Strategy<Value = usize> {
+    prop_oneof![
+        3 => Just(SPARE),
+        3 => Just(SPARE2),
+        4 => Just(DATA),
+        2 => Just(DATA + 1),
+        1 => Just(SECOND_TOP),
+        1 => Just(L1),
+    ]
+}
+
 fn frame() -> impl Strategy<Value = Frame> {
     prop_oneof![
-        24 => (0..FRAMES).prop_map(Frame::Own),
-        12 => prop_oneof![Just(SPARE), Just(SPARE2), Just(DATA), Just(SECOND_TOP), Just(L1)].prop_map(Frame::Own),
+        6 => (0..FRAMES).prop_map(Frame::Own),
+        30 => hot_page().prop_map(Frame::Own),
         4 => (0..3usize, 0..FRAMES).prop_map(|(dom, pfn)| Frame::Of(dom, pfn)),
         1 => Just(Frame::SharedInfo),
         1 => Just(Frame::Hypervisor),
@@ -134,7 +146,8 @@ fn frame() -> impl Strategy<Value = Frame> {
 
 fn slot() -> impl Strategy<Value = Slot> {
     prop_oneof![
-        8 => (0..FRAMES + 2).prop_map(Slot::Page),
+        3 => (0..FRAMES + 2).prop_map(Slot::Page),
+        6 => hot_page().prop_map(Slot::Page),
         3 => (0..3usize).prop_map(Slot::Page),
         2 => Just(Slot::Region),
         1 => Just(Slot::LastOwn),
@@ -164,7 +177,7 @@ fn flags() -> impl Strategy<Value = u64> {
 fn entry() -> impl Strategy<Value = Entry> {
     prop_oneof![
         3 => Just(Entry::Empty),
-        3 => (0..FRAMES).prop_map(Entry::Again),
+        3 => hot_page().prop_map(Entry::Again),
         16 => (frame(), flags()).prop_map(|(frame, flags)| Entry::Maps(frame, flags)),
         1 => any::<u64>().prop_map(Entry::Junk),
     ]
@@ -213,8 +226,8 @@ fn descriptor() -> impl Strategy<Value = u64> {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let page = || 0..FRAMES + 2;
-    let usual_page = || prop_oneof![Just(SPARE), Just(SPARE2), Just(DATA), DATA..FRAMES];
+    let page = || prop_oneof![3 => hot_page(), 1 => 0..FRAMES + 2];
+    let usual_page = hot_page;
     prop_oneof![
         20 => (foreign_domain(), request()).prop_map(|(foreign, request)| Op::One(foreign, request)),
         3 => proptest::collection::vec(request(), 2..6).prop_map(Op::Batch),
@@ -230,7 +243,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => prop_oneof![Just(TOP), Just(SECOND_TOP), Just(SPARE), Just(SPARE2)].prop_map(|pfn| {
             Op::One(Foreign::None, Req::Unpin { frame: Frame::Own(pfn) })
         }),
-        2 => (0..3u16, SPARE..FRAMES).prop_map(|(dom, pfn)| {
+        2 => (0..3u16, hot_page()).prop_map(|(dom, pfn)| {
             Op::One(Foreign::Dom(dom), Req::Reassign { frame: Frame::Own(pfn) })
         }),
         2 => (prop_oneof![Just(SPARE), Just(SPARE2), Just(DATA)], 0..1025u64).prop_map(|(page, entries)| {
@@ -250,7 +263,7 @@ fn op() -> impl Strategy<Value = Op> {
         5 => (page(), prop_oneof![Just(Mode::Kernel), Just(Mode::User)]).prop_map(|(page, mode)| Op::Load { page, mode }),
         8 => (page(), 0..FRAMES, entry()).prop_map(|(page, slot, entry)| Op::Store { page, slot, entry }),
         2 => frame().prop_map(|frame| Op::GiveUp { frame }),
-        2 => (DATA..FRAMES).prop_map(|pfn| Op::Take { pfn }),
+        2 => prop_oneof![hot_page(), DATA..FRAMES].prop_map(|pfn| Op::Take { pfn }),
     ]
 }
 
