@@ -35,8 +35,13 @@ const FULL_TABLE: u64 = 8192 * 8;
 static GATE_SHIFT: AtomicU32 = AtomicU32::new(3);
 
 /// Finds out how this CPU numbers gates in error codes. QEMU's emulation (7.2 at least) puts the gate's offset there, halved, which
-/// in long mode is twice its number; a guest's `int n` would then be taken for another.
+/// in long mode is twice its number; a guest's `int n` would then be taken for another. Other CPUs are not asked: some hosts' KVM
+/// cannot emulate the question.
 pub fn init() {
+    let host = raw_cpuid::CpuId::new().get_hypervisor_info();
+    if host.is_none_or(|host| host.identify() != raw_cpuid::Hypervisor::QEMU) {
+        return;
+    }
     const VECTOR: u64 = 0xff;
     let full = sidt();
     let short = DescriptorTablePointer { limit: (VECTOR * 16 - 1) as u16, base: full.base };
