@@ -177,7 +177,7 @@ fn size(text: &str) -> Option<Bytes> {
 fn baud(text: &str) -> Option<u32> {
     let number = text.split_once(',').map_or(text, |(number, _)| number);
     let baud = u32::try_from(decimal(number)?).ok()?;
-    (baud >= 2 && baud <= 115_200 && 115_200 % baud == 0).then_some(baud)
+    ((2..=115_200).contains(&baud) && 115_200 % baud == 0).then_some(baud)
 }
 
 fn log_level(text: &str) -> Option<LogLevel> {

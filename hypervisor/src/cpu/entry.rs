@@ -66,7 +66,7 @@ pub struct TrapFrame {
     pub ss: u64,
 }
 
-const _: () = assert!(size_of::<TrapFrame>() == 22 * 8 && size_of::<TrapFrame>() % 16 == 0);
+const _: () = assert!(size_of::<TrapFrame>() == 22 * 8 && size_of::<TrapFrame>().is_multiple_of(16));
 
 /// What was interrupted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

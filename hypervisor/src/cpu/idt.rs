@@ -69,7 +69,7 @@ impl Vector {
             19 => "#XM SIMD error",
             20 => "#VE virtualisation",
             21 => "#CP control protection",
-            0..=31 => "reserved exception",
+            9 | 15 | 22..=31 => "reserved exception",
             _ => "interrupt",
         }
     }

@@ -55,7 +55,7 @@ const POINTER: u64 = 16;
 pub const RESERVED: u64 = size_of::<Cpu>() as u64 + POINTER;
 
 const _: () = {
-    assert!(RESERVED % 16 == 0 && RESERVED <= PAGE_SIZE);
+    assert!(RESERVED.is_multiple_of(16) && RESERVED <= PAGE_SIZE);
     assert!(size_of::<TaskStateSegment>() < PAGE_SIZE as usize);
 };
 
@@ -275,6 +275,9 @@ pub unsafe fn enter(area: Area, next: extern "C" fn() -> !) -> ! {
 }
 
 /// Continues in `next` on an empty stack.
+///
+/// # Safety
+/// Below `top`, aligned to 16, is a mapped stack that nobody uses; what is on the present one is forgotten.
 #[unsafe(naked)]
 unsafe extern "C" fn switch_stack(top: u64, next: extern "C" fn() -> !) -> ! {
     naked_asm!("mov rsp, rdi", "xor ebp, ebp", "call rsi", "ud2")

@@ -1,0 +1,111 @@
+//! The hypervisor's command line.
+
+#[path = "../../src/options.rs"]
+mod options;
+
+use options::{Bytes, Com1, Complaint, IoPort, LogLevel, OnFatal, Options, P2m, split_guest_part};
+use proptest::prelude::*;
+
+/// The options of a line that must be wholly understood.
+fn understood(line: &str) -> Options {
+    Options::parse(line, &mut |complaint| panic!("{line:?}: {complaint}"))
+}
+
+fn complaints(line: &str) -> Vec<Complaint<'_>> {
+    let mut all = Vec::new();
+    let options = Options::parse(line, &mut |complaint| all.push(complaint));
+    assert_eq!(options, Options::DEFAULT, "{line:?}: what is not understood changes nothing");
+    all
+}
+
+#[test]
+fn an_empty_line_leaves_the_defaults() {
+    assert_eq!(understood(""), Options::DEFAULT);
+    assert_eq!(understood("  \t "), Options::DEFAULT);
+}
+
+#[test]
+fn every_option_is_understood() {
+    let expected = Options {
+        dom0_mem: Some(Bytes(64 << 20)),
+        com1: Com1::Baud(9600),
+        log_level: LogLevel::Debug,
+        on_fatal: OnFatal::Halt,
+        p2m: P2m::Scrambled,
+        debug_exit: Some(IoPort(0xf4)),
+    };
+    assert_eq!(understood("dom0_mem=64M com1=9600,8n1 loglvl=debug noreboot p2m=scrambled debug-exit=0xf4"), expected);
+    assert_eq!(understood("com1=off").com1, Com1::Off);
+    assert_eq!(understood("loglvl=all").log_level, LogLevel::Trace);
+    assert_eq!(understood("debug-exit=244").debug_exit, Some(IoPort(244)));
+}
+
+#[test]
+fn sizes_have_suffixes_and_are_kib_without() {
+    for (text, bytes) in [("512", 512 << 10), ("512k", 512 << 10), ("3M", 3 << 20), ("2G", 2 << 30)] {
+        assert_eq!(understood(&format!("dom0_mem={text}")).dom0_mem, Some(Bytes(bytes)), "{text}");
+    }
+}
+
+#[test]
+fn the_last_of_two_counts() {
+    assert_eq!(understood("com1=off com1=38400").com1, Com1::Baud(38400));
+}
+
+#[test]
+fn unknown_words_are_complained_about() {
+    assert_eq!(complaints("nonsense=1"), [Complaint::Unknown("nonsense=1")]);
+    assert_eq!(complaints("noreboots"), [Complaint::Unknown("noreboots")]);
+}
+
+#[test]
+fn values_without_sense_are_complained_about() {
+    let words = [
+        "dom0_mem=",
+        "dom0_mem=0",
+        "dom0_mem=K",
+        "dom0_mem=-1",
+        "dom0_mem=+1",
+        "dom0_mem=1KM",
+        "dom0_mem",
+        "dom0_mem=99999999999G",
+        "dom0_mem=1é",
+        "com1=7",
+        "com1=",
+        "com1=0",
+        "com1=230400",
+        "loglvl=",
+        "loglvl=loud",
+        "noreboot=1",
+        "p2m=sorted",
+        "p2m",
+        "debug-exit=0",
+        "debug-exit=0x",
+        "debug-exit=0x+4",
+        "debug-exit=70000",
+    ];
+    for word in words {
+        assert_eq!(complaints(word), [Complaint::BadValue(word)]);
+    }
+}
+
+#[test]
+fn the_guest_part_begins_behind_a_word_of_two_dashes() {
+    assert_eq!(split_guest_part("a -- b c"), ("a ", Some("b c")));
+    assert_eq!(split_guest_part("-- x -- y"), ("", Some("x -- y")));
+    assert_eq!(split_guest_part("a --"), ("a ", Some("")));
+    assert_eq!(split_guest_part("a --b c-- d"), ("a --b c-- d", None));
+    assert_eq!(understood("noreboot -- com1=off").com1, Options::DEFAULT.com1);
+}
+
+proptest! {
+    #[test]
+    fn no_line_panics(line in ".*") {
+        Options::parse(&line, &mut |_| {});
+    }
+
+    #[test]
+    fn no_value_panics(name in "dom0_mem|com1|loglvl|p2m|debug-exit", value in "\\PC{0,24}") {
+        Options::parse(&format!("{name}={value}"), &mut |_| {});
+    }
+}
