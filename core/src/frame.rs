@@ -516,6 +516,63 @@ mod tests {
     }
 
     #[test]
+    fn no_type_is_taken_again_while_its_successor_is_being_flushed() {
+        let frame = frame();
+        assert_eq!(frame.get_type(FrameType::Writable, |_| ()), Ok(TypeGrant::Held));
+        assert_eq!(frame.put_type(|| 5), TypeRest::Last);
+        // What another CPU does meanwhile happens within the flush. It must not get the old type back: nobody would
+        // flush for it (XSA-401).
+        let became = frame.get_type(FrameType::L1, |_| {
+            assert_eq!(frame.get_type(FrameType::Writable, |_| ()), Err(RefError::WrongType));
+            assert_eq!(frame.get_type(FrameType::L1, |_| ()), Err(RefError::WrongType), "nor the new one, unvalidated");
+        });
+        assert_eq!(became, Ok(TypeGrant::MustValidate));
+        frame.abandon_type();
+        // Writable memory needs no validation, but the flush all the same: the second to take it makes it as well.
+        let flushes = core::cell::Cell::new(0);
+        let flush = |_| flushes.set(flushes.get() + 1);
+        let became = frame.get_type(FrameType::Writable, |_| {
+            flush(0);
+            assert_eq!(frame.get_type(FrameType::Writable, flush), Ok(TypeGrant::Held));
+        });
+        assert_eq!((became, flushes.get()), (Ok(TypeGrant::Held), 2));
+        assert_eq!((frame.type_word().count(), frame.type_word().is_validated()), (2, true));
+    }
+
+    #[test]
+    fn the_later_stamp_stays_even_when_the_clock_wraps() {
+        let frame = frame();
+        for (stamp, stays) in [(7, 7), (5, 7), (0x7000_0000, 0x7000_0000), (0xe000_0000, 0xe000_0000), (3, 3)] {
+            frame.set_stamp(stamp);
+            assert_eq!(frame.stamp(), stays);
+        }
+    }
+
+    #[test]
+    fn a_frame_is_nobodys_while_it_changes_hands() {
+        let frame = frame();
+        frame.set_stamp(9);
+        assert!(frame.reassign(DomId(1), DomId(2), |stamp| {
+            assert_eq!(stamp, 9);
+            assert_eq!(frame.get(DomId(1)), Err(RefError::NotOwner));
+            assert_eq!(frame.get(DomId(2)), Err(RefError::NotOwner));
+        }));
+        assert_eq!(frame.get(DomId(2)), Ok(()));
+        assert!(!frame.reassign(DomId(2), DomId(1), |_| ()), "somebody refers to it");
+    }
+
+    #[test]
+    fn counts_stop_at_their_limit() {
+        let frame = frame();
+        assert_eq!(frame.get_type(FrameType::Writable, |_| ()), Ok(TypeGrant::Held));
+        frame.refs.fetch_add(u64::from(u32::MAX) - 1, Ordering::Relaxed);
+        frame.kind.fetch_add(u64::from(u32::MAX) - 1, Ordering::Relaxed);
+        assert_eq!(frame.get(DomId(1)), Err(RefError::Overflow));
+        assert_eq!(frame.get_type(FrameType::Writable, |_| ()), Err(RefError::Overflow));
+        assert_eq!((frame.refs().owner(), frame.type_word().kind()), (DomId(1), FrameType::Writable));
+    }
+
+    #[test]
     fn pins_are_counted_once() {
         let frame = frame();
         assert!(frame.pin());

@@ -66,7 +66,10 @@ fn a_live_table_is_mapped_writable_in_no_way() {
             assert_eq!(world.guest(0).mmu_update(&[foreign(DomId(1)), request]).result, INVALID);
             // Nor is a table stored to as plain memory, or as descriptors.
             let at = frame.addr().0;
-            assert_eq!(world.judge(1, |guest| guest.call(Hypercall::UpdateDescriptor, [at, 0, 0, 0, 0, 0])), Ok(INVALID));
+            assert_eq!(
+                world.judge(1, |guest| guest.call(Hypercall::UpdateDescriptor, [at, 0, 0, 0, 0, 0])),
+                Ok(INVALID)
+            );
             assert!(!world.store(table, 0));
         }
     });
@@ -192,7 +195,11 @@ fn tables_do_not_contain_themselves() {
             assert_eq!(world.attempt(|guest| pin(guest.frames[SPARE], level)), OK);
             assert_eq!(world.attempt(|guest| guest.set(guest.frames[SPARE], 7, guest.entry(SPARE, RW))), INVALID);
             let read_only = world.attempt(|guest| guest.set(guest.frames[SPARE], 7, guest.entry(SPARE, 0)));
-            assert_eq!(read_only, if level == 1 { OK } else { INVALID }, "reading oneself is harmless, linear tables are not");
+            assert_eq!(
+                read_only,
+                if level == 1 { OK } else { INVALID },
+                "reading oneself is harmless, linear tables are not"
+            );
             assert_eq!(world.attempt(|guest| unpin(guest.frames[SPARE])), OK);
             assert_eq!(world.attempt(|guest| guest.set(guest.frames[SPARE], 7, 0)), OK);
         }
@@ -208,7 +215,10 @@ fn large_pages_are_refused_by_every_path() {
         assert_eq!(world.attempt(|guest| guest.set(guest.frames[above], slot, guest.flags(0) | large)), INVALID);
         assert_eq!(world.attempt(|guest| guest.set(guest.frames[above], slot, guest.entry(SPARE, RW))), OK);
         assert_eq!(world.attempt(|guest| guest.set(guest.frames[above], slot, guest.entry(SPARE, 0) | large)), INVALID);
-        assert_eq!(world.attempt(|guest| guest.set(guest.frames[above], slot, (guest.entry(SPARE, 0) | large) & !P)), OK);
+        assert_eq!(
+            world.attempt(|guest| guest.set(guest.frames[above], slot, (guest.entry(SPARE, 0) | large) & !P)),
+            OK
+        );
         assert_eq!(world.attempt(|guest| guest.set(guest.frames[above], slot, guest.entry(SPARE, 0) | large)), INVALID);
         assert_eq!(world.attempt(|guest| guest.set(guest.frames[above], slot, 0)), OK);
         // In a table that becomes one later.
@@ -357,7 +367,8 @@ fn a_list_may_cross_pages_and_its_end_may_not() {
             let at = begin + index as u64 * guest.width();
             let word_at = GuestVirt(at & !7);
             let old = guest.host.hw.guest_load(word_at, Mode::Kernel).expect("mapped");
-            let (mask, shift) = if guest.width() == 8 { (u64::MAX, 0) } else { (0xffff_ffff << (at % 8 * 8), at % 8 * 8) };
+            let (mask, shift) =
+                if guest.width() == 8 { (u64::MAX, 0) } else { (0xffff_ffff << (at % 8 * 8), at % 8 * 8) };
             guest.host.hw.guest_store(word_at, old & !mask | word << shift, Mode::Kernel).expect("mapped writable");
         }
         assert_eq!(guest.call(Hypercall::MmuUpdate, [begin, 2, 0, 0, 0, 0]), OK);

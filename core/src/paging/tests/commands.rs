@@ -94,7 +94,8 @@ fn bits_that_guests_may_not_set_are_refused_at_every_level() {
         for bad in refused {
             world.refused(|guest| guest.set(guest.frames[L1], DATA, guest.entry(DATA, RW) | bad));
             assert_eq!(world.remap(DATA, |guest| guest.entry(DATA, RW) | bad), INVALID);
-            let top_slot = (world.guest(1).base() >> if world.guest(1).dom.arch == Arch::X86_32 { 22 } else { 39 } & 511) as usize;
+            let top_slot =
+                (world.guest(1).base() >> if world.guest(1).dom.arch == Arch::X86_32 { 22 } else { 39 } & 511) as usize;
             let top_slot = if world.guest(1).dom.arch == Arch::X86_32 { 0x300 } else { top_slot };
             world.refused(|guest| {
                 let (top, below) = (guest.frames[TOP], if guest.top_level() == 2 { L1 } else { 3 });
@@ -170,7 +171,8 @@ fn a_foreign_domain_is_forgotten_when_told_to_when_another_fails_and_with_the_ca
 fn io_memory_is_for_those_with_the_right_to_it() {
     for arch in [Arch::X86_32, Arch::X86_64] {
         let mut world = World::new(&[(arch, PRIVILEGED), (arch, Privileges::DEVICES), (arch, PLAIN)]);
-        let map = |frame: u64| move |guest: &Guest| guest.set(guest.frames[L1], FRAMES + 1, frame << 12 | guest.flags(RW));
+        let map =
+            |frame: u64| move |guest: &Guest| guest.set(guest.frames[L1], FRAMES + 1, frame << 12 | guest.flags(RW));
         for (who, first) in [(0, None), (0, Some(DomId::IO)), (1, None), (1, Some(DomId::IO))] {
             for frame in [0xb8, 0xf_0000] {
                 let mut requests: alloc::vec::Vec<Request> = first.map(foreign).into_iter().collect();
@@ -203,7 +205,9 @@ fn the_hypervisors_frames_are_mapped_by_nobody_but_what_it_shares_to_read() {
     for arch in [Arch::X86_32, Arch::X86_64] {
         let mut world = World::with_memory(0x800, &[(arch, PRIVILEGED), (arch, PLAIN)], Some(narrow));
         let own = world.guest(0).dom.gdt_page;
-        let map = |frame: Mfn, rw| move |guest: &Guest| guest.set(guest.frames[L1], FRAMES + 1, frame.addr().0 | guest.flags(rw));
+        let map = |frame: Mfn, rw| {
+            move |guest: &Guest| guest.set(guest.frames[L1], FRAMES + 1, frame.addr().0 | guest.flags(rw))
+        };
         for frame in [own, narrow] {
             world.refused_for(0, &[], map(frame, 0));
             world.refused_for(0, &[foreign(DomId::XEN)], map(frame, RW));
@@ -296,7 +300,8 @@ fn entries_above_l1_lead_to_own_tables_of_the_next_level() {
     both(|world| {
         let slot = 1;
         let top = world.guest(1).top_level();
-        let set = |value: fn(&Guest) -> u64| move |guest: &Guest| guest.set(guest.frames[TOP], slot, value(guest) | RW | US);
+        let set =
+            |value: fn(&Guest) -> u64| move |guest: &Guest| guest.set(guest.frames[TOP], slot, value(guest) | RW | US);
         world.refused(set(|guest| guest.entry(DATA, 0)));
         world.refused(set(|guest| guest.entry(TOP, 0)));
         world.refused(set(|guest| guest.entry(SECOND_TOP, 0) & !0xfff_ffff_f000 | guest.frames[TOP].addr().0));
@@ -423,7 +428,11 @@ fn flushes_are_made_when_and_where_they_are_due() {
         let machine = world.host.clone();
         let count = || {
             let machine = machine.hw.machine();
-            (machine.full_flushes.load(Relaxed), machine.page_flushes.load(Relaxed), machine.cache_flushes.load(Relaxed))
+            (
+                machine.full_flushes.load(Relaxed),
+                machine.page_flushes.load(Relaxed),
+                machine.cache_flushes.load(Relaxed),
+            )
         };
         let (full, page, caches) = count();
         let flush = extended(MmuExtCommand::TlbFlush, 0, 0);
@@ -464,7 +473,8 @@ fn bad_pointers_to_the_list_are_faults() {
     both(|world| {
         let fault = error(Errno::EFAULT);
         let guest = world.guest(1);
-        let (args, hypervisor) = (guest.va(ARGS).0, if guest.dom.arch == Arch::X86_32 { 0xfc00_0000 } else { 0xffff_8000_0000_0000 });
+        let (args, hypervisor) =
+            (guest.va(ARGS).0, if guest.dom.arch == Arch::X86_32 { 0xfc00_0000 } else { 0xffff_8000_0000_0000 });
         for list in [0, 0x1000, hypervisor, hypervisor + 0x1000, u64::from(u32::MAX) - 7, guest.va(FRAMES + 1).0] {
             assert_eq!(guest.call(Hypercall::MmuUpdate, [list, 1, 0, 0, 0, 0]), fault, "{list:#x}");
         }
@@ -574,7 +584,9 @@ fn bad_descriptors_are_refused_wherever_they_come_from() {
         let data = 0x00cf_f300_0000_ffff;
         let at = world.guest(1).frames[SPARE].addr().0 + 8 * 511;
         // Put in by a plain store, it makes the page no descriptor table, and the page stays as it is.
-        world.done(|guest| guest.set(guest.frames[SPARE], if guest.width() == 4 { 1023 } else { 511 }, bad >> (64 - 8 * guest.width())));
+        world.done(|guest| {
+            guest.set(guest.frames[SPARE], if guest.width() == 4 { 1023 } else { 511 }, bad >> (64 - 8 * guest.width()))
+        });
         assert_eq!(set_gdt(world, &[SPARE], 512), Err(INVALID));
         assert_eq!(world.judge(1, |guest| update(guest, at, data)), Ok(OK), "to plain memory");
         assert_eq!(set_gdt(world, &[SPARE], 512), Ok(()));

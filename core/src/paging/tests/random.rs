@@ -41,6 +41,9 @@ enum Frame {
     Beyond,
 }
 
+/// Pages of the region from this one on are mapped by other L1 tables than [`L1`], if at all.
+const WINDOW: usize = 1024;
+
 /// A slot of a table.
 #[derive(Clone, Copy, Debug)]
 enum Slot {
@@ -48,6 +51,8 @@ enum Slot {
     Page(usize),
     /// The one in a top table that leads to the region.
     Region,
+    /// The one, in a table above L1, that leads to the pages from [`WINDOW`] on.
+    Window,
     /// The last that is the guest's, and the first that is not.
     LastOwn,
     FirstReserved,
@@ -102,19 +107,48 @@ enum Op {
     One(Foreign, Req),
     /// Several in one call.
     Batch(Vec<Req>),
-    Remap { page: usize, entry: Entry, flags: u64 },
-    RemapForeign { page: usize, entry: Entry, flags: u64, domain: u16 },
-    SetGdt { frames: Vec<Frame>, entries: u64 },
-    UpdateDescriptor { frame: Frame, index: u64, descriptor: u64 },
+    Remap {
+        page: usize,
+        entry: Entry,
+        flags: u64,
+    },
+    RemapForeign {
+        page: usize,
+        entry: Entry,
+        flags: u64,
+        domain: u16,
+    },
+    SetGdt {
+        frames: Vec<Frame>,
+        entries: u64,
+    },
+    UpdateDescriptor {
+        frame: Frame,
+        index: u64,
+        descriptor: u64,
+    },
     /// The CPU looks into the LDT.
-    LdtFault { offset: u64 },
-    Load { page: usize, mode: Mode },
+    LdtFault {
+        offset: u64,
+    },
+    Load {
+        page: usize,
+        mode: Mode,
+    },
     /// Writes an entry into a page, as it would into a table.
-    Store { page: usize, slot: usize, entry: Entry },
+    Store {
+        page: usize,
+        slot: usize,
+        entry: Entry,
+    },
     /// Gives a frame back to the hypervisor (what `dom_mem_op` will do).
-    GiveUp { frame: Frame },
+    GiveUp {
+        frame: Frame,
+    },
     /// Gets one in its place.
-    Take { pfn: usize },
+    Take {
+        pfn: usize,
+    },
 }
 
 /// Where most of it happens: where few pages are in play, requests meet.
@@ -150,6 +184,7 @@ fn slot() -> impl Strategy<Value = Slot> {
         6 => hot_page().prop_map(Slot::Page),
         3 => (0..3usize).prop_map(Slot::Page),
         2 => Just(Slot::Region),
+        2 => Just(Slot::Window),
         1 => Just(Slot::LastOwn),
         1 => Just(Slot::FirstReserved),
         1 => Just(Slot::Last),
@@ -226,7 +261,7 @@ fn descriptor() -> impl Strategy<Value = u64> {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let page = || prop_oneof![3 => hot_page(), 1 => 0..FRAMES + 2];
+    let page = || prop_oneof![6 => hot_page(), 2 => 0..FRAMES + 2, 1 => hot_page().prop_map(|page| WINDOW + page)];
     let usual_page = hot_page;
     prop_oneof![
         20 => (foreign_domain(), request()).prop_map(|(foreign, request)| Op::One(foreign, request)),
@@ -265,6 +300,75 @@ fn op() -> impl Strategy<Value = Op> {
         2 => frame().prop_map(|frame| Op::GiveUp { frame }),
         2 => prop_oneof![hot_page(), DATA..FRAMES].prop_map(|pfn| Op::Take { pfn }),
     ]
+}
+
+/// Several steps that belong together, by one domain: what a kernel does, or somebody who is up to something.
+fn plot() -> impl Strategy<Value = Vec<Op>> {
+    let own = |request| Op::One(Foreign::None, request);
+    let readable = bits::P | bits::A | bits::US;
+    let gone_or_read_only = move |page: usize, gone: bool| Op::Remap {
+        page,
+        entry: if gone { Entry::Empty } else { Entry::Maps(Frame::Own(page), readable) },
+        flags: 0,
+    };
+    let writable = move |page| Op::Remap { page, entry: Entry::Maps(Frame::Own(page), readable | bits::RW), flags: 0 };
+    let hook =
+        |table, entry| Op::One(Foreign::None, Req::Update { table: Frame::Own(table), slot: Slot::Window, entry });
+    let table_above = || prop_oneof![Just(TOP), Just(4)];
+    prop_oneof![
+        30 => op().prop_map(|op| vec![op]),
+        // A page is used, loses its mapping without a flush, and becomes a table.
+        2 => (hot_page(), 1..5u8, any::<bool>()).prop_map(move |(page, level, gone)| vec![
+            Op::Store { page, slot: 0, entry: Entry::Empty },
+            gone_or_read_only(page, gone),
+            own(Req::Pin { frame: Frame::Own(page), level }),
+        ]),
+        // Or is given away, or back.
+        1 => (hot_page(), 0..3u16).prop_map(move |(page, to)| vec![
+            Op::Load { page, mode: Mode::Kernel },
+            gone_or_read_only(page, true),
+            Op::One(Foreign::Dom(to), Req::Reassign { frame: Frame::Own(page) }),
+        ]),
+        1 => hot_page().prop_map(move |page| vec![
+            Op::Load { page, mode: Mode::Kernel },
+            gone_or_read_only(page, true),
+            Op::GiveUp { frame: Frame::Own(page) },
+            Op::Take { pfn: page },
+        ]),
+        // Another domain's page is mapped for a while.
+        1 => (0..3usize, hot_page(), hot_page(), flags()).prop_map(move |(dom, frame, page, flags)| vec![
+            Op::RemapForeign { page, entry: Entry::Maps(Frame::Of(dom, frame), flags), flags: 0, domain: dom as u16 },
+            Op::Store { page, slot: 0, entry: Entry::Empty },
+            gone_or_read_only(page, true),
+        ]),
+        // A table is hung up, walked, and taken down again; then it is memory.
+        2 => (table_above(), hot_page(), hot_page(), hot_page()).prop_map(move |(above, table, page, frame)| vec![
+            own(Req::Update {
+                table: Frame::Own(table),
+                slot: Slot::Page(page),
+                entry: Entry::Maps(Frame::Own(frame), readable | bits::RW),
+            }),
+            gone_or_read_only(table, false),
+            hook(above, Entry::Maps(Frame::Own(table), readable | bits::RW)),
+            Op::Load { page: WINDOW + page, mode: Mode::Kernel },
+            hook(above, Entry::Empty),
+            writable(table),
+        ]),
+        // Segment tables come and go.
+        1 => (hot_page(), 0..4096u64).prop_map(move |(page, offset)| vec![
+            gone_or_read_only(page, false),
+            own(Req::SetLdt { page, offset: 0, entries: 512 }),
+            Op::LdtFault { offset },
+            own(Req::NewBase { frame: Frame::Own(SECOND_TOP) }),
+            writable(page),
+        ]),
+    ]
+}
+
+/// What several domains do in turn.
+fn story(plots: core::ops::Range<usize>) -> impl Strategy<Value = Vec<(usize, Op)>> {
+    proptest::collection::vec((0..3usize, plot()), plots)
+        .prop_map(|plots| plots.into_iter().flat_map(|(who, ops)| ops.into_iter().map(move |op| (who, op))).collect())
 }
 
 fn domain_id(foreign: Foreign) -> DomId {
@@ -311,9 +415,34 @@ impl Meaning<'_> {
             Slot::Page(page) => page,
             Slot::Region if narrow => 0x300,
             Slot::Region => (self.guest().base() >> 39 & 511) as usize,
-            Slot::LastOwn => if narrow { 1007 } else { 255 },
-            Slot::FirstReserved => if narrow { 1008 } else { 256 },
-            Slot::Last => if narrow { 1023 } else { 511 },
+            Slot::Window => {
+                if narrow {
+                    0x301
+                } else {
+                    2
+                }
+            }
+            Slot::LastOwn => {
+                if narrow {
+                    1007
+                } else {
+                    255
+                }
+            }
+            Slot::FirstReserved => {
+                if narrow {
+                    1008
+                } else {
+                    256
+                }
+            }
+            Slot::Last => {
+                if narrow {
+                    1023
+                } else {
+                    511
+                }
+            }
         }
     }
 
@@ -374,8 +503,7 @@ type Verdict = Result<(), Vec<String>>;
 impl World {
     fn requests(&mut self, who: usize, requests: &[Req], score: &mut Score) -> Verdict {
         let meaning = Meaning { world: self, who };
-        let words: Vec<u64> =
-            requests.iter().flat_map(|&request| <[u64; 2]>::from(meaning.request(request))).collect();
+        let words: Vec<u64> = requests.iter().flat_map(|&request| <[u64; 2]>::from(meaning.request(request))).collect();
         if !self.guests[who].put_args(&words) {
             return Ok(());
         }
@@ -509,7 +637,7 @@ fn world() -> impl Strategy<Value = (usize, Vec<(Arch, Privileges)>)> {
 /// How many sequences are tried, unless PROPTEST_CASES says otherwise.
 const CASES: u32 = 96;
 /// Their greatest length.
-const LENGTH: usize = 48;
+const LENGTH: usize = 40;
 
 fn config() -> ProptestConfig {
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(CASES);
@@ -522,7 +650,7 @@ proptest! {
     #[test]
     fn random_requests_keep_every_invariant(
         (frames, domains) in world(),
-        ops in proptest::collection::vec((0..3usize, op()), 1..LENGTH),
+        ops in story(1..LENGTH),
     ) {
         World::with_memory(frames, &domains, None).play(&ops, &mut Score::default())?;
     }
@@ -534,7 +662,7 @@ fn random_requests_are_neither_all_good_nor_all_bad() {
     use proptest::strategy::ValueTree;
     use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
     let mut runner = TestRunner::new_with_rng(config(), TestRng::deterministic_rng(RngAlgorithm::ChaCha));
-    let sequences = proptest::collection::vec(proptest::collection::vec((0..3usize, op()), 40), 32);
+    let sequences = proptest::collection::vec(story(40..41), 32);
     let sequences = sequences.new_tree(&mut runner).expect("nothing is filtered").current();
     let mut total = Score::default();
     for (arch, ops) in [Arch::X86_32, Arch::X86_64].into_iter().cycle().zip(sequences) {

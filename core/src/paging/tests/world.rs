@@ -147,7 +147,8 @@ impl Guest {
     pub fn put_args(&mut self, words: &[u64]) -> bool {
         self.run();
         let at = self.va(ARGS);
-        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes().into_iter().take(self.width() as usize)).collect();
+        let bytes: Vec<u8> =
+            words.iter().flat_map(|w| w.to_le_bytes().into_iter().take(self.width() as usize)).collect();
         let mut chunks: Vec<u64> =
             bytes.chunks(8).map(|c| c.iter().rev().fold(0, |all, &byte| all << 8 | u64::from(byte))).collect();
         chunks.resize(chunks.len().max(1), 0);
@@ -211,7 +212,9 @@ impl Guest {
             }
             Arch::X86_64 => {
                 // The region's slot of the L4; in the tables below it is the first.
-                tops.iter().for_each(|&top| self.write_entry(top, (self.base() >> 39 & 511) as usize, self.entry(3, bits::RW)));
+                tops.iter().for_each(|&top| {
+                    self.write_entry(top, (self.base() >> 39 & 511) as usize, self.entry(3, bits::RW))
+                });
                 self.write_entry(3, 0, self.entry(4, bits::RW));
                 self.write_entry(4, 0, l1);
                 (4, &[TOP, SECOND_TOP, L1, 3, 4])
@@ -343,7 +346,8 @@ impl World {
     /// What the audit, the TLBs and the descriptor mappings have to say.
     pub fn verdict(&self) -> Result<Census, Vec<alloc::string::String>> {
         use alloc::string::ToString;
-        let text = |violations: Vec<crate::audit::Violation>| violations.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let text =
+            |violations: Vec<crate::audit::Violation>| violations.iter().map(ToString::to_string).collect::<Vec<_>>();
         let subjects: Vec<Subject<'_>> =
             self.guests.iter().map(|guest| Subject { dom: &guest.dom, segments: &guest.vcpu.segments }).collect();
         let census = audit(&self.host, &subjects).map_err(text)?;
@@ -397,7 +401,11 @@ impl World {
 
     /// Does something of guest `who`'s, whose arguments are already in memory; if it fails, nothing but the word at
     /// `*done` may have changed (I7). Then checks everything else.
-    pub fn judge(&mut self, who: usize, action: impl FnOnce(&mut Guest) -> u64) -> Result<u64, Vec<alloc::string::String>> {
+    pub fn judge(
+        &mut self,
+        who: usize,
+        action: impl FnOnce(&mut Guest) -> u64,
+    ) -> Result<u64, Vec<alloc::string::String>> {
         let guest = &self.guests[who];
         guest.run();
         let done = self.host.hw.guest_target(guest.va(ARGS).offset(4088), Mode::Kernel);
@@ -409,7 +417,8 @@ impl World {
         if failed {
             // A page of good descriptors may have been brought into the form that they are kept in.
             let arch = self.guests[who].dom.arch;
-            changes.retain(|change| done != Ok(change.at) && descriptor::check(arch, change.before) != Ok(change.after));
+            changes
+                .retain(|change| done != Ok(change.at) && descriptor::check(arch, change.before) != Ok(change.after));
             if let Some(change) = changes.first() {
                 return Err(alloc::vec![alloc::format!("I7: a refused request changed memory: {change:x?}")]);
             }
