@@ -17,7 +17,13 @@ impl<H: Hardware> Audit<'_, H> {
             *if first.0 < FRAMES_BELOW_4G { &mut low } else { &mut high } += 1 << order;
             let ends = first.0.checked_add(1 << order).filter(|&end| end <= host.frames.len());
             if !first.0.is_multiple_of(1 << order) || ends.is_none() {
-                self.report(Invariant::Counted, first, "order of a free block", first.0.trailing_zeros().into(), order.into());
+                self.report(
+                    Invariant::Counted,
+                    first,
+                    "order of a free block",
+                    first.0.trailing_zeros().into(),
+                    order.into(),
+                );
                 continue;
             }
             let word = self.info(first).type_word();

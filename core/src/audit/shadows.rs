@@ -54,16 +54,13 @@ impl<H: Hardware> Audit<'_, H> {
         if !F::is_guest_slot(2, index) {
             let half = slot.wrapping_sub(MACHINE_TO_PHYS);
             let mapped = self.host.m2p.narrow().filter(|_| half < 2);
-            return mapped.map_or(0, |m2p| {
-                (m2p.addr().0 + (half << 21)) | bits::P | bits::A | bits::PAT_OR_PS | bits::NX
-            });
+            return mapped
+                .map_or(0, |m2p| (m2p.addr().0 + (half << 21)) | bits::P | bits::A | bits::PAT_OR_PS | bits::NX);
         }
         let entry = F::load(&self.host.hw, table, index);
         let shadow = |entry: Pte| self.host.frames.info(entry.mfn())?.shadow();
         let below = Some(entry).filter(|entry| entry.present()).and_then(shadow);
-        below.map_or(0, |first| {
-            Mfn(first.0 + slot % 2).addr().0 | entry.0 & (bits::RW | bits::US) | bits::P | bits::A
-        })
+        below.map_or(0, |first| Mfn(first.0 + slot % 2).addr().0 | entry.0 & (bits::RW | bits::US) | bits::P | bits::A)
     }
 
     /// Checks the two tables that a domain's shadows hang in.

@@ -115,7 +115,13 @@ impl<H: Hardware> Audit<'_, H> {
         for index in (0..512).filter(|index| !reserved.contains(index)) {
             let raw = self.host.hw.load64(MachineAddr(dom.gdt_page.addr().0 + 8 * u64::from(index)));
             if descriptor::check(dom.arch, raw) != Ok(raw) {
-                self.report(Invariant::TypeIsHeld, dom.gdt_page, "a descriptor that guests may have", index.into(), raw);
+                self.report(
+                    Invariant::TypeIsHeld,
+                    dom.gdt_page,
+                    "a descriptor that guests may have",
+                    index.into(),
+                    raw,
+                );
             }
         }
     }

@@ -191,7 +191,8 @@ impl<H: Hardware> Pager<'_, H> {
     /// it was. (One that is good keeps the new form even if its request then fails for another reason.)
     fn validate_descriptors(&self, mfn: Mfn) -> Result<(), PagingError> {
         let slots = || (0..PAGE_SIZE as u64).step_by(8).map(|offset| MachineAddr(mfn.addr().0 + offset));
-        let checked = |at| descriptor::check(self.dom.arch, self.host.hw.load64(at)).map_err(|_| PagingError::Descriptor);
+        let checked =
+            |at| descriptor::check(self.dom.arch, self.host.hw.load64(at)).map_err(|_| PagingError::Descriptor);
         slots().try_for_each(|at| checked(at).map(|_| ()))?;
         // Nobody else writes to the frame now: it is typed, and its old mappings are gone from the TLBs.
         slots().try_for_each(|at| {

@@ -87,7 +87,13 @@ pub struct SimDomain {
 /// # Panics
 /// When memory runs out.
 #[must_use]
-pub fn domain(host: &Arc<Host<SimHardware>>, id: DomId, arch: Arch, privileges: Privileges, frames: usize) -> SimDomain {
+pub fn domain(
+    host: &Arc<Host<SimHardware>>,
+    id: DomId,
+    arch: Arch,
+    privileges: Privileges,
+    frames: usize,
+) -> SimDomain {
     use crate::machine::MachineMemory;
     let mut alloc = host.alloc.lock();
     let shared_info = alloc.alloc_shared(id, &host.hw).expect("memory");
