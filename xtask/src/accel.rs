@@ -1,24 +1,25 @@
 //! Whether KVM really works here.
 //!
-//! `/dev/kvm` may exist and yet be forbidden, or broken inside another virtual machine. So the hypervisor itself is booted under KVM
-//! without a guest: when it reaches its complaint about that, KVM has run all that matters. What was found is
-//! remembered below the target directory for this boot of the host and this build of the hypervisor.
+//! `/dev/kvm` may exist and yet be forbidden, or broken inside another virtual machine: some can run the hypervisor and fail at a
+//! guest's first `int` from ring 1 or `syscall`. So the hypervisor is booted under KVM with the hello guest of the same architecture;
+//! when that one has said goodbye, KVM has run all that matters. What was found is remembered below the target
+//! directory for this boot of the host and this build of the hypervisor.
 
 use std::fs::OpenOptions;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::console::{self, Capture};
-use crate::guest_meta::Machine;
+use crate::guest_meta::{Arch, Machine};
 use crate::process;
 use crate::qemu::{Boot, Clock, Debugger, Outcome, Vm};
 use crate::workspace::Workspace;
 
-/// Under KVM the hypervisor boots in a small fraction of this.
-const LIMIT: Duration = Duration::from_secs(5);
+/// Under KVM the hello guest takes its ten ticks, a second, and little more.
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// What the user asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -52,11 +53,18 @@ impl Accel {
 
 impl Choice {
     /// Decides, trying KVM out if that is left open.
-    pub fn resolve(self, workspace: &Workspace, hypervisor: &Path) -> Result<Accel> {
+    /// `hello` builds the guest for that.
+    pub fn resolve(
+        self,
+        workspace: &Workspace,
+        hypervisor: &Path,
+        arch: Arch,
+        hello: impl FnOnce() -> Result<PathBuf>,
+    ) -> Result<Accel> {
         match self {
             Self::Tcg => Ok(Accel::Tcg),
             Self::Kvm => Ok(Accel::Kvm),
-            Self::Auto => Ok(match kvm_fault(workspace, hypervisor)? {
+            Self::Auto => Ok(match kvm_fault(workspace, hypervisor, arch, hello)? {
                 None => Accel::Kvm,
                 Some(fault) => {
                     console::step(&format!("{fault}: using TCG"));
@@ -68,7 +76,12 @@ impl Choice {
 }
 
 /// Why KVM is of no use, or none.
-fn kvm_fault(workspace: &Workspace, hypervisor: &Path) -> Result<Option<String>> {
+fn kvm_fault(
+    workspace: &Workspace,
+    hypervisor: &Path,
+    arch: Arch,
+    hello: impl FnOnce() -> Result<PathBuf>,
+) -> Result<Option<String>> {
     if let Err(error) = OpenOptions::new().read(true).write(true).open("/dev/kvm") {
         let fault = match error.kind() {
             std::io::ErrorKind::NotFound => "no KVM here".to_owned(),
@@ -77,12 +90,12 @@ fn kvm_fault(workspace: &Workspace, hypervisor: &Path) -> Result<Option<String>>
         };
         return Ok(Some(fault));
     }
-    let memory = workspace.target_subdir("xtask-state")?.join("kvm");
+    let memory = workspace.target_subdir("xtask-state")?.join(format!("kvm-{arch}"));
     let key = key(hypervisor);
     if let Some(known) = std::fs::read_to_string(&memory).ok().and_then(|text| recall(&text, &key)) {
         return Ok(known);
     }
-    let fault = probe(hypervisor)?;
+    let fault = probe(hypervisor, hello()?)?;
     // Only a convenience: without it the next run tries again.
     drop(std::fs::write(&memory, format!("{key}\n{}", fault.as_deref().unwrap_or_default())));
     Ok(fault)
@@ -103,13 +116,13 @@ fn recall(text: &str, key: &str) -> Option<Option<String>> {
     (found == key).then(|| Some(fault.to_owned()).filter(|fault| !fault.is_empty()))
 }
 
-fn probe(hypervisor: &Path) -> Result<Option<String>> {
+fn probe(hypervisor: &Path, guest: PathBuf) -> Result<Option<String>> {
     let links = tempfile::tempdir()?;
     let vm = Vm {
         machine: Machine::Pc,
         memory: 64,
         accel: Accel::Kvm,
-        boot: Boot::Pvh { hypervisor: hypervisor.to_owned(), kernel: None },
+        boot: Boot::Pvh { hypervisor: hypervisor.to_owned(), kernel: Some(guest) },
         hv_args: String::new(),
         cmdline: String::new(),
         clock: Clock::Host,
@@ -119,8 +132,10 @@ fn probe(hypervisor: &Path) -> Result<Option<String>> {
     let mut command = vm.command(links.path())?;
     let (end, errors) = process::stream(command.stdin(std::process::Stdio::null()), Some(LIMIT), capture.clone())?;
     Ok(match Outcome::read(end, &capture.text(), &errors) {
-        Outcome::Panic | Outcome::Shutdown(_) => None,
-        Outcome::TimedOut => Some("KVM is there but does not run the hypervisor".to_owned()),
+        Outcome::Shutdown(0) => None,
+        Outcome::Panic | Outcome::Shutdown(_) | Outcome::TimedOut => {
+            Some("KVM is there but does not run guests as a CPU would".to_owned())
+        }
         _ => Some(format!("KVM does not work here: {}", errors.lines().next().unwrap_or("QEMU gave no reason"))),
     })
 }

@@ -1,8 +1,12 @@
 //! Reading the hypervisor's and the guests' ELF files.
 
-use anyhow::{Context, Result, ensure};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
 use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
 use object::{Endianness, Object, ObjectSection, ObjectSymbol, elf};
+
+use crate::guest_meta::Arch;
 
 /// A PT_LOAD segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,5 +99,15 @@ impl<'a> Executable<'a> {
     /// Value of a symbol.
     pub fn symbol(&self, name: &str) -> Option<u64> {
         self.file.symbols().find(|s| s.name() == Ok(name)).map(|s| s.address())
+    }
+}
+
+/// The architecture of a guest's ELF file.
+pub fn arch(file: &Path) -> Result<Arch> {
+    let data = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    match object::FileKind::parse(&*data) {
+        Ok(object::FileKind::Elf32) => Ok(Arch::X86_32),
+        Ok(object::FileKind::Elf64) => Ok(Arch::X86_64),
+        _ => bail!("{} is not an ELF file", file.display()),
     }
 }

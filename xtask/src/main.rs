@@ -61,7 +61,7 @@ struct BuildArgs {
     profile: ProfileArgs,
 }
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 struct ProfileArgs {
     /// Optimised build (the default)
     #[arg(long, conflicts_with = "debug")]
@@ -78,7 +78,7 @@ impl ProfileArgs {
 }
 
 /// What domain 0 is made of: shared by `run` and `image`.
-#[derive(Args)]
+#[derive(Args, Clone)]
 struct DomainArgs {
     /// Architecture of the guest to build
     #[arg(long, default_value = "x86_64")]
@@ -86,7 +86,7 @@ struct DomainArgs {
     /// The package under guests/ to build and boot
     #[arg(long, value_name = "NAME", default_value = "hello", conflicts_with = "kernel")]
     guest: String,
-    /// Boot this guest ELF file instead
+    /// Boot this guest ELF file instead, whatever its architecture
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
     /// Initial RAM disk for the guest

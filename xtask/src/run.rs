@@ -10,7 +10,7 @@ use crate::console::{self, Capture, Live};
 use crate::qemu::{self, Boot, Clock, Debugger, Outcome, Vm};
 use crate::toolchain::Toolchain;
 use crate::workspace::{Guest, Workspace};
-use crate::{DomainArgs, RunArgs, accel, process};
+use crate::{DomainArgs, RunArgs, accel, elf, process};
 
 /// What the domain's options come to.
 pub struct Built {
@@ -60,6 +60,11 @@ pub fn command(args: &RunArgs) -> Result<u8> {
     qemu::need()?;
     let built = build(&workspace, &args.domain)?;
     let choice = if args.icount && args.accel == accel::Choice::Auto { accel::Choice::Tcg } else { args.accel };
+    let arch = args.domain.kernel.as_deref().map_or(Ok(args.domain.arch), elf::arch)?;
+    let accel = choice.resolve(&workspace, &built.hypervisor.elf, arch, || {
+        let hello = DomainArgs { arch, guest: "hello".to_owned(), kernel: None, initrd: None, ..args.domain.clone() };
+        Ok(build(&workspace, &hello)?.kernel)
+    })?;
     let boot = match &args.domain.initrd {
         None => Boot::Pvh { hypervisor: built.hypervisor.elf.clone(), kernel: Some(built.kernel) },
         Some(initrd) => Boot::Multiboot {
@@ -71,7 +76,7 @@ pub fn command(args: &RunArgs) -> Result<u8> {
     let vm = Vm {
         machine: args.machine,
         memory: args.memory,
-        accel: choice.resolve(&workspace, &built.hypervisor.elf)?,
+        accel,
         boot,
         hv_args: args.domain.hv_args.clone(),
         cmdline: args.domain.cmdline.clone(),
