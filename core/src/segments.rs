@@ -17,8 +17,8 @@ use crate::host::{Hardware, Host};
 use crate::machine::DescriptorPage;
 use crate::paging::Pager;
 use crate::personality::Personality;
-use proxenos_abi::{Errno, Selector};
 use proxenos_abi::arch::{FIRST_RESERVED_GDT_ENTRY, LAST_RESERVED_GDT_ENTRY};
+use proxenos_abi::{Errno, Selector};
 
 /// Descriptors in a page.
 const PER_PAGE: u16 = 512;

@@ -9,7 +9,7 @@ use proxenos_guest::test::section;
 use proxenos_guest::traps::{self, vector};
 use proxenos_guest::{Arch, attempt, check, check_eq, memory, probe};
 
-/// Bits of a page fault's error code.
+/// Bits of a page fault's error code. The user bit (4) is clear: the fault came from the kernel, whatever its ring.
 const WRITE: u32 = 2;
 /// Set where the page was mapped.
 const PROTECTION: u32 = 1;
@@ -84,10 +84,7 @@ fn page_faults() {
     let before = traps::count();
     // SAFETY: the page is read-only.
     check!(!unsafe { probe::store(at, 1) });
-    check_eq!(
-        expect("write to a read-only page", before, vector::PAGE_FAULT, WRITE | PROTECTION).fault_address,
-        at
-    );
+    check_eq!(expect("write to a read-only page", before, vector::PAGE_FAULT, WRITE | PROTECTION).fault_address, at);
     check_eq!(probe::load(at), Some(0), "and nothing was written");
 
     // An access across the edge of a mapped page faults at the first byte that is not mapped.

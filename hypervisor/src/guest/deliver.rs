@@ -90,7 +90,9 @@ fn enter_kernel_of<P: Personality>(run: &mut Running, frame: &mut TrapFrame, to:
     let base = match P::ARCH {
         Arch::X86_32 => match run.vcpu.segments.stack_base::<P, Hw>(run.host, &run.dom, entry.frame.ss) {
             Some(base) => base,
-            None => return crash(run, frame, format_args!("its kernel's stack segment {:04x} is none", entry.frame.ss.0)),
+            None => {
+                return crash(run, frame, format_args!("its kernel's stack segment {:04x} is none", entry.frame.ss.0));
+            }
         },
         Arch::X86_64 => 0,
     };
@@ -128,7 +130,11 @@ pub fn return_failed(fault: &TrapFrame) -> ! {
             let segments = data_segments();
             enter_kernel(run, &mut frame, &callback, &Cause::Failsafe(segments));
         }
-        _ => crash(run, &frame, format_args!("its state cannot be loaded ({}), and it has no way to be told", fault.vector().name())),
+        _ => crash(
+            run,
+            &frame,
+            format_args!("its state cannot be loaded ({}), and it has no way to be told", fault.vector().name()),
+        ),
     }
     super::leave(cpu, run, &mut frame);
     // SAFETY: the frame is the guest's, changed only by entering its kernel; page and descriptor tables are its own. The

@@ -31,11 +31,25 @@ pub fn ended(run: &mut Running) -> ! {
 /// Stops a domain for what it did, and says what that was and where.
 pub fn crash(run: &Running, frame: &TrapFrame, why: core::fmt::Arguments<'_>) {
     log::error!("domain {} crashed: {why}", run.dom.id.0);
-    log::error!("rip {:04x}:{:016x} rsp {:04x}:{:016x} flags {:08x}", frame.cs, frame.rip, frame.ss, frame.rsp, frame.rflags);
+    log::error!(
+        "rip {:04x}:{:016x} rsp {:04x}:{:016x} flags {:08x}",
+        frame.cs,
+        frame.rip,
+        frame.ss,
+        frame.rsp,
+        frame.rflags
+    );
     log::error!("rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}", frame.rax, frame.rbx, frame.rcx, frame.rdx);
     log::error!("rsi {:016x} rdi {:016x} rbp {:016x} r8  {:016x}", frame.rsi, frame.rdi, frame.rbp, frame.r8);
     log::error!("r9  {:016x} r10 {:016x} r11 {:016x} r12 {:016x}", frame.r9, frame.r10, frame.r11, frame.r12);
-    log::error!("r13 {:016x} r14 {:016x} r15 {:016x} vector {:#x} code {:#x}", frame.r13, frame.r14, frame.r15, frame.vector, frame.error_code);
+    log::error!(
+        "r13 {:016x} r14 {:016x} r15 {:016x} vector {:#x} code {:#x}",
+        frame.r13,
+        frame.r14,
+        frame.r15,
+        frame.vector,
+        frame.error_code
+    );
     log::error!("on CPU {}", Cpu::current().id.0);
     run.dom.set_state(RunState::CRASHED);
 }

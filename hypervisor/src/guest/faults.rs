@@ -1,10 +1,10 @@
 //! Faults that may be the hypervisor's own doing: page faults under shadows, `int n` through closed gates, the first use
 //! of the FPU, the LDT's pages. What is left is the guest's and is delivered to it.
 
+use super::Running;
 use super::deliver;
 use super::fpu::{self, DeviceNotAvailable};
 use super::hw::Hw;
-use super::Running;
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::extable;
 use crate::cpu::idt::Vector;

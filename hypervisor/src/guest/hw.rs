@@ -11,9 +11,7 @@ use crate::{console, time};
 use core::arch::asm;
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use proxenos_core::addr::{DomId, GuestVirt, MachineAddr, Mfn};
-use proxenos_core::machine::{
-    BadPointer, Clock, Console, CpuTables, DescriptorPage, GuestMemory, MachineMemory, Tlb,
-};
+use proxenos_core::machine::{BadPointer, Clock, Console, CpuTables, DescriptorPage, GuestMemory, MachineMemory, Tlb};
 use x86_64::VirtAddr;
 use x86_64::structures::DescriptorTablePointer;
 

@@ -210,14 +210,20 @@ fn build_domain0(
         controller: Port(0),
         command_line: command_line(kernel).as_bytes(),
     };
-    let top = populate(&host.hw, &frame, FrameContents::Zero, &layout, &image, module, &start).map_err(Refusal::Build)?;
+    let top =
+        populate(&host.hw, &frame, FrameContents::Zero, &layout, &image, module, &start).map_err(Refusal::Build)?;
     for pfn in 0..pages {
         host.m2p.set(&host.hw, frame(Pfn(pfn)), Pfn(pfn));
     }
     install_tables(host, &dom, top).map_err(Refusal::Tables)?;
     host.domains.insert(dom.clone());
     let name = if arch == Arch::X86_32 { "x86_32" } else { "x86_64" };
-    log::info!("domain 0: {name}, {} MiB, entry {:#x}, command line \"{}\"", pages >> 8, layout.entry.0, command_line(kernel));
+    log::info!(
+        "domain 0: {name}, {} MiB, entry {:#x}, command line \"{}\"",
+        pages >> 8,
+        layout.entry.0,
+        command_line(kernel)
+    );
     for module in &boot::info().modules {
         release(host, module);
     }
@@ -340,7 +346,10 @@ fn enter(running: Running, state: &InitialState) -> ! {
         ..TrapFrame::default()
     };
     load_data_segments(state.data);
-    log::info!("boot: {} TSC cycles from our first instruction to the guest's", time::tsc::read().0 - boot::first_tsc());
+    log::info!(
+        "boot: {} TSC cycles from our first instruction to the guest's",
+        time::tsc::read().0 - boot::first_tsc()
+    );
     // SAFETY: page tables and descriptor tables are the domain's, validated; the frame is that of a guest at its start:
     // its selectors are the flat ones of ring 1 or 3, interrupts are on and IOPL is 0. Nothing on the stack below it is needed.
     unsafe {

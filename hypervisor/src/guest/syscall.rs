@@ -20,8 +20,7 @@ use x86_64::registers::model_specific::{Efer, EferFlags, LStar, Msr, SFMask};
 use x86_64::registers::rflags::RFlags;
 
 /// From the page of code to the `rsp` slot of the frame below the CPU's [`Cpu`], in every CPU's area.
-const RSP_SLOT: i64 =
-    (layout::CPU_STACK + layout::STACK_SIZE - RESERVED - 16) as i64 - layout::CPU_TEXT as i64;
+const RSP_SLOT: i64 = (layout::CPU_STACK + layout::STACK_SIZE - RESERVED - 16) as i64 - layout::CPU_TEXT as i64;
 const _: () = assert!(core::mem::offset_of!(TrapFrame, rsp) + 16 == size_of::<TrapFrame>());
 const IA32_STAR: u32 = 0xc000_0081;
 const AMD_CSTAR: u32 = 0xc000_0083;
