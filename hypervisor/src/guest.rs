@@ -78,12 +78,14 @@ impl CpuLocal {
     /// # Safety
     /// At most one reference at a time: taken by [`trap`] or [`syscall::arrive`], once for each entry from a guest (interrupts
     /// are disabled and the hypervisor's own traps never come here, but through [`Self::domain`]).
+    #[expect(clippy::mut_from_ref, reason = "the contents of a cell, exclusive by this function's contract")]
     unsafe fn running(&self) -> Option<&mut Running> {
         // SAFETY: as the caller promises; the CPU's own data is touched by no other CPU.
         unsafe { (*self.running.get()).as_mut() }
     }
 
     /// Makes a domain the one that runs here.
+    #[expect(clippy::mut_from_ref, reason = "the contents of a cell, to which nobody else has a reference yet")]
     fn install(&self, running: Running) -> &mut Running {
         self.domain.set(Some((running.host, NonNull::from(&*running.dom))));
         // SAFETY: nothing of a guest's runs on this CPU yet, so there is no other reference.
@@ -196,10 +198,11 @@ pub fn repair_access(fault: &TrapFrame) -> Repair {
 pub fn return_faulted(fault: &mut TrapFrame) {
     let cpu = Cpu::current();
     // SAFETY: the entry that led here has ended, and with it its reference.
-    if let Some(run) = unsafe { cpu.local.running() } {
-        if fault.vector() == Vector::PAGE_FAULT && faults::map_ldt_page(run, Cr2::read_raw()) {
-            return;
-        }
+    if let Some(run) = unsafe { cpu.local.running() }
+        && fault.vector() == Vector::PAGE_FAULT
+        && faults::map_ldt_page(run, Cr2::read_raw())
+    {
+        return;
     }
     deliver::return_failed(fault)
 }

@@ -72,7 +72,7 @@ pub fn resolve(host: &Host<Hw>, dom: &Domain, at: GuestVirt, access: Access) -> 
 /// A page fault in a guest.
 pub fn page_fault(run: &mut Running, frame: &mut TrapFrame) {
     let at = Cr2::read_raw();
-    if at >= layout::HYPERVISOR_START && at < layout::HYPERVISOR_END {
+    if (layout::HYPERVISOR_START..layout::HYPERVISOR_END).contains(&at) {
         return fault_in_hypervisor_range(run, frame, at);
     }
     let mut code = frame.error_code;
