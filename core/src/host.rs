@@ -143,10 +143,10 @@ impl<H: Hardware> Host<H> {
     #[cold]
     fn free_frame(&self, mfn: Mfn, info: &FrameInfo) {
         let refs = info.refs();
-        if !refs.is_shared() {
-            if let Some(owner) = self.domains.find(refs.owner()) {
-                owner.total_pages.fetch_sub(1, Ordering::Relaxed);
-            }
+        if !refs.is_shared()
+            && let Some(owner) = self.domains.find(refs.owner())
+        {
+            owner.total_pages.fetch_sub(1, Ordering::Relaxed);
         }
         self.hw.clear_frame(mfn);
         info.set_stamp(self.hw.stamp());

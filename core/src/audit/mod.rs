@@ -13,6 +13,8 @@
 mod allocator;
 mod shadows;
 mod tables;
+#[cfg(test)]
+mod tests;
 
 use crate::addr::{DomId, Mfn};
 use crate::domain::Domain;

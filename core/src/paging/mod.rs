@@ -14,7 +14,7 @@ pub mod entry;
 pub mod format;
 pub mod shadow;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod types;
 
 use crate::addr::{DomId, GuestVirt, Mfn};

@@ -80,11 +80,11 @@ impl<H: Hardware> Pager<'_, H> {
             return Err(PagingError::NoRight);
         }
         info.get(owner)?;
-        if entry.writable() {
-            if let Err(error) = info.get_type(FrameType::Writable, |stamp| self.host.hw.flush_if_older(stamp)) {
-                self.host.put_frame(mfn, info);
-                return Err(error.into());
-            }
+        if entry.writable()
+            && let Err(error) = info.get_type(FrameType::Writable, |stamp| self.host.hw.flush_if_older(stamp))
+        {
+            self.host.put_frame(mfn, info);
+            return Err(error.into());
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use crate::audit::{Invariant, Violation};
 use crate::domain::Arch;
 use crate::event::EventDomains;
 use crate::frame::FrameType;
+use crate::host::Host;
 use crate::machine::MachineMemory;
 use crate::paging::Pager;
 use crate::paging::format::{Pte, bits};
@@ -33,8 +34,10 @@ pub struct Fault;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Seen {
     owner: DomId,
-    /// When it was last let go of: a frame of the hypervisor's that was freed since has another stamp.
-    stamp: u32,
+    /// If it was part of a shadow: of which table, and which part.
+    shadows: Option<(Mfn, u64)>,
+    /// It has been seen free since: if it is in use again, a flush is missing.
+    was_free: bool,
 }
 
 /// A cached translation of a page.
@@ -87,6 +90,21 @@ impl Cpu {
     fn forget_after_fault(&mut self, at: GuestVirt) {
         self.translations.remove(&(at.0 >> 12));
         self.tables.retain(|&(level, range), _| range != prefix(level, at));
+    }
+}
+
+impl Seen {
+    fn now(host: &Host<SimHardware>, frame: Mfn) -> Option<Self> {
+        let owner = host.frames.info(frame)?.refs().owner();
+        // Two frames at least shadow an L1 table, four an L2 table, and no frame is part of two shadows.
+        let part = |table: u64| {
+            let info = host.frames.info(Mfn(table))?;
+            let frames = if info.type_word().kind() == FrameType::L1 { 2 } else { 4 };
+            let part = frame.0.wrapping_sub(info.shadow()?.0);
+            (part < frames).then_some((Mfn(table), part))
+        };
+        let shadows = if owner == DomId::XEN { (0..host.frames.len()).find_map(part) } else { None };
+        Some(Self { owner, shadows, was_free: false })
     }
 }
 
@@ -205,8 +223,7 @@ impl SimHardware {
     }
 
     fn seen(&self, frame: Mfn) -> Option<Seen> {
-        let info = self.host()?.frames.info(frame)?;
-        Some(Seen { owner: info.refs().owner(), stamp: info.stamp() })
+        Seen::now(&*self.host()?, frame)
     }
 
     /// Invariant I5: what CPUs have cached must not reach a frame that is used otherwise since, or by somebody else.
@@ -221,29 +238,40 @@ impl SimHardware {
                 violations.push(Violation { invariant: Invariant::Flushed, frame, what, expected, found });
             }
         };
-        let cpus = self.cpus.lock();
-        for cpu in cpus.iter() {
-            for found in cpu.translations.values() {
-                let Some((seen, info)) = found.seen.zip(host.frames.info(found.frame)) else { continue };
-                let (owner, word) = (info.refs().owner(), info.type_word());
-                if host.is_ram(found.frame) && info.refs().count() > 0 {
-                    expect(found.frame, "owner of a cached frame", seen.owner.0.into(), owner.0.into());
+        let mut cpus = self.cpus.lock();
+        for cpu in cpus.iter_mut() {
+            for found in cpu.translations.values_mut() {
+                let Some((seen, info)) = found.seen.as_mut().zip(host.frames.info(found.frame)) else { continue };
+                let (refs, word) = (info.refs(), info.type_word());
+                if !host.is_ram(found.frame) {
+                    continue;
                 }
+                if refs.count() == 0 {
+                    seen.was_free = true;
+                    continue;
+                }
+                expect(found.frame, "owner of a cached frame", seen.owner.0.into(), refs.owner().0.into());
+                expect(found.frame, "new uses of a cached frame", 0, seen.was_free.into());
                 if found.rights & bits::RW != 0 && word.count() > 0 && word.kind().needs_validation() {
                     expect(found.frame, "writable translations of a table", 0, 1);
                 }
             }
-            for (&(level, _), found) in &cpu.tables {
-                let Some((seen, info)) = found.seen.zip(host.frames.info(found.frame)) else { continue };
+            for (&(level, _), found) in &mut cpu.tables {
+                let Some((seen, info)) = found.seen.as_mut().zip(host.frames.info(found.frame)) else { continue };
                 if info.refs().count() == 0 {
+                    seen.was_free = true;
                     continue;
                 }
                 expect(found.frame, "owner of a cached table", seen.owner.0.into(), info.refs().owner().0.into());
                 let kind = info.type_word().kind();
                 if seen.owner == DomId::XEN {
-                    expect(found.frame, "stamp of a cached shadow", seen.stamp.into(), info.stamp().into());
-                } else if kind != FrameType::None {
-                    expect(found.frame, "type of a cached table", level.into(), kind as u64);
+                    let now = Seen::now(&host, found.frame).and_then(|now| now.shadows);
+                    expect(found.frame, "new uses of a cached shadow", 0, (now != seen.shadows).into());
+                } else {
+                    expect(found.frame, "new uses of a cached table", 0, seen.was_free.into());
+                    if kind != FrameType::None {
+                        expect(found.frame, "type of a cached table", level.into(), kind as u64);
+                    }
                 }
             }
             if let Some((domain, root)) = cpu.domain.zip(cpu.root) {

@@ -109,7 +109,7 @@ pub fn domain(
     let dom = Arc::new(Domain::new(id, arch, privileges, shared_info, gdt_page));
     dom.total_pages.store(frames as u32, Relaxed);
     if arch == Arch::X86_32 {
-        Pager::new(&**host, &*dom).create_upper_tables(&mut dom.paging.lock()).expect("memory");
+        Pager::new(host, &dom).create_upper_tables(&mut dom.paging.lock()).expect("memory");
     }
     for (pfn, &frame) in (0..).zip(&memory) {
         host.m2p.set(&host.hw, frame, Pfn(pfn));
@@ -130,7 +130,7 @@ impl SimDomain {
     /// Makes a hypercall, as the guest does; the result is what its register would hold.
     pub fn hypercall(&mut self, number: Hypercall, args: Args) -> u64 {
         self.run();
-        let mut caller = Caller { host: &*self.host, dom: &*self.dom, vcpu: &mut self.vcpu };
+        let mut caller = Caller { host: &*self.host, dom: &self.dom, vcpu: &mut self.vcpu };
         let result = caller.hypercall(number.raw().into(), &args);
         match self.dom.arch {
             Arch::X86_32 => u64::from(result as u32),

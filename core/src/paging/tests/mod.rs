@@ -7,4 +7,4 @@
 mod attacks;
 mod commands;
 mod random;
-mod world;
+pub(crate) mod world;

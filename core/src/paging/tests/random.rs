@@ -342,7 +342,7 @@ fn plot() -> impl Strategy<Value = Vec<Op>> {
             gone_or_read_only(page, true),
         ]),
         // A table is hung up, walked, and taken down again; then it is memory.
-        2 => (table_above(), hot_page(), hot_page(), hot_page()).prop_map(move |(above, table, page, frame)| vec![
+        2 => (table_above(), hot_page(), hot_page(), hot_page(), hot_page()).prop_map(move |(above, table, page, frame, next)| vec![
             own(Req::Update {
                 table: Frame::Own(table),
                 slot: Slot::Page(page),
@@ -352,6 +352,7 @@ fn plot() -> impl Strategy<Value = Vec<Op>> {
             hook(above, Entry::Maps(Frame::Own(table), readable | bits::RW)),
             Op::Load { page: WINDOW + page, mode: Mode::Kernel },
             hook(above, Entry::Empty),
+            own(Req::Pin { frame: Frame::Own(next), level: 1 }),
             writable(table),
         ]),
         // Segment tables come and go.

@@ -225,7 +225,7 @@ impl Guest {
             self.write_entry(L1, pfn, self.entry(pfn, if table { 0 } else { bits::RW | bits::D }));
         }
         self.write_entry(L1, FRAMES, self.dom.shared_info.addr().0 | self.flags(bits::RW));
-        let pager = Pager::new(&*self.host, &*self.dom);
+        let pager = Pager::new(&*self.host, &self.dom);
         let mut state = self.dom.paging.lock();
         let top = self.frames[TOP];
         match self.dom.arch {
@@ -250,7 +250,7 @@ impl Guest {
             return true;
         }
         let hw = &self.host.hw;
-        let (pager, mut state) = (Pager::new(&*self.host, &*self.dom), self.dom.paging.lock());
+        let (pager, mut state) = (Pager::new(&*self.host, &self.dom), self.dom.paging.lock());
         let (top, load) = (self.frames[TOP], |root| hw.load_root(root));
         let _: Result<(), PagingError> = match self.dom.arch {
             Arch::X86_32 => pager.switch_base::<TwoLevel>(&mut state, top, load),
