@@ -5,7 +5,8 @@
 //! flag set and upcalls not masked.
 
 use core::sync::atomic::{AtomicU32, Ordering};
-use proxenos_guest::abi::Port;
+use proxenos_guest::abi::event_channel::EvtchnAllocUnbound;
+use proxenos_guest::abi::{DomId, Port};
 use proxenos_guest::test::section;
 use proxenos_guest::{arch, check, check_eq, events, hypercall, shared_info};
 
@@ -42,7 +43,22 @@ fn reset(port: Port) {
 }
 
 pub fn run() {
-    let (from, to) = events::bind_loopback().expect("a pair");
+    deliver_between(events::bind_loopback().expect("a pair"));
+    section("the same in another word of the bit fields");
+    let request = EvtchnAllocUnbound { dom: DomId::SELF, pad: 0, port: Port(0) };
+    let between: [Port; 70] =
+        core::array::from_fn(|_| hypercall::event_channel_op(request).expect("there are ports enough").port);
+    let pair = events::bind_loopback().expect("a pair");
+    check!(pair.0.raw() > 64 && pair.1.raw() > 64, "{pair:?}");
+    deliver_between(pair);
+    for port in between {
+        check_eq!(events::close(port), Ok(()));
+    }
+    check_eq!(events::unhandled_count(), 0, "events nobody handles");
+    check_eq!(arch::failsafe_count(), 0, "failsafe callbacks");
+}
+
+fn deliver_between((from, to): (Port, Port)) {
     events::set_handler(to, on_event);
     upcall(from, to);
     both_ways(from, to);
@@ -51,10 +67,9 @@ pub fn run() {
     the_chain(from, to);
     unmasking_in_memory(from, to);
     registers_survive(from, to);
-    check_eq!(events::unhandled_count(), 0, "events nobody handles");
-    check_eq!(arch::failsafe_count(), 0, "failsafe callbacks");
-    events::close(from).expect("ours");
-    events::close(to).expect("ours");
+    check_eq!(events::close(from), Ok(()));
+    check_eq!(events::close(to), Ok(()));
+    events::clear(to);
 }
 
 fn upcall(from: Port, to: Port) {
@@ -101,10 +116,11 @@ fn masked_upcalls(from: Port, to: Port) {
 fn masked_port(from: Port, to: Port) {
     section("with the port masked");
     events::mask(to);
-    let before = handled();
+    let (before, upcalls) = (handled(), events::upcall_count());
     check_eq!(events::send(from), Ok(()));
     check_eq!(chain(to), (true, false, false), "pending, but not due");
     check_eq!(handled(), before);
+    check_eq!(events::upcall_count(), upcalls, "no upcall for a masked port");
     events::unmask(to);
     check_eq!(handled() - before, 1, "delivered when the kernel makes it due");
 }
@@ -124,6 +140,13 @@ fn the_chain(from: Port, to: Port) {
     shared_info::pending_selector().fetch_or(1 << word, Ordering::SeqCst);
     check_eq!(events::send(from), Ok(()));
     check_eq!(chain(to), (true, true, false), "selector set already: nothing follows");
+    reset(to);
+
+    events::mask(to);
+    check_eq!(events::send(from), Ok(()));
+    check_eq!(chain(to), (true, false, false), "masked: nothing follows");
+    events::clear(to);
+    events::unmask(to);
     reset(to);
 
     check_eq!(events::send(from), Ok(()));

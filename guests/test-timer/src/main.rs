@@ -1,6 +1,6 @@
 //! Time: what the shared page says, the timer, and waiting.
 //!
-//! How long anything takes is not judged: only orders of events, and times that must not be reached too early.
+//! How long anything takes is not judged, only the order of events.
 #![no_std]
 #![no_main]
 
