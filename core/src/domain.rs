@@ -62,6 +62,9 @@ pub struct Domain {
     pub channels: EventChannels,
     /// Frames it has been given.
     pub total_pages: AtomicU32,
+    /// The most frames that it may ask for (`dom_mem_op`); `u32::MAX` is no limit. It can have more, if they are forced
+    /// upon it (MMUEXT_REASSIGN_PAGE).
+    pub max_pages: AtomicU32,
     run: AtomicU32,
     /// Why it shut down, once it has (SCHEDOP_shutdown's reason).
     reason: AtomicU32,
@@ -80,6 +83,7 @@ impl Domain {
             paging: Mutex::new(PagingState::new()),
             channels: EventChannels::new(),
             total_pages: AtomicU32::new(0),
+            max_pages: AtomicU32::new(u32::MAX),
             run: AtomicU32::new(0),
             reason: AtomicU32::new(0),
         }
@@ -89,6 +93,14 @@ impl Domain {
     #[must_use]
     pub const fn is_privileged(&self) -> bool {
         self.privileges.contains(Privileges::CONTROL)
+    }
+
+    /// Counts frames that it is about to be given as its own; false, and nothing is counted, if those were more than it may have.
+    #[must_use]
+    pub fn reserve_pages(&self, pages: u32) -> bool {
+        let max = self.max_pages.load(Ordering::Relaxed);
+        let more = |total: u32| total.checked_add(pages).filter(|&total| total <= max);
+        self.total_pages.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
 
     /// Its run state, now.

@@ -34,6 +34,8 @@ pub struct MachineToPhys {
 pub const NO_PFN_NARROW: u32 = 0x5555_5555;
 /// The same, in the table of 64-bit entries.
 pub const NO_PFN_WIDE: u64 = 0x5555_5555_5555_5555;
+/// The same, for [`MachineToPhys::set`].
+const NO_PFN: Pfn = Pfn(NO_PFN_WIDE);
 
 impl MachineToPhys {
     /// The tables, from their first frames. Each must be as large as said above, and filled with its pattern.
@@ -139,7 +141,15 @@ impl<H: Hardware> Host<H> {
         }
     }
 
-    /// A frame lost its last reference: scrubs it, so that nobody sees what was there, and frees it.
+    /// A domain's own reference to a frame is given up; the frame stays its until nothing else refers to it.
+    pub fn give_up_frame(&self, mfn: Mfn, info: &FrameInfo) {
+        if info.put_allocation() == Some(true) {
+            self.free_frame(mfn, info);
+        }
+    }
+
+    /// A frame lost its last reference: scrubs it, so that nobody sees what was there, forgets which pfn it was, and frees
+    /// it.
     #[cold]
     fn free_frame(&self, mfn: Mfn, info: &FrameInfo) {
         let refs = info.refs();
@@ -149,6 +159,7 @@ impl<H: Hardware> Host<H> {
             owner.total_pages.fetch_sub(1, Ordering::Relaxed);
         }
         self.hw.clear_frame(mfn);
+        self.m2p.set(&self.hw, mfn, NO_PFN);
         info.set_stamp(self.hw.stamp());
         self.alloc.lock().free(mfn, 0);
     }

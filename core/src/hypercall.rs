@@ -11,6 +11,7 @@ use crate::host::{Hardware, Host};
 use crate::mmu;
 use crate::paging::Target;
 use crate::personality::Personality;
+use crate::reservation;
 use crate::segments::{INITIAL_GDT_ENTRIES, TABLE_PAGES};
 use crate::vcpu::Vcpu;
 use proxenos_abi::context::TrapInfo;
@@ -74,12 +75,15 @@ impl<H: Hardware> Caller<'_, H> {
 
     fn dispatch<P: Personality>(&mut self, number: u64, args: &Args, nesting: Nesting) -> Result<u64, Errno> {
         let number = u32::try_from(number).ok().and_then(Hypercall::from_raw).ok_or(Errno::ENOSYS)?;
-        let [a, b, c, d, ..] = *args;
+        let [a, b, c, d, e, _] = *args;
         match number {
             Hypercall::MmuUpdate => mmu::mmu_update::<P, H>(self, GuestVirt(a), b as u32, GuestVirt(c)),
             Hypercall::UpdateVaMapping => mmu::update_va_mapping::<P, H>(self, a, b, c as u32, Target::Own),
             Hypercall::UpdateVaMappingOtherdomain => {
                 mmu::update_va_mapping_otherdomain::<P, H>(self, a, b, c as u32, DomId(d as u16))
+            }
+            Hypercall::DomMemOp => {
+                reservation::dom_mem_op::<P, H>(self, a as u32, GuestVirt(b), c, d as u32, DomId(e as u16))
             }
             Hypercall::EventChannelOp => self.event_channel_op::<P>(GuestVirt(a)),
             Hypercall::SchedOp => self.sched_op(a as u32),
@@ -106,7 +110,6 @@ impl<H: Hardware> Caller<'_, H> {
             | Hypercall::SetDebugreg
             | Hypercall::GetDebugreg
             | Hypercall::SetFastTrap
-            | Hypercall::DomMemOp
             | Hypercall::PhysdevOp
             | Hypercall::GrantTableOp
             | Hypercall::VmAssist

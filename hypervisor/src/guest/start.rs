@@ -200,6 +200,8 @@ fn build_domain0(
 
     let dom = Arc::new(new_domain(host, DomId::DOM0, arch));
     dom.total_pages.store(pages as u32, core::sync::atomic::Ordering::Relaxed);
+    // What it gives back it can have again. More it cannot: what is left is for shadows and other domains (as in 2.0).
+    dom.max_pages.store(pages as u32, core::sync::atomic::Ordering::Relaxed);
     // What lies behind the region is whatever the firmware left: domain 0 is trusted with that. The region is clean.
     for pfn in 0..layout.region_pages() {
         host.hw.clear_frame(frame(Pfn(pfn)));

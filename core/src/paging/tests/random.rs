@@ -8,14 +8,12 @@ extern crate std;
 use super::world::*;
 use crate::addr::{DomId, Mfn};
 use crate::domain::{Arch, Privileges};
-use crate::frame_alloc::Zone;
 use crate::paging::format::bits;
 use crate::sim_hw::Mode;
 use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
-use core::sync::atomic::Ordering;
 use proptest::prelude::*;
 use proxenos_abi::mmu::MmuExtCommand;
 use proxenos_abi::{Errno, Hypercall};
@@ -141,13 +139,17 @@ enum Op {
         slot: usize,
         entry: Entry,
     },
-    /// Gives a frame back to the hypervisor (what `dom_mem_op` will do).
+    /// Gives frames back to the hypervisor.
     GiveUp {
         frame: Frame,
+        order: u64,
+        domain: Foreign,
     },
-    /// Gets one in its place.
+    /// Gets some in their place.
     Take {
         pfn: usize,
+        order: u64,
+        domain: Foreign,
     },
 }
 
@@ -228,6 +230,11 @@ fn foreign_domain() -> impl Strategy<Value = Foreign> {
     ]
 }
 
+/// log2 of an extent's frames.
+fn order() -> impl Strategy<Value = u64> {
+    prop_oneof![8 => Just(0), 1 => Just(1), 1 => 2..12u64]
+}
+
 fn request() -> impl Strategy<Value = Req> {
     prop_oneof![
         16 => (frame(), slot(), entry()).prop_map(|(table, slot, entry)| Req::Update { table, slot, entry }),
@@ -297,8 +304,9 @@ fn op() -> impl Strategy<Value = Op> {
         3 => prop_oneof![0..0x100u64, 0..0x2000u64].prop_map(|offset| Op::LdtFault { offset }),
         5 => (page(), prop_oneof![Just(Mode::Kernel), Just(Mode::User)]).prop_map(|(page, mode)| Op::Load { page, mode }),
         8 => (page(), 0..FRAMES, entry()).prop_map(|(page, slot, entry)| Op::Store { page, slot, entry }),
-        2 => frame().prop_map(|frame| Op::GiveUp { frame }),
-        2 => prop_oneof![hot_page(), DATA..FRAMES].prop_map(|pfn| Op::Take { pfn }),
+        2 => (frame(), order(), foreign_domain()).prop_map(|(frame, order, domain)| Op::GiveUp { frame, order, domain }),
+        2 => (prop_oneof![hot_page(), DATA..FRAMES], order(), foreign_domain())
+            .prop_map(|(pfn, order, domain)| Op::Take { pfn, order, domain }),
     ]
 }
 
@@ -332,8 +340,8 @@ fn plot() -> impl Strategy<Value = Vec<Op>> {
         1 => hot_page().prop_map(move |page| vec![
             Op::Load { page, mode: Mode::Kernel },
             gone_or_read_only(page, true),
-            Op::GiveUp { frame: Frame::Own(page) },
-            Op::Take { pfn: page },
+            Op::GiveUp { frame: Frame::Own(page), order: 0, domain: Foreign::None },
+            Op::Take { pfn: page, order: 0, domain: Foreign::None },
         ]),
         // Another domain's page is mapped for a while.
         1 => (0..3usize, hot_page(), hot_page(), flags()).prop_map(move |(dom, frame, page, flags)| vec![
@@ -576,21 +584,27 @@ impl World {
                 self.guests[who].run();
                 result = self.host.hw.guest_store(at, value, Mode::Kernel).map_or(error(Errno::EFAULT), |()| OK);
             }
-            &Op::GiveUp { frame } => {
-                let frame = meaning.frame(frame);
-                let id = self.guests[who].dom.id;
-                if let Ok(info) = self.host.frames.get(frame, id) {
-                    let shared = info.refs().is_shared();
-                    let _: Option<bool> = if shared { None } else { info.put_allocation() };
-                    self.host.put_frame(frame, info);
+            &Op::GiveUp { frame, order, domain } => {
+                let words = [meaning.frame(frame).0];
+                if self.guests[who].put_args(&words) {
+                    let id = domain_id(domain).0.into();
+                    let done = self
+                        .judge(who, |guest| guest.call(Hypercall::DomMemOp, [1, guest.va(ARGS).0, 1, order, id, 0]))?;
+                    result = if done == 1 { OK } else { error(Errno::EINVAL) };
                 }
             }
-            &Op::Take { pfn } => {
-                let (id, hw) = (self.guests[who].dom.id, &self.host.hw);
-                let taken = self.host.alloc.lock().alloc_owned(id, 0, Zone::Below4G, hw);
-                if let Some(frame) = taken {
-                    self.guests[who].dom.total_pages.fetch_add(1, Ordering::Relaxed);
-                    self.guests[who].frames[pfn] = frame;
+            &Op::Take { pfn, order, domain } => {
+                if self.guests[who].put_args(&[0]) {
+                    let id = domain_id(domain).0;
+                    let at = self.guests[who].va(ARGS);
+                    let done =
+                        self.judge(who, |guest| guest.call(Hypercall::DomMemOp, [0, at.0, 1, order, id.into(), 0]))?;
+                    result = if done == 1 { OK } else { error(Errno::EINVAL) };
+                    let first = self.host.hw.guest_load(at, Mode::Kernel).map_or(0, |word| word as u32);
+                    let whose = if id == DomId::SELF.0 { who } else { id.into() };
+                    if done == 1 {
+                        self.guests[whose].frames[pfn] = Mfn(first.into());
+                    }
                 }
             }
         }
@@ -670,7 +684,7 @@ fn random_requests_are_neither_all_good_nor_all_bad() {
         let mut world = World::new(&[(arch, PRIVILEGED), (arch, Privileges::DEVICES), (arch, PLAIN)]);
         world.play(&ops, &mut total).unwrap_or_else(|error| panic!("{error}"));
     }
-    let both = "LdtFault Load NewBase Pin Reassign Remap RemapForeign SetGdt SetLdt Store Unpin Update";
+    let both = "GiveUp LdtFault Load NewBase Pin Reassign Remap RemapForeign SetGdt SetLdt Store Take Unpin Update";
     for name in both.split(' ') {
         let (carried_out, refused) = total.0.get(name).copied().unwrap_or_default();
         assert!(carried_out > 0 && refused > 0, "{name}: {:#?}", total.0);

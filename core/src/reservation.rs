@@ -1,0 +1,182 @@
+//! `dom_mem_op`: a domain asks for frames, or gives them back.
+//!
+//! Frames come and go in *extents* of 2^order contiguous frames, aligned to their number, each named by its first frame in a
+//! list of the guest's words. The result is how many extents were done, from the beginning of the list, as in 2.0: a list that
+//! cannot be read or written, a frame that is not the domain's, a limit that is reached end the request where they are met.
+//!
+//! - An extent is taken or given back whole or not at all (2.0 gave back part of one).
+//! - A frame that is given back is unpinned. While something else refers to it (a mapping, a table, a page-table base) it
+//!   stays the domain's and counts against its limit; with the last reference it is scrubbed, loses its
+//!   machine-to-physical entry and is free. Giving it back twice is refused, and so is giving back what only looks like
+//!   the domain's memory: the page it shares with the hypervisor.
+//! - A domain of two-level tables gets frames that it can name: below 4 GiB.
+//! - More than one frame at a time needs I/O privilege, since what large extents are good for is DMA.
+//!
+//! Locks: the paging lock of the domain whose frames these are, to unpin; never while guest memory is touched.
+
+use crate::addr::{DomId, GuestVirt, Mfn};
+use crate::domain::{Arch, Domain, Privileges};
+use crate::event::EventDomains;
+use crate::frame_alloc::{MAX_ORDER, Zone};
+use crate::host::{Hardware, Host};
+use crate::hypercall::Caller;
+use crate::paging::Pager;
+use crate::paging::format::{FourLevel, TwoLevel};
+use crate::personality::Personality;
+use alloc::sync::Arc;
+use proxenos_abi::hypercall::DomMemOp;
+use proxenos_abi::zerocopy::IntoBytes;
+use proxenos_abi::{Errno, GuestWord};
+
+/// log2 of an extent's frames, at most [`MAX_ORDER`].
+#[derive(Clone, Copy)]
+struct Order(u32);
+
+impl Order {
+    const fn frames(self) -> u64 {
+        1 << self.0
+    }
+}
+
+/// A list of extents in the guest's memory.
+#[derive(Clone, Copy)]
+struct List {
+    at: GuestVirt,
+    count: u64,
+}
+
+impl List {
+    fn slot<P: Personality>(self, index: u64) -> GuestVirt {
+        self.at.offset(index * P::Word::BYTES as u64)
+    }
+}
+
+/// `dom_mem_op(op, extent list, count, order, domain)`: how many extents were done.
+///
+/// # Errors
+/// EPERM for another domain than DOMID_SELF without the right to it, ESRCH when there is none, ENOSYS for an unknown
+/// operation.
+pub fn dom_mem_op<P: Personality, H: Hardware>(
+    caller: &mut Caller<'_, H>,
+    op: u32,
+    list: GuestVirt,
+    count: u64,
+    order: u32,
+    id: DomId,
+) -> Result<u64, Errno> {
+    let other: Arc<Domain>;
+    let subject = match id {
+        DomId::SELF => caller.dom,
+        _ if !caller.dom.is_privileged() => return Err(Errno::EPERM),
+        _ => {
+            other = caller.host.domains.find(id).ok_or(Errno::ESRCH)?;
+            &other
+        }
+    };
+    let op = DomMemOp::from_raw(op).ok_or(Errno::ENOSYS)?;
+    let bytes = count.checked_mul(P::Word::BYTES as u64);
+    if order > MAX_ORDER || !bytes.is_some_and(|bytes| P::in_guest_range(list, bytes)) {
+        return Ok(0);
+    }
+    let (list, order) = (List { at: list, count }, Order(order));
+    Ok(match op {
+        DomMemOp::IncreaseReservation => increase::<P, H>(caller, subject, list, order),
+        DomMemOp::DecreaseReservation => decrease::<P, H>(caller, subject, list, order),
+    })
+}
+
+fn increase<P: Personality, H: Hardware>(caller: &Caller<'_, H>, subject: &Domain, list: List, order: Order) -> u64 {
+    if order.0 > 0 && !caller.dom.privileges.contains(Privileges::DEVICES) {
+        return 0;
+    }
+    let host = caller.host;
+    for index in 0..list.count {
+        let Some(first) = take(host, subject, order) else { return index };
+        let word = P::Word::from_u64_truncating(first.0);
+        if host.hw.copy_to_guest(list.slot::<P>(index), word.as_bytes()).is_err() {
+            // Frames that nobody knows of would be lost to everybody.
+            for mfn in frames_of(first, order) {
+                let info = host.frames.info(mfn).expect("just taken");
+                host.give_up_frame(mfn, info);
+            }
+            return index;
+        }
+    }
+    list.count
+}
+
+/// Takes an extent for a domain, within its limit.
+fn take<H: Hardware>(host: &Host<H>, subject: &Domain, order: Order) -> Option<Mfn> {
+    use core::sync::atomic::Ordering::Relaxed;
+    let pages = order.frames() as u32;
+    if !subject.reserve_pages(pages) {
+        return None;
+    }
+    let zone = match subject.arch {
+        Arch::X86_32 => Zone::Below4G,
+        Arch::X86_64 => Zone::Any,
+    };
+    // Nobody can refer to the frames before they are the domain's, so what is in them is dealt with first.
+    let mut alloc = host.alloc.lock();
+    let first = alloc.alloc(order.0, zone, &host.hw);
+    drop(alloc);
+    let Some(first) = first else {
+        subject.total_pages.fetch_sub(pages, Relaxed);
+        return None;
+    };
+    for mfn in frames_of(first, order) {
+        // Frames that a domain had are clean. Those that nobody had yet hold what the loader left, which is for the trusted only.
+        if !subject.is_privileged() {
+            host.hw.clear_frame(mfn);
+        }
+        host.frames.info(mfn).expect("the allocator knows frames of the table only").assign(subject.id);
+    }
+    Some(first)
+}
+
+fn decrease<P: Personality, H: Hardware>(caller: &Caller<'_, H>, subject: &Domain, list: List, order: Order) -> u64 {
+    for index in 0..list.count {
+        let mut word = P::Word::ZERO;
+        if caller.host.hw.copy_from_guest(list.slot::<P>(index), word.as_mut_bytes()).is_err() {
+            return index;
+        }
+        if give_back(caller.host, subject, Mfn(word.to_u64()), order).is_none() {
+            return index;
+        }
+    }
+    list.count
+}
+
+/// Gives an extent back; `None` when not all of it is the domain's to give.
+fn give_back<H: Hardware>(host: &Host<H>, subject: &Domain, first: Mfn, order: Order) -> Option<()> {
+    first.0.checked_add(order.frames()).filter(|&end| end <= host.frames.len())?;
+    for mfn in frames_of(first, order) {
+        let refs = host.frames.info(mfn)?.refs();
+        if refs.owner() != subject.id || !refs.is_allocated() || refs.is_shared() {
+            return None;
+        }
+    }
+    for mfn in frames_of(first, order) {
+        // Another CPU may have given the frame away meanwhile. Then the rest stays.
+        let info = host.frames.get(mfn, subject.id).ok()?;
+        if info.type_word().is_pinned() {
+            unpin(host, subject, mfn);
+        }
+        host.give_up_frame(mfn, info);
+        host.put_frame(mfn, info);
+    }
+    Some(())
+}
+
+fn unpin<H: Hardware>(host: &Host<H>, subject: &Domain, mfn: Mfn) {
+    let (pager, mut state) = (Pager::new(host, subject), subject.paging.lock());
+    // Somebody else may have unpinned it first, which is as good.
+    let _ = match subject.arch {
+        Arch::X86_32 => pager.unpin::<TwoLevel>(&mut state, mfn),
+        Arch::X86_64 => pager.unpin::<FourLevel>(&mut state, mfn),
+    };
+}
+
+fn frames_of(first: Mfn, order: Order) -> impl Iterator<Item = Mfn> {
+    (first.0..first.0 + order.frames()).map(Mfn)
+}
