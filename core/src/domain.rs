@@ -7,7 +7,7 @@
 use crate::addr::{DomId, Mfn};
 use crate::event::{EventChannels, EventDomain, EventError, PirqSharing};
 use crate::paging::PagingState;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use proxenos_abi::Pirq;
 use spin::Mutex;
 
@@ -65,6 +65,8 @@ pub struct Domain {
     /// The most frames that it may ask for (`dom_mem_op`); `u32::MAX` is no limit. It can have more, if they are forced
     /// upon it (MMUEXT_REASSIGN_PAGE).
     pub max_pages: AtomicU32,
+    /// Tables of its stand half validated (`paging::partial`); written under the paging lock.
+    pub(crate) unsettled: AtomicBool,
     run: AtomicU32,
     /// Why it shut down, once it has (SCHEDOP_shutdown's reason).
     reason: AtomicU32,
@@ -84,6 +86,7 @@ impl Domain {
             channels: EventChannels::new(),
             total_pages: AtomicU32::new(0),
             max_pages: AtomicU32::new(u32::MAX),
+            unsettled: AtomicBool::new(false),
             run: AtomicU32::new(0),
             reason: AtomicU32::new(0),
         }
@@ -101,6 +104,11 @@ impl Domain {
         let max = self.max_pages.load(Ordering::Relaxed);
         let more = |total: u32| total.checked_add(pages).filter(|&total| total <= max);
         self.total_pages.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    /// Whether tables of its stand half validated, which a request may be refused for.
+    pub fn is_unsettled(&self) -> bool {
+        self.unsettled.load(Ordering::Relaxed)
     }
 
     /// Its run state, now.

@@ -7,7 +7,7 @@ use crate::domain::{Domain, Privileges};
 use crate::event::EventDomains;
 use crate::frame::{FrameInfo, FrameTable};
 use crate::frame_alloc::FrameAllocator;
-use crate::machine::{Clock, Console, CpuTables, GuestMemory, MachineMemory, Tlb};
+use crate::machine::{Clock, Console, CpuTables, GuestMemory, MachineMemory, Preemption, Tlb};
 use crate::paging::Target;
 use crate::paging::format::HYPERVISOR_L4_SLOTS;
 use crate::paging::types::is_low_io;
@@ -17,8 +17,8 @@ use core::sync::atomic::Ordering;
 use spin::Mutex;
 
 /// All that `core` asks of the machine.
-pub trait Hardware: MachineMemory + GuestMemory + Tlb + CpuTables + Console + Clock {}
-impl<T: MachineMemory + GuestMemory + Tlb + CpuTables + Console + Clock> Hardware for T {}
+pub trait Hardware: MachineMemory + GuestMemory + Tlb + CpuTables + Console + Clock + Preemption {}
+impl<T: MachineMemory + GuestMemory + Tlb + CpuTables + Console + Clock + Preemption> Hardware for T {}
 
 /// The machine-to-physical tables: which pfn each frame is to its owner. Guests of both widths read their own table; both
 /// say the same.

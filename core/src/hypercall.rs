@@ -8,9 +8,11 @@ use crate::bounce::Callback;
 use crate::domain::{Arch, Domain, RunState};
 use crate::event::{self, Reply};
 use crate::host::{Hardware, Host};
-use crate::mmu;
+use crate::mmu::{self, Abandoned};
 use crate::paging::Target;
+use crate::paging::partial::Drained;
 use crate::personality::Personality;
+use crate::preempt::{Answer, Call, Place, Poll, Progress, Stop, cost};
 use crate::reservation;
 use crate::segments::{INITIAL_GDT_ENTRIES, TABLE_PAGES};
 use crate::vcpu::Vcpu;
@@ -38,6 +40,8 @@ pub struct Caller<'a, H> {
     pub dom: &'a Domain,
     /// The virtual CPU that made the call, which this CPU owns while it runs.
     pub vcpu: &'a mut Vcpu,
+    /// Where the guest made the call.
+    pub place: Place,
 }
 
 /// Whether a call stands alone or within a multicall, which must not contain another.
@@ -48,13 +52,23 @@ enum Nesting {
 }
 
 impl<H: Hardware> Caller<'_, H> {
-    /// Carries out a call; what is returned goes into the guest's eax or rax.
-    pub fn hypercall(&mut self, number: u64, args: &Args) -> u64 {
+    /// Carries out a call, or as much of it as there is time for.
+    pub fn hypercall(&mut self, number: u64, args: &Args) -> Answer {
         let result = match self.dom.arch {
             Arch::X86_32 => self.dispatch::<X86_32>(number, args, Nesting::Alone),
             Arch::X86_64 => self.dispatch::<X86_64>(number, args, Nesting::Alone),
         };
-        to_register(result)
+        self.vcpu.call_made_way = result == Err(Stop::Preempted);
+        match result {
+            Ok(value) => Answer::Done(value),
+            Err(Stop::Error(error)) => Answer::Done(to_register(Err(error))),
+            Err(Stop::Preempted) => Answer::Again,
+        }
+    }
+
+    /// A call that is made here, as it is recognised when it is made again.
+    pub(crate) fn call(&self, number: Hypercall, args: [u64; 5]) -> Call {
+        Call { number, args, place: self.place }
     }
 
     /// Reads from the guest, after a look whether it may use the addresses at all.
@@ -73,23 +87,23 @@ impl<H: Hardware> Caller<'_, H> {
         self.host.hw.copy_to_guest(to, from).map_err(|_| Errno::EFAULT)
     }
 
-    fn dispatch<P: Personality>(&mut self, number: u64, args: &Args, nesting: Nesting) -> Result<u64, Errno> {
+    fn dispatch<P: Personality>(&mut self, number: u64, args: &Args, nesting: Nesting) -> Result<u64, Stop> {
         let number = u32::try_from(number).ok().and_then(Hypercall::from_raw).ok_or(Errno::ENOSYS)?;
         let [a, b, c, d, e, _] = *args;
-        match number {
-            Hypercall::MmuUpdate => mmu::mmu_update::<P, H>(self, GuestVirt(a), b as u32, GuestVirt(c)),
+        let result = match number {
+            Hypercall::MmuUpdate => return mmu::mmu_update::<P, H>(self, GuestVirt(a), b as u32, GuestVirt(c)),
             Hypercall::UpdateVaMapping => mmu::update_va_mapping::<P, H>(self, a, b, c as u32, Target::Own),
             Hypercall::UpdateVaMappingOtherdomain => {
                 mmu::update_va_mapping_otherdomain::<P, H>(self, a, b, c as u32, DomId(d as u16))
             }
             Hypercall::DomMemOp => {
-                reservation::dom_mem_op::<P, H>(self, a as u32, GuestVirt(b), c, d as u32, DomId(e as u16))
+                return reservation::dom_mem_op::<P, H>(self, a as u32, GuestVirt(b), c, d as u32, DomId(e as u16));
             }
             Hypercall::EventChannelOp => self.event_channel_op::<P>(GuestVirt(a)),
             Hypercall::SchedOp => self.sched_op(a as u32),
-            Hypercall::Multicall if nesting == Nesting::Alone => self.multicall::<P>(GuestVirt(a), b as u32),
+            Hypercall::Multicall if nesting == Nesting::Alone => return self.multicall::<P>(GuestVirt(a), b as u32),
             Hypercall::Multicall => Err(Errno::EINVAL),
-            Hypercall::SetTrapTable => self.set_trap_table::<P>(GuestVirt(a)),
+            Hypercall::SetTrapTable => return self.set_trap_table::<P>(GuestVirt(a)),
             Hypercall::SetCallbacks => self.set_callbacks::<P>(a, b, c, d),
             Hypercall::StackSwitch => self.stack_switch::<P>(a, b),
             Hypercall::FpuTaskswitch => {
@@ -115,32 +129,73 @@ impl<H: Hardware> Caller<'_, H> {
             | Hypercall::VmAssist
             | Hypercall::SwitchToUser
             | Hypercall::SetSegmentBase => Err(Errno::ENOSYS),
+        };
+        let changes_mappings = matches!(
+            number,
+            Hypercall::UpdateVaMapping
+                | Hypercall::UpdateVaMappingOtherdomain
+                | Hypercall::SetGdt
+                | Hypercall::UpdateDescriptor
+        );
+        if result == Err(Errno::EINVAL) && changes_mappings && self.dom.is_unsettled() {
+            // What a call never came back for may be what stands in the way.
+            return match mmu::settle(self.host, self.dom, &mut Poll::begin(), Abandoned::Undo) {
+                Drained::Wholly => self.dispatch::<P>(u64::from(number.raw()), args, nesting),
+                Drained::Partly => Err(Stop::Preempted),
+            };
         }
+        Ok(result?)
     }
 
-    /// `multicall(list, n)`: calls in order, each result written into its entry.
-    fn multicall<P: Personality>(&mut self, list: GuestVirt, count: u32) -> Result<u64, Errno> {
+    /// `multicall(list, n)`: calls in order, each result written into its entry. Makes way between two calls, and where one of
+    /// them does.
+    fn multicall<P: Personality>(&mut self, list: GuestVirt, count: u32) -> Result<u64, Stop> {
         let size = size_of::<MulticallEntry<P>>() as u64;
         if !P::in_guest_range(list, u64::from(count) * size) {
-            return Err(Errno::EFAULT);
+            return Err(Errno::EFAULT.into());
         }
-        for index in 0..u64::from(count) {
-            let at = list.offset(index * size);
+        let call = self.call(Hypercall::Multicall, [list.0, count.into(), 0, 0, 0]);
+        let mut index = match self.vcpu.unfinished.take(&call) {
+            Some(Progress::Multicall(done)) => done,
+            _ => 0,
+        };
+        let mut poll = Poll::begin();
+        while index < count {
+            let at = list.offset(u64::from(index) * size);
             let mut entry = MulticallEntry::<P>::new_zeroed();
             self.host.hw.copy_from_guest(at, entry.as_mut_bytes()).map_err(|_| Errno::EFAULT)?;
             let words: [P::Word; ARGS_PER_MULTICALL_ENTRY - 1] = entry.args;
             let args = core::array::from_fn(|i| words[i].to_u64());
             let op = entry.op;
-            let result = to_register(self.dispatch::<P>(op.to_u64(), &args, Nesting::InMulticall));
-            let result = P::Word::from_u64_truncating(result);
-            let slot = at.offset((P::Word::BYTES * (1 + MULTICALL_RESULT_ARG)) as u64);
-            self.host.hw.copy_to_guest(slot, result.as_bytes()).map_err(|_| Errno::EFAULT)?;
+            let preempted = poll.is_due(&self.host.hw) || {
+                self.place.entry = Some(index);
+                let result = self.dispatch::<P>(op.to_u64(), &args, Nesting::InMulticall);
+                self.place.entry = None;
+                match result {
+                    Err(Stop::Preempted) => true,
+                    Ok(value) => self.write_result::<P>(at, Ok(value)).map(|()| false)?,
+                    Err(Stop::Error(error)) => self.write_result::<P>(at, Err(error)).map(|()| false)?,
+                }
+            };
+            if preempted {
+                self.vcpu.unfinished.keep(call, Progress::Multicall(index));
+                return Err(Stop::Preempted);
+            }
+            index += 1;
+            poll.step(2 * cost::ENTRY);
             // A domain that has ended does nothing more. One that merely waits still gets its calls done first.
             if self.dom.run_state().intersects(RunState::SHUTDOWN | RunState::CRASHED) {
                 break;
             }
         }
         Ok(0)
+    }
+
+    /// Writes the result of one of a multicall's calls into its entry.
+    fn write_result<P: Personality>(&self, entry: GuestVirt, result: Result<u64, Errno>) -> Result<(), Errno> {
+        let result = P::Word::from_u64_truncating(to_register(result));
+        let slot = entry.offset((P::Word::BYTES * (1 + MULTICALL_RESULT_ARG)) as u64);
+        self.host.hw.copy_to_guest(slot, result.as_bytes()).map_err(|_| Errno::EFAULT)
     }
 
     fn event_channel_op<P: Personality>(&mut self, at: GuestVirt) -> Result<u64, Errno> {
@@ -171,18 +226,30 @@ impl<H: Hardware> Caller<'_, H> {
         Ok(0)
     }
 
-    fn set_trap_table<P: Personality>(&mut self, table: GuestVirt) -> Result<u64, Errno> {
+    /// `set_trap_table(table)`: installs until an entry with address 0. Nothing bounds the table, so this makes way too.
+    fn set_trap_table<P: Personality>(&mut self, table: GuestVirt) -> Result<u64, Stop> {
         let size = size_of::<TrapInfo<P>>() as u64;
-        for index in 0.. {
+        let call = self.call(Hypercall::SetTrapTable, [table.0, 0, 0, 0, 0]);
+        let mut index = match self.vcpu.unfinished.take(&call) {
+            Some(Progress::TrapTable(done)) => done,
+            _ => 0,
+        };
+        let mut poll = Poll::begin();
+        loop {
+            if poll.is_due(&self.host.hw) {
+                self.vcpu.unfinished.keep(call, Progress::TrapTable(index));
+                return Err(Stop::Preempted);
+            }
+            poll.step(cost::ENTRY);
             let mut entry = TrapInfo::<P>::new_zeroed();
             self.copy_from_guest::<P>(table.offset(index * size), entry.as_mut_bytes())?;
             let address = entry.address;
             if address.to_u64() == 0 {
-                break;
+                return Ok(0);
             }
             self.vcpu.traps.set::<P>(&entry)?;
+            index += 1;
         }
-        Ok(0)
     }
 
     fn set_callbacks<P: Personality>(

@@ -24,6 +24,7 @@ pub mod machine;
 pub mod mmu;
 pub mod paging;
 pub mod personality;
+pub mod preempt;
 pub mod reservation;
 pub mod segments;
 #[cfg(any(test, feature = "sim"))]

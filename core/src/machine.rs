@@ -98,6 +98,12 @@ pub trait Console {
     fn console_read(&self, into: &mut [u8]) -> usize;
 }
 
+/// What waits for this CPU while the hypervisor works, with interrupts off.
+pub trait Preemption {
+    /// Whether the CPU's timer is due, so that a long request should make way.
+    fn preemption_wanted(&self) -> bool;
+}
+
 /// Monotonic time.
 pub trait Clock {
     /// Nanoseconds since the hypervisor's boot.

@@ -2,6 +2,9 @@
 //!
 //! Requests are decoded here and carried out by [`crate::paging`]. Guest memory is never touched while a paging lock is
 //! held: reading it may itself need the lock, to set an accessed bit.
+//!
+//! A list of any length makes way between two requests, and within one that validates or drops a tree of tables; see
+//! [`crate::preempt`].
 
 use crate::addr::{DomId, FRAMES_BELOW_4G, GuestVirt, MachineAddr, Mfn};
 use crate::domain::{Arch, Domain, Privileges};
@@ -10,12 +13,14 @@ use crate::frame::FrameType;
 use crate::host::{Hardware, Host};
 use crate::hypercall::Caller;
 use crate::paging::format::{Format, FourLevel, TwoLevel};
-use crate::paging::{Pager, PagingError, Target};
+use crate::paging::partial::Drained;
+use crate::paging::{Pager, PagingError, PagingState, Target};
 use crate::personality::Personality;
+use crate::preempt::{Call, Poll, Progress, Stop, cost};
 use alloc::sync::Arc;
 use proxenos_abi::mmu::{MmuCommand, MmuExtCommand, MmuUpdate, UpdateVaFlags};
 use proxenos_abi::zerocopy::{FromZeros, IntoBytes};
-use proxenos_abi::{Errno, GuestWord, Pfn};
+use proxenos_abi::{Errno, GuestWord, Hypercall, Pfn};
 
 /// A request was refused. The guest sees `-EINVAL`, whatever the reason, as in 2.0.
 struct Refused;
@@ -45,6 +50,13 @@ struct Batch {
     /// The foreign domain, kept alive, when it is an ordinary one.
     foreign: Option<Arc<Domain>>,
     flush_tlb: bool,
+    poll: Poll,
+    /// The request has to be made again: it made way before anything was done.
+    waits: bool,
+    /// What the request has condemned is not all undone yet.
+    left_over: bool,
+    /// When the call began, or named its foreign domain, tables stood half validated: a refusal may be their fault.
+    unsettled: bool,
 }
 
 /// `mmu_update(list, count, *done)`: carries out requests in order until one is refused. Writes how many were done, if
@@ -54,26 +66,49 @@ pub fn mmu_update<P: Personality, H: Hardware>(
     list: GuestVirt,
     count: u32,
     done: GuestVirt,
-) -> Result<u64, Errno> {
+) -> Result<u64, Stop> {
     let size = size_of::<MmuUpdate<P>>() as u64;
     if !P::in_guest_range(list, u64::from(count) * size) {
-        return Err(Errno::EFAULT);
+        return Err(Errno::EFAULT.into());
     }
-    let mut batch = Batch { target: Target::Own, foreign: None, flush_tlb: false };
+    let call = |caller: &Caller<'_, H>| caller.call(Hypercall::MmuUpdate, [list.0, count.into(), done.0, 0, 0]);
+    let mut batch = Batch::new(caller.dom);
     let mut result = Ok(0);
     let mut completed = 0;
-    while completed < count {
+    if !caller.vcpu.unfinished.is_empty()
+        && let Some(progress) = caller.vcpu.unfinished.take(&call(caller))
+    {
+        (completed, result) = batch.resume(caller, progress);
+        if !batch.settle(caller) {
+            return Err(batch.suspend(caller, call(caller), completed, result.is_err()));
+        }
+    }
+    while result.is_ok() && completed < count {
+        if batch.poll.is_due(&caller.host.hw) {
+            return Err(batch.suspend(caller, call(caller), completed, false));
+        }
+        batch.poll.step(cost::ENTRY);
         let mut request = MmuUpdate::<P>::new_zeroed();
         let at = list.offset(u64::from(completed) * size);
         if caller.host.hw.copy_from_guest(at, request.as_mut_bytes()).is_err() {
             result = Err(Errno::EFAULT);
             break;
         }
-        if batch.carry_out::<P, H>(caller, &request).is_err() {
-            result = Err(Errno::EINVAL);
-            break;
+        match batch.carry_out::<P, H>(caller, &request) {
+            Ok(()) => completed += 1,
+            Err(Refused) if batch.waits => return Err(batch.suspend(caller, call(caller), completed, false)),
+            Err(Refused) if batch.unsettled => {
+                // What a call never came back for may be what stands in the way.
+                batch.unsettled = false;
+                if !batch.sweep(caller) {
+                    return Err(batch.suspend(caller, call(caller), completed, false));
+                }
+            }
+            Err(Refused) => result = Err(Errno::EINVAL),
         }
-        completed += 1;
+        if batch.left_over {
+            return Err(batch.suspend(caller, call(caller), completed, result.is_err()));
+        }
     }
     if batch.flush_tlb {
         caller.host.hw.flush_all();
@@ -82,10 +117,80 @@ pub fn mmu_update<P: Personality, H: Hardware>(
         // As in 2.0, a bad pointer here is not worth an error: the requests have been carried out.
         let _ = caller.copy_to_guest::<P>(done, completed.as_bytes());
     }
-    result
+    Ok(result?)
 }
 
 impl Batch {
+    fn new(dom: &Domain) -> Self {
+        Self {
+            target: Target::Own,
+            foreign: None,
+            flush_tlb: false,
+            poll: Poll::begin(),
+            waits: false,
+            left_over: false,
+            unsettled: dom.is_unsettled(),
+        }
+    }
+
+    /// Notes how far the call has come. The guest goes on with no translation that it wanted flushed.
+    fn suspend<H: Hardware>(&self, caller: &mut Caller<'_, H>, call: Call, completed: u32, refused: bool) -> Stop {
+        if self.flush_tlb {
+            caller.host.hw.flush_all();
+        }
+        let progress = Progress::MmuUpdate { completed, refused, target: self.target, unsettled: self.unsettled };
+        caller.vcpu.unfinished.keep(call, progress);
+        Stop::Preempted
+    }
+
+    /// The call is made again.
+    fn resume<H: Hardware>(&mut self, caller: &Caller<'_, H>, progress: Progress) -> (u32, Result<u64, Errno>) {
+        let Progress::MmuUpdate { completed, refused, target, unsettled } = progress else { return (0, Ok(0)) };
+        self.target = target;
+        self.unsettled = unsettled;
+        if let Target::Domain(id) = target {
+            // If it is gone, so is what it was named for: whatever needs it is refused.
+            self.foreign = caller.host.domains.find(id);
+        }
+        (completed, if refused { Err(Errno::EINVAL) } else { Ok(0) })
+    }
+
+    /// Works with a domain's paging state within this call's time.
+    fn paging<R>(
+        &mut self,
+        state: &mut PagingState,
+        work: impl FnOnce(&mut PagingState) -> Result<R, PagingError>,
+    ) -> Result<R, Refused> {
+        state.poll = self.poll;
+        let result = work(state);
+        self.poll = core::mem::replace(&mut state.poll, Poll::NEVER);
+        self.left_over |= state.has_condemned();
+        self.waits |= matches!(result, Err(PagingError::Preempted));
+        Ok(result?)
+    }
+
+    /// Undoes what requests of this call have condemned; false when there was no time for all of it.
+    fn settle<H: Hardware>(&mut self, caller: &Caller<'_, H>) -> bool {
+        self.each_domain(caller, |host, dom, poll| settle(host, dom, poll, Abandoned::Keep))
+    }
+
+    /// Undoes all that stands half validated; false when there was no time for all of it.
+    fn sweep<H: Hardware>(&mut self, caller: &Caller<'_, H>) -> bool {
+        self.each_domain(caller, |host, dom, poll| settle(host, dom, poll, Abandoned::Undo))
+    }
+
+    fn each_domain<H: Hardware>(
+        &mut self,
+        caller: &Caller<'_, H>,
+        mut work: impl FnMut(&Host<H>, &Domain, &mut Poll) -> Drained,
+    ) -> bool {
+        let mut done = work(caller.host, caller.dom, &mut self.poll) == Drained::Wholly;
+        if let Some(foreign) = &self.foreign {
+            done &= work(caller.host, foreign, &mut self.poll) == Drained::Wholly;
+        }
+        done
+    }
+
     fn carry_out<P: Personality, H: Hardware>(
         &mut self,
         caller: &mut Caller<'_, H>,
@@ -101,7 +206,7 @@ impl Batch {
 
     /// A checked store: to a page-table entry of the caller's, or to a frame of the caller's that is no table.
     fn store<P: Personality, H: Hardware>(
-        &self,
+        &mut self,
         caller: &Caller<'_, H>,
         request: &MmuUpdate<P>,
     ) -> Result<(), Refused> {
@@ -117,14 +222,20 @@ impl Batch {
         let mut state = dom.paging.lock();
         let result = match pager.locate::<P::Tables>(at) {
             Some((table, level, index)) => {
-                let entry = P::Tables::truncate(value);
-                pager.update_entry::<P::Tables>(&mut state, level, table, index, entry, self.target)
+                let (entry, target) = (P::Tables::truncate(value), self.target);
+                if level == 1 {
+                    pager.update_l1::<P::Tables>(table, index, entry, target).map_err(Refused::from)
+                } else {
+                    self.paging(&mut state, |state| {
+                        pager.update_entry::<P::Tables>(state, level, table, index, entry, target)
+                    })
+                }
             }
-            None => plain_store::<P, H>(host, &pager, &mut state, at, value),
+            None => plain_store::<P, H>(host, &pager, &mut state, at, value).map_err(Refused::from),
         };
         drop(state);
         host.put_frame(at.mfn(), info);
-        Ok(result?)
+        result
     }
 
     /// Says which pfn a frame is.
@@ -196,31 +307,32 @@ impl Batch {
 
     /// Pins a frame as a table of a level, or (`None`) unpins it. The frame belongs to the foreign domain, if there is
     /// one, and is validated as what that domain's architecture takes it for.
-    fn pin<H: Hardware>(&self, caller: &Caller<'_, H>, frame: Mfn, level: Option<u8>) -> Result<(), Refused> {
-        let subject = match (self.target, &self.foreign) {
+    fn pin<H: Hardware>(&mut self, caller: &Caller<'_, H>, frame: Mfn, level: Option<u8>) -> Result<(), Refused> {
+        let foreign = self.foreign.clone();
+        let subject = match (self.target, &foreign) {
             (Target::Own, _) => caller.dom,
             (Target::Domain(_), Some(foreign)) => foreign,
             _ => return Err(Refused),
         };
         fn of_format<F: Format, H: Hardware>(
             pager: Pager<'_, H>,
+            state: &mut PagingState,
             frame: Mfn,
             level: Option<u8>,
         ) -> Result<(), PagingError> {
-            let mut state = pager.dom.paging.lock();
             match level {
-                Some(level) => pager.pin::<F>(&mut state, frame, level),
-                None => pager.unpin::<F>(&mut state, frame),
+                Some(level) => pager.pin::<F>(state, frame, level),
+                None => pager.unpin::<F>(state, frame),
             }
         }
         let pager = Pager::new(caller.host, subject);
         if !caller.host.is_ram(frame) {
             return Err(Refused);
         }
-        Ok(match subject.arch {
-            Arch::X86_32 => of_format::<TwoLevel, H>(pager, frame, level),
-            Arch::X86_64 => of_format::<FourLevel, H>(pager, frame, level),
-        }?)
+        self.paging(&mut subject.paging.lock(), |state| match subject.arch {
+            Arch::X86_32 => of_format::<TwoLevel, H>(pager, state, frame, level),
+            Arch::X86_64 => of_format::<FourLevel, H>(pager, state, frame, level),
+        })
     }
 
     fn new_base<P: Personality, H: Hardware>(&mut self, caller: &mut Caller<'_, H>, frame: Mfn) -> Result<(), Refused> {
@@ -229,7 +341,8 @@ impl Batch {
         }
         let mut state = caller.dom.paging.lock();
         let load = |root| caller.host.hw.load_root(root);
-        Pager::new(caller.host, caller.dom).switch_base::<P::Tables>(&mut state, frame, load)?;
+        let pager = Pager::new(caller.host, caller.dom);
+        self.paging(&mut state, |state| pager.switch_base::<P::Tables>(state, frame, load))?;
         drop(state);
         caller.vcpu.segments.drop_ldt::<P, H>(caller.host, caller.dom);
         // Loading the root has flushed whatever an earlier request wanted flushed.
@@ -251,7 +364,9 @@ impl Batch {
             self.target = Target::Hypervisor;
             return Ok(());
         }
-        self.foreign = Some(caller.host.domains.find(id).ok_or(Refused)?);
+        let foreign = caller.host.domains.find(id).ok_or(Refused)?;
+        self.unsettled |= foreign.is_unsettled();
+        self.foreign = Some(foreign);
         self.target = Target::Domain(id);
         Ok(())
     }
@@ -271,6 +386,33 @@ impl Batch {
         foreign.total_pages.fetch_add(1, Relaxed);
         Ok(())
     }
+}
+
+/// What is to become of tables that were suspended and that nobody came back for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Abandoned {
+    /// Somebody may yet.
+    Keep,
+    /// They are in the way.
+    Undo,
+}
+
+/// Undoes what is condemned of a domain's tables, as far as time allows.
+pub fn settle<H: Hardware>(host: &Host<H>, dom: &Domain, poll: &mut Poll, abandoned: Abandoned) -> Drained {
+    if !dom.is_unsettled() {
+        return Drained::Wholly;
+    }
+    let (pager, mut state) = (Pager::new(host, dom), dom.paging.lock());
+    if abandoned == Abandoned::Undo {
+        pager.condemn_suspended(&mut state);
+    }
+    state.poll = *poll;
+    let drained = match dom.arch {
+        Arch::X86_32 => pager.drain::<TwoLevel>(&mut state),
+        Arch::X86_64 => pager.drain::<FourLevel>(&mut state),
+    };
+    *poll = core::mem::replace(&mut state.poll, Poll::NEVER);
+    drained
 }
 
 fn plain_store<P: Personality, H: Hardware>(

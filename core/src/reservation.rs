@@ -20,13 +20,16 @@ use crate::event::EventDomains;
 use crate::frame_alloc::{MAX_ORDER, Zone};
 use crate::host::{Hardware, Host};
 use crate::hypercall::Caller;
+use crate::mmu::{self, Abandoned};
 use crate::paging::Pager;
 use crate::paging::format::{FourLevel, TwoLevel};
+use crate::paging::partial::Drained;
 use crate::personality::Personality;
+use crate::preempt::{Poll, Progress, Stop, cost};
 use alloc::sync::Arc;
 use proxenos_abi::hypercall::DomMemOp;
 use proxenos_abi::zerocopy::IntoBytes;
-use proxenos_abi::{Errno, GuestWord};
+use proxenos_abi::{Errno, GuestWord, Hypercall};
 
 /// log2 of an extent's frames, at most [`MAX_ORDER`].
 #[derive(Clone, Copy)]
@@ -63,11 +66,11 @@ pub fn dom_mem_op<P: Personality, H: Hardware>(
     count: u64,
     order: u32,
     id: DomId,
-) -> Result<u64, Errno> {
+) -> Result<u64, Stop> {
     let other: Arc<Domain>;
     let subject = match id {
         DomId::SELF => caller.dom,
-        _ if !caller.dom.is_privileged() => return Err(Errno::EPERM),
+        _ if !caller.dom.is_privileged() => return Err(Errno::EPERM.into()),
         _ => {
             other = caller.host.domains.find(id).ok_or(Errno::ESRCH)?;
             &other
@@ -78,31 +81,62 @@ pub fn dom_mem_op<P: Personality, H: Hardware>(
     if order > MAX_ORDER || !bytes.is_some_and(|bytes| P::in_guest_range(list, bytes)) {
         return Ok(0);
     }
+    let args = [u64::from(op.raw()), list.0, count, order.into(), id.0.into()];
+    let call = caller.call(Hypercall::DomMemOp, args);
+    let mut done = match caller.vcpu.unfinished.take(&call) {
+        Some(Progress::Reservation(done)) => done,
+        _ => 0,
+    };
     let (list, order) = (List { at: list, count }, Order(order));
-    Ok(match op {
-        DomMemOp::IncreaseReservation => increase::<P, H>(caller, subject, list, order),
-        DomMemOp::DecreaseReservation => decrease::<P, H>(caller, subject, list, order),
-    })
+    let mut poll = Poll::begin();
+    // What an extent's unpinning has condemned is undone before the next one, and before the call is over.
+    let mut preempted = mmu::settle(caller.host, subject, &mut poll, Abandoned::Keep) == Drained::Partly;
+    while !preempted && done < list.count {
+        preempted = poll.is_due(&caller.host.hw);
+        if preempted {
+            break;
+        }
+        let result = match op {
+            DomMemOp::IncreaseReservation => increase::<P, H>(caller, subject, list, done, order),
+            DomMemOp::DecreaseReservation => decrease::<P, H>(caller, subject, list, done, order, &mut poll),
+        };
+        if result.is_none() {
+            break;
+        }
+        done += 1;
+        poll.step(cost::TABLE.saturating_mul(order.frames() as u32));
+        preempted = mmu::settle(caller.host, subject, &mut poll, Abandoned::Keep) == Drained::Partly;
+    }
+    if preempted {
+        caller.vcpu.unfinished.keep(call, Progress::Reservation(done));
+        return Err(Stop::Preempted);
+    }
+    Ok(done)
 }
 
-fn increase<P: Personality, H: Hardware>(caller: &Caller<'_, H>, subject: &Domain, list: List, order: Order) -> u64 {
+/// Takes one extent and writes it into the list; `None` when that cannot be.
+fn increase<P: Personality, H: Hardware>(
+    caller: &Caller<'_, H>,
+    subject: &Domain,
+    list: List,
+    index: u64,
+    order: Order,
+) -> Option<()> {
     if order.0 > 0 && !caller.dom.privileges.contains(Privileges::DEVICES) {
-        return 0;
+        return None;
     }
     let host = caller.host;
-    for index in 0..list.count {
-        let Some(first) = take(host, subject, order) else { return index };
-        let word = P::Word::from_u64_truncating(first.0);
-        if host.hw.copy_to_guest(list.slot::<P>(index), word.as_bytes()).is_err() {
-            // Frames that nobody knows of would be lost to everybody.
-            for mfn in frames_of(first, order) {
-                let info = host.frames.info(mfn).expect("just taken");
-                host.give_up_frame(mfn, info);
-            }
-            return index;
-        }
+    let first = take(host, subject, order)?;
+    let word = P::Word::from_u64_truncating(first.0);
+    if host.hw.copy_to_guest(list.slot::<P>(index), word.as_bytes()).is_ok() {
+        return Some(());
     }
-    list.count
+    // Frames that nobody knows of would be lost to everybody.
+    for mfn in frames_of(first, order) {
+        let info = host.frames.info(mfn).expect("just taken");
+        host.give_up_frame(mfn, info);
+    }
+    None
 }
 
 /// Takes an extent for a domain, within its limit.
@@ -134,21 +168,22 @@ fn take<H: Hardware>(host: &Host<H>, subject: &Domain, order: Order) -> Option<M
     Some(first)
 }
 
-fn decrease<P: Personality, H: Hardware>(caller: &Caller<'_, H>, subject: &Domain, list: List, order: Order) -> u64 {
-    for index in 0..list.count {
-        let mut word = P::Word::ZERO;
-        if caller.host.hw.copy_from_guest(list.slot::<P>(index), word.as_mut_bytes()).is_err() {
-            return index;
-        }
-        if give_back(caller.host, subject, Mfn(word.to_u64()), order).is_none() {
-            return index;
-        }
-    }
-    list.count
+/// Gives back the extent that the list names; `None` when that cannot be.
+fn decrease<P: Personality, H: Hardware>(
+    caller: &Caller<'_, H>,
+    subject: &Domain,
+    list: List,
+    index: u64,
+    order: Order,
+    poll: &mut Poll,
+) -> Option<()> {
+    let mut word = P::Word::ZERO;
+    caller.host.hw.copy_from_guest(list.slot::<P>(index), word.as_mut_bytes()).ok()?;
+    give_back(caller.host, subject, Mfn(word.to_u64()), order, poll)
 }
 
 /// Gives an extent back; `None` when not all of it is the domain's to give.
-fn give_back<H: Hardware>(host: &Host<H>, subject: &Domain, first: Mfn, order: Order) -> Option<()> {
+fn give_back<H: Hardware>(host: &Host<H>, subject: &Domain, first: Mfn, order: Order, poll: &mut Poll) -> Option<()> {
     first.0.checked_add(order.frames()).filter(|&end| end <= host.frames.len())?;
     for mfn in frames_of(first, order) {
         let refs = host.frames.info(mfn)?.refs();
@@ -160,7 +195,7 @@ fn give_back<H: Hardware>(host: &Host<H>, subject: &Domain, first: Mfn, order: O
         // Another CPU may have given the frame away meanwhile. Then the rest stays.
         let info = host.frames.get(mfn, subject.id).ok()?;
         if info.type_word().is_pinned() {
-            unpin(host, subject, mfn);
+            unpin(host, subject, mfn, poll);
         }
         host.give_up_frame(mfn, info);
         host.put_frame(mfn, info);
@@ -168,13 +203,15 @@ fn give_back<H: Hardware>(host: &Host<H>, subject: &Domain, first: Mfn, order: O
     Some(())
 }
 
-fn unpin<H: Hardware>(host: &Host<H>, subject: &Domain, mfn: Mfn) {
+fn unpin<H: Hardware>(host: &Host<H>, subject: &Domain, mfn: Mfn, poll: &mut Poll) {
     let (pager, mut state) = (Pager::new(host, subject), subject.paging.lock());
+    state.poll = *poll;
     // Somebody else may have unpinned it first, which is as good.
     let _ = match subject.arch {
         Arch::X86_32 => pager.unpin::<TwoLevel>(&mut state, mfn),
         Arch::X86_64 => pager.unpin::<FourLevel>(&mut state, mfn),
     };
+    *poll = core::mem::replace(&mut state.poll, Poll::NEVER);
 }
 
 fn frames_of(first: Mfn, order: Order) -> impl Iterator<Item = Mfn> {

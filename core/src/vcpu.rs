@@ -5,6 +5,7 @@
 
 use crate::addr::GuestVirt;
 use crate::bounce::{Callback, TrapTable};
+use crate::preempt::Unfinished;
 use crate::segments::Segments;
 use proxenos_abi::Selector;
 
@@ -44,6 +45,10 @@ pub struct Vcpu {
     pub timer_changed: bool,
     /// The domain gives up the CPU.
     pub reschedule: bool,
+    /// Calls that made way and are to be made again.
+    pub unfinished: Unfinished,
+    /// The last call made way: it is the guest's next instruction, whatever the domain waits for otherwise.
+    pub call_made_way: bool,
 }
 
 impl Default for Vcpu {
@@ -66,6 +71,8 @@ impl Vcpu {
             timer: None,
             timer_changed: false,
             reschedule: false,
+            unfinished: Unfinished::new(),
+            call_made_way: false,
         }
     }
 

@@ -41,6 +41,7 @@ use proxenos_core::domain::{Arch, Domain, RunState};
 use proxenos_core::host::Host;
 use proxenos_core::hypercall::Caller;
 use proxenos_core::machine::MachineMemory;
+use proxenos_core::preempt::{Answer, Place};
 use proxenos_core::vcpu::Vcpu;
 use timer::Timer;
 use x86_64::registers::control::Cr2;
@@ -124,12 +125,28 @@ fn hypercall_x86_32(run: &mut Running, frame: &mut TrapFrame) {
     let low = |register: u64| register & 0xffff_ffff;
     let args = [low(frame.rbx), low(frame.rcx), low(frame.rdx), low(frame.rsi), low(frame.rdi), 0];
     let number = low(frame.rax);
-    frame.rax = low(run.caller().hypercall(number, &args));
+    match run.caller(frame).hypercall(number, &args) {
+        Answer::Done(result) => frame.rax = low(result),
+        Answer::Again => {
+            frame.rip = low(frame.rip.wrapping_sub(CALL_BYTES));
+            made_way();
+        }
+    }
+}
+
+/// Length of `int 0x82`, and of `syscall`: a call that made way is made again from so far back.
+const CALL_BYTES: u64 = 2;
+
+/// A call made way because this CPU's timer is due: [`leave`] serves it, though its interrupt has not been taken yet.
+fn made_way() {
+    Cpu::current().set_pending(Pending::TIMER);
 }
 
 impl Running {
-    fn caller(&mut self) -> Caller<'_, Hw> {
-        Caller { host: self.host, dom: &self.dom, vcpu: &mut self.vcpu }
+    /// The guest as it makes a call: `frame` is where it stands behind it.
+    fn caller(&mut self, frame: &TrapFrame) -> Caller<'_, Hw> {
+        let place = Place { ip: frame.rip, sp: frame.rsp, entry: None };
+        Caller { host: self.host, dom: &self.dom, vcpu: &mut self.vcpu, place }
     }
 
     /// A field of the page that the domain shares with us.
@@ -156,6 +173,10 @@ fn leave(cpu: &Cpu, run: &mut Running, frame: &mut TrapFrame) {
         }
         if state.intersects(RunState::SHUTDOWN | RunState::CRASHED) {
             end::ended(run);
+        }
+        // Within a multicall, what follows a call that waits is done first.
+        if run.vcpu.call_made_way {
+            break;
         }
         idle(cpu, run);
     }

@@ -20,7 +20,7 @@ use crate::addr::{DomId, Mfn};
 use crate::domain::Domain;
 use crate::frame::{FrameInfo, FrameType};
 use crate::host::{Hardware, Host};
-use crate::paging::PagingState;
+use crate::paging::{Pager, PagingState};
 use crate::segments::Segments;
 use alloc::vec::Vec;
 use core::fmt;
@@ -229,6 +229,10 @@ impl<'a, H: Hardware> Audit<'a, H> {
         if word.is_pinned() {
             self.refer_as(mfn, word.kind());
         }
+        if word.partial().is_some() {
+            // It holds its one reference itself.
+            self.refer_as(mfn, word.kind());
+        }
         if word.count() > 0 && word.kind().needs_validation() {
             self.tally_table(mfn, refs.owner(), word.kind());
         } else if let Some(shadow) = info.shadow() {
@@ -251,7 +255,17 @@ impl<'a, H: Hardware> Audit<'a, H> {
             }
             self.check_gdt_copy(dom);
             self.check_upper(dom, index);
+            self.check_partial(dom, index);
         }
+        let listed: usize = self
+            .states
+            .iter()
+            .zip(self.subjects)
+            .map(|(state, subject)| Pager::new(self.host, subject.dom).partial_tables(state).count())
+            .sum();
+        let partial = (0..self.host.frames.len()).filter(|&mfn| self.info(Mfn(mfn)).type_word().partial().is_some());
+        let partial = partial.count() as u64;
+        self.expect(Invariant::TypeIsHeld, Mfn(0), "half-validated tables that are on a list", partial, listed as u64);
     }
 
     fn expect_owner(&mut self, mfn: Mfn, dom: &Domain) {
@@ -279,7 +293,8 @@ impl<'a, H: Hardware> Audit<'a, H> {
             let writable = kind == FrameType::Writable || word.kind() == FrameType::Writable;
             let invariant = if writable { Invariant::WritableOrTable } else { Invariant::TypeIsHeld };
             self.expect(invariant, mfn, "type", kind as u64, word.kind() as u64);
-            self.expect(Invariant::TypeIsHeld, mfn, "validated", 1, word.is_validated().into());
+            let validated = word.partial().is_none();
+            self.expect(Invariant::TypeIsHeld, mfn, "validated", validated.into(), word.is_validated().into());
         }
         if word.count() > refs.count() {
             self.report(Invariant::Counted, mfn, "type count at most", refs.count().into(), word.count().into());

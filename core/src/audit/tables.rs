@@ -6,8 +6,10 @@ use crate::descriptor;
 use crate::domain::{Arch, Domain, Privileges};
 use crate::frame::FrameType;
 use crate::host::Hardware;
+use crate::paging::Pager;
 use crate::paging::format::{Format, FourLevel, HYPERVISOR_L4_FIRST, HYPERVISOR_L4_SLOTS, Pte, TwoLevel};
 use crate::paging::types::is_low_io;
+use alloc::vec::Vec;
 use proxenos_abi::arch::{FIRST_RESERVED_GDT_ENTRY, LAST_RESERVED_GDT_ENTRY};
 
 /// The type of an architecture's top-level table.
@@ -35,7 +37,9 @@ impl<H: Hardware> Audit<'_, H> {
         if level > F::TOP {
             return self.report(Invariant::TypeIsHeld, table, "level at most", F::TOP.into(), level.into());
         }
-        for index in 0..F::ENTRIES {
+        // Of a table that is half validated only the first entries refer to anything.
+        let partial = self.info(table).type_word().partial();
+        for index in 0..partial.map_or(F::ENTRIES, |(done, _)| done) {
             let entry = F::load(&self.host.hw, table, index);
             if !entry.present() || !F::is_guest_slot(level, index) {
                 continue;
@@ -48,6 +52,12 @@ impl<H: Hardware> Audit<'_, H> {
             } else {
                 self.tally_child(table, dom, entry, level);
             }
+        }
+        if partial.is_some() {
+            if let Some(shadow) = self.info(table).shadow() {
+                self.report(Invariant::ShadowFollows, table, "shadow of what is half a table", 0, shadow.0);
+            }
+            return;
         }
         if level == 4 {
             for slot in 0..HYPERVISOR_L4_SLOTS {
@@ -97,6 +107,21 @@ impl<H: Hardware> Audit<'_, H> {
         } else {
             self.refer(mfn);
         }
+    }
+
+    /// A domain's half-validated tables are its own, above the lowest level, and what their list says.
+    pub(super) fn check_partial(&mut self, dom: &Domain, index: usize) {
+        let tables: Vec<_> = Pager::new(self.host, dom).partial_tables(&self.states[index]).collect();
+        for &(mfn, condition) in &tables {
+            self.expect_owner(mfn, dom);
+            let word = self.info(mfn).type_word();
+            let found = word.partial().is_some_and(|(_, found)| found == condition);
+            self.expect(Invariant::TypeIsHeld, mfn, "condition as its list has it", 1, found.into());
+            let upper = word.kind().level().is_some_and(|level| level >= 2);
+            self.expect(Invariant::TypeIsHeld, mfn, "half-validated and above the lowest level", 1, upper.into());
+        }
+        let at = Mfn(dom.id.0.into());
+        self.expect(Invariant::TypeIsHeld, at, "unsettled", (!tables.is_empty()).into(), dom.is_unsettled().into());
     }
 
     /// Every descriptor is one that the guest may have, in the form in which it is kept.

@@ -118,7 +118,7 @@ impl<H: Hardware> Pager<'_, H> {
     pub fn locate<F: Format>(&self, at: MachineAddr) -> Option<(Mfn, u8, usize)> {
         let mfn = at.mfn();
         let word = self.host.frames.info(mfn)?.type_word();
-        let level = word.kind().level().filter(|&level| level <= F::TOP && word.count() > 0)?;
+        let level = word.kind().level().filter(|&level| level <= F::TOP && word.is_validated())?;
         Some((mfn, level, F::entry_index(at)?))
     }
 }

@@ -12,6 +12,7 @@
 
 pub mod entry;
 pub mod format;
+pub mod partial;
 pub mod shadow;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -21,6 +22,7 @@ use crate::addr::{DomId, GuestVirt, Mfn};
 use crate::domain::Domain;
 use crate::frame::{FrameType, RefError};
 use crate::host::{Hardware, Host};
+use crate::preempt::Poll;
 use format::{Format, Pte, bits};
 use proxenos_abi::Errno;
 
@@ -43,6 +45,8 @@ pub enum PagingError {
     Descriptor,
     /// No memory for a shadow.
     NoMemory,
+    /// The request is not refused: it made way, and is to be made again.
+    Preempted,
 }
 
 impl From<RefError> for PagingError {
@@ -80,13 +84,25 @@ pub struct PagingState {
     pub base: Option<Mfn>,
     /// For shadowed guests, the two upper tables that every shadow of theirs is hung into: L4 and L3.
     pub upper: Option<(Mfn, Mfn)>,
+    /// First of the half-validated tables that wait for somebody to go on with them ([`partial`]).
+    pub(crate) suspended: Option<Mfn>,
+    /// First of those that wait to be undone.
+    pub(crate) condemned: Option<Mfn>,
+    /// Whether what is done now may make way: that of the request that holds the lock.
+    pub(crate) poll: Poll,
 }
 
 impl PagingState {
     /// No address space yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self { base: None, upper: None }
+        Self { base: None, upper: None, suspended: None, condemned: None, poll: Poll::NEVER }
+    }
+
+    /// Whether tables wait to be undone.
+    #[must_use]
+    pub const fn has_condemned(&self) -> bool {
+        self.condemned.is_some()
     }
 
     /// The L4 table for the CPU: the guest's own, or the one its shadows hang in.

@@ -5,11 +5,13 @@
 //! that fails gives back what it took (I7).
 
 use super::format::{Format, HYPERVISOR_L4_FIRST, Pte, bits};
+use super::partial::Drained;
 use super::{Pager, PagingError, PagingState, Target};
 use crate::addr::{DomId, FIRST_RAM_FRAME, MachineAddr, Mfn, PAGE_SIZE};
 use crate::descriptor;
-use crate::frame::{FrameType, RefError, TypeGrant, TypeRest};
+use crate::frame::{Condition, FrameType, RefError, TypeGrant, TypeRest};
 use crate::host::Hardware;
+use crate::preempt::cost;
 
 impl<H: Hardware> Pager<'_, H> {
     /// Takes a frame of `owner`'s as `kind`, validating it if this is the first such use.
@@ -24,8 +26,18 @@ impl<H: Hardware> Pager<'_, H> {
         let taken = info.get_type(kind, |stamp| self.host.hw.flush_if_older(stamp));
         let result = match taken {
             Ok(TypeGrant::Held) => return Ok(()),
-            Ok(TypeGrant::MustValidate) => self.validate::<F>(state, mfn, kind),
-            Err(error) => Err(error.into()),
+            Ok(TypeGrant::MustValidate) => self.validate::<F>(state, mfn, kind, 0),
+            Err(error) => match self.adopt(state, mfn, kind) {
+                Some(done) => {
+                    // It comes with a reference to the frame: that is one too many.
+                    self.host.put_frame(mfn, info);
+                    self.validate::<F>(state, mfn, kind, done)
+                }
+                None => {
+                    self.host.put_frame(mfn, info);
+                    return Err(error.into());
+                }
+            },
         };
         match result {
             Ok(()) => {
@@ -33,10 +45,16 @@ impl<H: Hardware> Pager<'_, H> {
                 Ok(())
             }
             Err(error) => {
-                if taken.is_ok() {
-                    info.abandon_type();
+                match info.type_word().partial() {
+                    Some((_, Condition::Suspended)) => {}
+                    Some((_, Condition::Condemned)) => {
+                        let _: Drained = self.drain::<F>(state);
+                    }
+                    None => {
+                        info.abandon_type();
+                        self.host.put_frame(mfn, info);
+                    }
                 }
-                self.host.put_frame(mfn, info);
                 Err(error)
             }
         }
@@ -47,8 +65,16 @@ impl<H: Hardware> Pager<'_, H> {
         let info = self.host.frames.info(mfn).expect("a counted reference names a frame of the table");
         let word = info.type_word();
         // The entries' references go first: at type count zero the frame may become anything.
-        if word.count() == 1 && word.kind().needs_validation() {
-            self.devalidate::<F>(state, mfn, word.kind());
+        if word.count() == 1 {
+            match word.kind().level() {
+                Some(level @ 2..) => {
+                    self.condemn::<F>(state, mfn, level);
+                    let _: Drained = self.drain::<F>(state);
+                    return;
+                }
+                Some(_) => self.devalidate_l1::<F>(state, mfn),
+                None => {}
+            }
         }
         let _: TypeRest = info.put_type(|| self.host.hw.stamp());
         self.host.put_frame(mfn, info);
@@ -135,33 +161,47 @@ impl<H: Hardware> Pager<'_, H> {
         if level == 1 { self.get_l1_target::<F>(entry, Target::Own) } else { self.get_child::<F>(state, level, entry) }
     }
 
-    fn put_entry<F: Format>(&self, state: &mut PagingState, level: u8, entry: Pte) {
-        if level == 1 {
-            self.put_l1_target(entry);
-        } else {
-            self.put_child::<F>(state, entry);
-        }
-    }
-
-    /// Checks a frame as `kind`, taking a reference for each entry.
-    fn validate<F: Format>(&self, state: &mut PagingState, mfn: Mfn, kind: FrameType) -> Result<(), PagingError> {
+    /// Checks a frame as `kind`, taking a reference for each entry from the one on that is named. When it fails, or has to make
+    /// way, a table above the lowest level is left partial.
+    fn validate<F: Format>(
+        &self,
+        state: &mut PagingState,
+        mfn: Mfn,
+        kind: FrameType,
+        from: usize,
+    ) -> Result<(), PagingError> {
         let Some(level) = kind.level() else {
             return self.validate_descriptors(mfn);
         };
         if level > F::TOP {
             return Err(PagingError::Frame(RefError::WrongType));
         }
-        let mut done = 0;
-        let result = (0..F::ENTRIES).try_for_each(|index| {
+        let mut done = from;
+        let result = (from..F::ENTRIES).try_for_each(|index| {
+            if level > 1 && state.poll.is_due(&self.host.hw) {
+                return Err(PagingError::Preempted);
+            }
             if F::is_guest_slot(level, index) {
-                self.get_entry::<F>(state, level, F::load(&self.host.hw, mfn, index))?;
+                let entry = F::load(&self.host.hw, mfn, index);
+                self.get_entry::<F>(state, level, entry)?;
+                if level > 1 {
+                    state.poll.step(if entry.present() { cost::ENTRY } else { cost::EMPTY });
+                }
             }
             done = index + 1;
             Ok(())
         });
+        if level == 1 {
+            state.poll.step(cost::TABLE);
+        }
         let result = result.and_then(|()| if F::SHADOWED { self.create_shadow::<F>(mfn, level) } else { Ok(()) });
-        if result.is_err() {
-            self.put_entries::<F>(state, mfn, level, done);
+        if let Err(error) = result {
+            let preempted = error == PagingError::Preempted;
+            match level {
+                1 => self.put_l1_entries::<F>(mfn, done),
+                _ if preempted => self.set_aside(state, mfn, done, Condition::Suspended),
+                _ => self.set_aside(state, mfn, done, Condition::Condemned),
+            }
         } else if level == 4 {
             for (slot, entry) in self.host.hypervisor_slots.iter().enumerate() {
                 let at = F::entry_addr(mfn, HYPERVISOR_L4_FIRST + slot);
@@ -171,19 +211,18 @@ impl<H: Hardware> Pager<'_, H> {
         result
     }
 
-    /// Gives back the references of a table that ceases to be one.
-    fn devalidate<F: Format>(&self, state: &mut PagingState, mfn: Mfn, kind: FrameType) {
-        if let Some(level) = kind.level() {
-            self.put_entries::<F>(state, mfn, level, F::ENTRIES);
-            if F::SHADOWED {
-                self.destroy_shadow(mfn, level);
-            }
+    /// Gives back the references of a table of the lowest level that ceases to be one.
+    fn devalidate_l1<F: Format>(&self, state: &mut PagingState, mfn: Mfn) {
+        self.put_l1_entries::<F>(mfn, F::ENTRIES);
+        if F::SHADOWED {
+            self.destroy_shadow(mfn, 1);
         }
+        state.poll.step(cost::TABLE);
     }
 
-    fn put_entries<F: Format>(&self, state: &mut PagingState, mfn: Mfn, level: u8, count: usize) {
-        for index in (0..count).filter(|&index| F::is_guest_slot(level, index)) {
-            self.put_entry::<F>(state, level, F::load(&self.host.hw, mfn, index));
+    fn put_l1_entries<F: Format>(&self, mfn: Mfn, count: usize) {
+        for index in 0..count {
+            self.put_l1_target(F::load(&self.host.hw, mfn, index));
         }
     }
 

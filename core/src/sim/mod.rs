@@ -10,7 +10,7 @@ mod cpu;
 pub use cpu::{SimAccess, SimFault, SimRing};
 
 use crate::addr::{GuestVirt, MachineAddr, Mfn, PAGE_SHIFT};
-use crate::machine::{Clock, MachineMemory, Tlb};
+use crate::machine::{Clock, MachineMemory, Preemption, Tlb};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use cpu::CpuState;
@@ -203,6 +203,13 @@ impl Tlb for SimMachine {
         if self.last_flush.load(SeqCst) < stamp {
             self.flush_all();
         }
+    }
+}
+
+/// Nothing is ever due here.
+impl Preemption for SimMachine {
+    fn preemption_wanted(&self) -> bool {
+        false
     }
 }
 

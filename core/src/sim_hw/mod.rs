@@ -18,7 +18,9 @@ pub use setup::{PATTERN_SLOT, SimDomain, domain, host, host_with};
 
 use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn};
 use crate::host::Host;
-use crate::machine::{BadPointer, Clock, Console, CpuTables, DescriptorPage, GuestMemory, MachineMemory, Tlb};
+use crate::machine::{
+    BadPointer, Clock, Console, CpuTables, DescriptorPage, GuestMemory, MachineMemory, Preemption, Tlb,
+};
 use crate::paging::shadow::Access;
 use crate::sim::SimMachine;
 use alloc::collections::BTreeMap;
@@ -38,6 +40,9 @@ pub struct SimHardware {
     descriptors: Mutex<BTreeMap<(u16, u8), Mfn>>,
     written: Mutex<Option<BTreeMap<u64, u64>>>,
     console: Mutex<Vec<u8>>,
+    /// The CPU's timer is due at every so many looks; 0 is never.
+    preempt_every: AtomicUsize,
+    looks: AtomicUsize,
     host: Mutex<Weak<Host<SimHardware>>>,
 }
 
@@ -64,6 +69,8 @@ impl SimHardware {
             descriptors: Mutex::new(BTreeMap::new()),
             written: Mutex::new(None),
             console: Mutex::new(Vec::new()),
+            preempt_every: AtomicUsize::new(0),
+            looks: AtomicUsize::new(0),
             host: Mutex::new(Weak::new()),
         }
     }
@@ -82,6 +89,12 @@ impl SimHardware {
     /// The executing CPU now runs this domain (its root is loaded separately).
     pub fn enter(&self, domain: DomId) {
         self.on_cpu(|cpu| cpu.domain = Some(domain));
+    }
+
+    /// From now on the CPU's timer is due at every `nth` look (0: never).
+    pub fn preempt_every(&self, nth: usize) {
+        self.preempt_every.store(nth, SeqCst);
+        self.looks.store(0, SeqCst);
     }
 
     /// What the machine's console was given.
@@ -302,6 +315,13 @@ impl Console for SimHardware {
 
     fn console_read(&self, _: &mut [u8]) -> usize {
         0
+    }
+}
+
+impl Preemption for SimHardware {
+    fn preemption_wanted(&self) -> bool {
+        let every = self.preempt_every.load(SeqCst);
+        every != 0 && (self.looks.fetch_add(1, SeqCst) + 1).is_multiple_of(every)
     }
 }
 

@@ -10,6 +10,7 @@ use crate::hypercall::{Args, Caller};
 use crate::machine::{CpuTables, DescriptorPage};
 use crate::paging::Pager;
 use crate::paging::format::HYPERVISOR_L4_SLOTS;
+use crate::preempt::{Answer, Place};
 use crate::vcpu::Vcpu;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -127,14 +128,22 @@ impl SimDomain {
         self.host.hw.run_on(self.cpu);
     }
 
-    /// Makes a hypercall, as the guest does; the result is what its register would hold.
+    /// Makes a hypercall, as the guest does, again and again until it is over; the result is what its register would hold.
     pub fn hypercall(&mut self, number: Hypercall, args: Args) -> u64 {
+        loop {
+            if let Answer::Done(result) = self.hypercall_once(number, args, Place::default()) {
+                return result;
+            }
+        }
+    }
+
+    /// Makes a hypercall at some place, once.
+    pub fn hypercall_once(&mut self, number: Hypercall, args: Args, place: Place) -> Answer {
         self.run();
-        let mut caller = Caller { host: &*self.host, dom: &self.dom, vcpu: &mut self.vcpu };
-        let result = caller.hypercall(number.raw().into(), &args);
-        match self.dom.arch {
-            Arch::X86_32 => u64::from(result as u32),
-            Arch::X86_64 => result,
+        let mut caller = Caller { host: &*self.host, dom: &self.dom, vcpu: &mut self.vcpu, place };
+        match caller.hypercall(number.raw().into(), &args) {
+            Answer::Done(result) if self.dom.arch == Arch::X86_32 => Answer::Done(u64::from(result as u32)),
+            answer => answer,
         }
     }
 }

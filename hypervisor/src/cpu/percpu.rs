@@ -43,6 +43,8 @@ pub struct Cpu {
     pub id: CpuId,
     /// What interrupts left to do.
     pending: AtomicU32,
+    /// When its timer is to fire, in nanoseconds of [`crate::time::now_ns`]; `u64::MAX` when it is not armed.
+    deadline: AtomicU64,
     /// Non-maskable interrupts taken.
     pub nmi_count: AtomicU64,
     /// What guest code keeps per CPU.
@@ -114,6 +116,18 @@ impl Cpu {
             unsafe { asm!("sti", "hlt", "cli", options(nostack)) }
         }
         self.take_pending()
+    }
+
+    /// When this CPU's timer is to fire.
+    #[inline]
+    #[must_use]
+    pub fn deadline(&self) -> u64 {
+        self.deadline.load(Ordering::Relaxed)
+    }
+
+    /// Notes when this CPU's timer is to fire.
+    pub(crate) fn set_deadline(&self, ns: u64) {
+        self.deadline.store(ns, Ordering::Relaxed);
     }
 
     /// The area that holds this CPU's stacks and tables.
@@ -237,6 +251,7 @@ pub fn build(id: CpuId) -> Area {
         cpu.write(Cpu {
             id,
             pending: AtomicU32::new(0),
+            deadline: AtomicU64::new(u64::MAX),
             nmi_count: AtomicU64::new(0),
             local: crate::guest::CpuLocal::default(),
         });

@@ -11,7 +11,9 @@ use crate::{console, time};
 use core::arch::asm;
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use proxenos_core::addr::{DomId, GuestVirt, MachineAddr, Mfn};
-use proxenos_core::machine::{BadPointer, Clock, Console, CpuTables, DescriptorPage, GuestMemory, MachineMemory, Tlb};
+use proxenos_core::machine::{
+    BadPointer, Clock, Console, CpuTables, DescriptorPage, GuestMemory, MachineMemory, Preemption, Tlb,
+};
 use x86_64::VirtAddr;
 use x86_64::structures::DescriptorTablePointer;
 
@@ -221,6 +223,13 @@ impl Console for Hw {
             got += 1;
         }
         got
+    }
+}
+
+impl Preemption for Hw {
+    #[inline]
+    fn preemption_wanted(&self) -> bool {
+        time::deadline_has_passed()
     }
 }
 

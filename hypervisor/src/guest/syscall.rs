@@ -15,6 +15,7 @@ use crate::mm::layout;
 use core::arch::global_asm;
 use proxenos_abi::{GuestArch, X86_64};
 use proxenos_core::domain::Arch;
+use proxenos_core::preempt::Answer;
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::{Efer, EferFlags, LStar, Msr, SFMask};
 use x86_64::registers::rflags::RFlags;
@@ -149,5 +150,12 @@ extern "C" fn arrive(frame: &mut TrapFrame) {
 }
 
 fn call(run: &mut Running, frame: &mut TrapFrame, args: &[u64; 6]) {
-    frame.rax = run.caller().hypercall(frame.rax, args);
+    match run.caller(frame).hypercall(frame.rax, args) {
+        Answer::Done(result) => frame.rax = result,
+        // The instruction is made again, and loads rcx and r11 once more.
+        Answer::Again => {
+            frame.rip = frame.rip.wrapping_sub(super::CALL_BYTES);
+            super::made_way();
+        }
+    }
 }

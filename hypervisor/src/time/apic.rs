@@ -10,6 +10,7 @@ use super::tsc::{self, Hz};
 use super::{Ratio, now_ns};
 use crate::cpu::features;
 use crate::cpu::idt::Vector;
+use crate::cpu::percpu::Cpu;
 use crate::mm::ioremap::{self, Access};
 use proxenos_abi::MachineAddr;
 use spin::Once;
@@ -206,6 +207,7 @@ pub(super) fn init_timer() {
 pub fn set_deadline(ns: u64) {
     let now = now_ns();
     let delay = ns.saturating_sub(now).min(MAX_DELAY_NS);
+    Cpu::current().set_deadline(now + delay);
     match *TIMER.get().expect("the timer is set up") {
         // 0 would disarm it.
         // SAFETY: the timer is in this mode, so the register exists.
@@ -222,6 +224,7 @@ const MAX_DELAY_NS: u64 = 60_000_000_000;
 
 /// Disarms this CPU's timer.
 pub fn cancel_deadline() {
+    Cpu::current().set_deadline(u64::MAX);
     match *TIMER.get().expect("the timer is set up") {
         // SAFETY: as for `set_deadline`.
         Timer::TscDeadline => unsafe { { IA32_TSC_DEADLINE }.write(0) },

@@ -12,11 +12,19 @@ pub mod tsc;
 pub use apic::{cancel_deadline, set_deadline};
 pub use tsc::now_ns;
 
+use crate::cpu::percpu::Cpu;
 use spin::Once;
 
 /// Nanoseconds of UTC since 1970-01-01T00:00:00.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct UnixNanos(pub u64);
+
+/// Whether the time that this CPU's timer was last armed for has come: its interrupt waits, or will in a moment.
+#[inline]
+#[must_use]
+pub fn deadline_has_passed() -> bool {
+    now_ns() >= Cpu::current().deadline()
+}
 
 /// UTC when [`now_ns`] was 0.
 static WALL_AT_ZERO: Once<UnixNanos> = Once::new();
