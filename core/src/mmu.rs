@@ -87,14 +87,16 @@ pub fn mmu_update<P: Personality, H: Hardware>(
         if batch.poll.is_due(&caller.host.hw) {
             return Err(batch.suspend(caller, call(caller), completed, false));
         }
-        batch.poll.step(cost::ENTRY);
         let mut request = MmuUpdate::<P>::new_zeroed();
         let at = list.offset(u64::from(completed) * size);
         if caller.host.hw.copy_from_guest(at, request.as_mut_bytes()).is_err() {
             result = Err(Errno::EFAULT);
             break;
         }
-        match batch.carry_out::<P, H>(caller, &request) {
+        let carried_out = batch.carry_out::<P, H>(caller, &request);
+        // Afterwards: had the first request to make way before it began, nothing would ever be done.
+        batch.poll.step(cost::ENTRY);
+        match carried_out {
             Ok(()) => completed += 1,
             Err(Refused) if batch.waits => return Err(batch.suspend(caller, call(caller), completed, false)),
             Err(Refused) if batch.unsettled => {
