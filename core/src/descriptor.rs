@@ -141,6 +141,62 @@ pub const fn call_gate(stored: u64) -> Option<CallGate> {
     })
 }
 
+/// Whether a code segment can be entered from an outer ring without changing rings.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Conforming {
+    /// Its code runs in the caller's ring.
+    Yes,
+    /// Its code runs in its own.
+    No,
+}
+
+/// A code segment, for a transfer to be carried out in the CPU's stead.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Code {
+    /// Its ring.
+    pub dpl: u8,
+    /// Who may enter it.
+    pub conforming: Conforming,
+    /// Whether it is there.
+    pub present: bool,
+}
+
+/// The code segment that a descriptor is, if it is one.
+#[must_use]
+pub const fn code(raw: u64) -> Option<Code> {
+    const NEEDED: u64 = bits::SEGMENT | bits::CODE;
+    if raw & NEEDED != NEEDED {
+        return None;
+    }
+    // In code, the bit that makes data expand down.
+    let conforming = if raw & bits::EXPAND_DOWN != 0 { Conforming::Yes } else { Conforming::No };
+    Some(Code { dpl: dpl(raw) as u8, conforming, present: raw & bits::PRESENT != 0 })
+}
+
+/// A segment that can be a stack's, if it is there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StackSegment {
+    /// Its ring.
+    pub dpl: u8,
+    /// Whether it is there.
+    pub present: bool,
+}
+
+/// The stack segment that a descriptor is, if it is one.
+#[must_use]
+pub const fn stack_segment(raw: u64) -> Option<StackSegment> {
+    if !is_writable(raw | bits::PRESENT) {
+        return None;
+    }
+    Some(StackSegment { dpl: dpl(raw) as u8, present: raw & bits::PRESENT != 0 })
+}
+
+/// Whether a segment is a 32-bit one: of operands and addresses in code, of the stack pointer in a stack.
+#[must_use]
+pub const fn is_wide(raw: u64) -> bool {
+    raw & bits::BIG != 0
+}
+
 /// A code or data segment's base, 32 bits.
 #[must_use]
 pub const fn base(raw: u64) -> u32 {

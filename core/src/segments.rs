@@ -235,7 +235,7 @@ impl Segments {
     }
 
     /// The descriptor that a selector names now.
-    fn descriptor<P: Personality, H: Hardware>(
+    pub(crate) fn descriptor<P: Personality, H: Hardware>(
         &mut self,
         host: &Host<H>,
         dom: &Domain,

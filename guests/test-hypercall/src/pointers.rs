@@ -51,7 +51,7 @@ const POINTER_FIRST: [(Hypercall, usize); 5] = [
 ];
 
 /// Calls by pointer that this version of the host does not have: better none than half of one.
-const ABSENT: [Hypercall; 4] = [Hypercall::Dom0Op, Hypercall::DomMemOp, Hypercall::PhysdevOp, Hypercall::GrantTableOp];
+const ABSENT: [Hypercall; 3] = [Hypercall::Dom0Op, Hypercall::PhysdevOp, Hypercall::GrantTableOp];
 
 pub fn bad() {
     section("pointers that lead nowhere");

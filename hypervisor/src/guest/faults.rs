@@ -1,5 +1,5 @@
-//! Faults that may be the hypervisor's own doing: page faults under shadows, `int n` through closed gates, the first use
-//! of the FPU, the LDT's pages. What is left is the guest's and is delivered to it.
+//! Faults that may be the hypervisor's own doing: page faults under shadows, `int n` and far calls through closed gates, the first
+//! use of the FPU, the LDT's pages. What is left is the guest's and is delivered to it.
 
 use super::Running;
 use super::deliver;
@@ -12,8 +12,10 @@ use crate::ex_table;
 use crate::mm::layout;
 use core::arch::asm;
 use core::sync::atomic::{AtomicU32, Ordering};
-use proxenos_abi::{X86_32, X86_64};
+use proxenos_abi::{Selector, X86_32, X86_64};
 use proxenos_core::addr::GuestVirt;
+use proxenos_core::bounce::DataSegments;
+use proxenos_core::call_gate::{self, Outcome};
 use proxenos_core::domain::{Arch, Domain};
 use proxenos_core::host::Host;
 use proxenos_core::machine::CpuTables;
@@ -125,7 +127,57 @@ pub fn general_protection(run: &mut Running, frame: &mut TrapFrame) {
         let vector = Vector((frame.error_code >> GATE_SHIFT.load(Ordering::Relaxed)) as u8);
         return deliver::software_interrupt(run, frame, vector);
     }
+    if run.dom.arch == Arch::X86_32 && frame.error_code != 0 && call_gate(run, frame) {
+        return;
+    }
     deliver::exception(run, frame, Vector(13), frame.error_code as u32, None);
+}
+
+/// Carries out a call or jump through a call gate of the guest's, if that is what it did, or delivers the fault that it came to;
+/// false when it did something else.
+fn call_gate(run: &mut Running, frame: &mut TrapFrame) -> bool {
+    let low = |register: u64| register as u32;
+    let mut registers = call_gate::Registers {
+        general: [frame.rax, frame.rcx, frame.rdx, frame.rbx, frame.rsp, frame.rbp, frame.rsi, frame.rdi].map(low),
+        ip: frame.rip as u32,
+        cs: Selector(frame.cs as u16),
+        ss: Selector(frame.ss as u16),
+        data: data_selectors(),
+    };
+    let code = frame.error_code as u32;
+    match call_gate::general_protection(run.host, &run.dom, &mut run.vcpu, &mut registers, code) {
+        Outcome::Other => return false,
+        Outcome::Done => {
+            frame.rip = registers.ip.into();
+            frame.rsp = registers.general[4].into();
+            frame.cs = registers.cs.0.into();
+            frame.ss = registers.ss.0.into();
+        }
+        Outcome::Fault { vector, code } => deliver::exception(run, frame, Vector(vector), code, None),
+        Outcome::PageFault { at, access } => {
+            let state = run.dom.paging.lock();
+            let found = Pager::new(run.host, &run.dom).walk::<TwoLevel>(&state, at);
+            drop(state);
+            let present = if found.is_some_and(|found| found.entry.present()) { PRESENT } else { 0 };
+            let code = present | if access.write { WRITE } else { 0 } | if access.user { USER } else { 0 };
+            deliver::exception(run, frame, Vector::PAGE_FAULT, code as u32, Some(at));
+        }
+    }
+    true
+}
+
+/// The data selectors as the guest left them.
+fn data_selectors() -> DataSegments {
+    let (ds, es, fs, gs): (u16, u16, u16, u16);
+    // SAFETY: reads four registers.
+    unsafe {
+        asm!(
+            "mov {0:x}, ds", "mov {1:x}, es", "mov {2:x}, fs", "mov {3:x}, gs",
+            out(reg) ds, out(reg) es, out(reg) fs, out(reg) gs,
+            options(nomem, nostack, preserves_flags)
+        );
+    }
+    DataSegments { ds: Selector(ds), es: Selector(es), fs: Selector(fs), gs: Selector(gs) }
 }
 
 /// #NM in a guest.
