@@ -12,6 +12,10 @@
 //! No lock: both words change by compare-and-swap. Validating a table (walking its entries) is the paging module's
 //! business and happens under the owner's paging lock; [`FrameInfo::get_type`] only tells its caller that it is due.
 
+mod partial;
+
+pub use partial::Condition;
+
 use crate::addr::{DomId, Mfn};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -138,13 +142,6 @@ impl TypeWord {
     const TYPE_SHIFT: u32 = 32;
     const VALIDATED: u64 = 1 << 36;
     const PINNED: u64 = 1 << 37;
-    /// A table of which only the first entries hold references.
-    const PARTIAL: u64 = 1 << 38;
-    /// And is to lose those too.
-    const CONDEMNED: u64 = 1 << 39;
-    /// How many entries of a partial table hold references.
-    const DONE_SHIFT: u32 = 40;
-    const DONE: u64 = 0x7ff;
 
     const fn new(kind: FrameType, count: u32) -> Self {
         Self((kind as u64) << Self::TYPE_SHIFT | count as u64)
@@ -168,30 +165,11 @@ impl TypeWord {
         self.0 & Self::VALIDATED != 0
     }
 
-    /// Of a table that is half validated: how many of its first entries hold references, and what is to become of it.
-    #[must_use]
-    pub const fn partial(self) -> Option<(usize, Condition)> {
-        if self.0 & Self::PARTIAL == 0 {
-            return None;
-        }
-        let condition = if self.0 & Self::CONDEMNED == 0 { Condition::Suspended } else { Condition::Condemned };
-        Some(((self.0 >> Self::DONE_SHIFT & Self::DONE) as usize, condition))
-    }
-
     /// Whether the guest pinned the table.
     #[must_use]
     pub const fn is_pinned(self) -> bool {
         self.0 & Self::PINNED != 0
     }
-}
-
-/// What is to become of a table that is half validated.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Condition {
-    /// It waits for somebody to go on with it.
-    Suspended,
-    /// It waits to be undone.
-    Condemned,
 }
 
 /// What [`FrameInfo::get_type`] achieved.
@@ -417,21 +395,6 @@ impl FrameInfo {
     /// Gives the type up again, when validation failed.
     pub fn abandon_type(&self) {
         self.kind.store(TypeWord::new(FrameType::None, 0).0, Ordering::Release);
-    }
-
-    /// The one reference to the type becomes the frame's own, of a table of which `done` entries hold their references.
-    /// Under the owner's paging lock; nobody else changes the word, since the type cannot be had.
-    pub(crate) fn set_partial(&self, done: usize, condition: Condition) {
-        let word = self.type_word();
-        debug_assert!(word.count() == 1 && !word.is_pinned(), "{word:?}");
-        let condemned = if condition == Condition::Condemned { TypeWord::CONDEMNED } else { 0 };
-        let partial = TypeWord::PARTIAL | condemned | (done as u64) << TypeWord::DONE_SHIFT;
-        self.kind.store(TypeWord::new(word.kind(), 1).0 | partial, Ordering::Release);
-    }
-
-    /// The reference is the caller's again, whose table it is to validate.
-    pub(crate) fn resume_validation(&self) {
-        self.kind.store(TypeWord::new(self.type_word().kind(), 1).0, Ordering::Release);
     }
 
     /// Gives a type reference back. For a table, the caller takes its entries' references back *before* it gives up the

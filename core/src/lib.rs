@@ -33,5 +33,6 @@ pub mod segments;
 pub mod sim;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim_hw;
+pub mod teardown;
 pub mod timekeeping;
 pub mod vcpu;

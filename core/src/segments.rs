@@ -190,6 +190,22 @@ impl Segments {
         }
     }
 
+    /// Gives up all frames of both tables: the domain has ended and runs nowhere.
+    pub fn release<P: Personality, H: Hardware>(&mut self, host: &Host<H>, dom: &Domain) {
+        self.drop_ldt::<P, H>(host, dom);
+        self.ldt_entries = 0;
+        self.gdt_entries = INITIAL_GDT_ENTRIES;
+        let pager = Pager::new(host, dom);
+        let mut state = dom.paging.lock();
+        for (page, slot) in self.gdt.iter_mut().enumerate() {
+            let Some(old) = slot.take() else { continue };
+            if page > 0 {
+                host.hw.map_descriptors(dom.id, DescriptorPage::Gdt(page as u8), None);
+            }
+            pager.put_frame_and_type::<P::Tables>(&mut state, old);
+        }
+    }
+
     /// The CPU looked for a descriptor at `offset` in the LDT and found no page. Takes the guest's page there as a
     /// descriptor table and returns true; or false, when the guest has none: the fault is its own, at the address
     /// that is returned by [`ldt_address`](Self::ldt_address).

@@ -91,6 +91,11 @@ impl SimHardware {
         self.on_cpu(|cpu| cpu.domain = Some(domain));
     }
 
+    /// The executing CPU runs no domain any more.
+    pub fn leave(&self) {
+        self.on_cpu(|cpu| *cpu = Cpu::default());
+    }
+
     /// From now on the CPU's timer is due at every `nth` look (0: never).
     pub fn preempt_every(&self, nth: usize) {
         self.preempt_every.store(nth, SeqCst);

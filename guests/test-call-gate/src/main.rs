@@ -9,7 +9,9 @@ use proxenos_guest::memory::{self, Frame};
 use proxenos_guest::pte::{Pte, PteFlags};
 use proxenos_guest::test::section;
 use proxenos_guest::traps::{self, vector};
-use proxenos_guest::{Arch, StartInfo, Word, abi::GuestArch, abi::mmu::UpdateVaFlags, check, check_eq, events, hypercall};
+use proxenos_guest::{
+    Arch, StartInfo, Word, abi::GuestArch, abi::mmu::UpdateVaFlags, check, check_eq, events, hypercall,
+};
 
 proxenos_guest::test_guest!(main);
 
@@ -259,7 +261,8 @@ fn application() {
     unsafe { call_gate_run(ip, sp) };
     check_eq!(calls(), before + 2, "two system calls");
     // SAFETY: written by the entries, which have run.
-    let (seen, exit) = unsafe { ((&raw const call_gate_seen).read_volatile(), (&raw const call_gate_exit).read_volatile()) };
+    let (seen, exit) =
+        unsafe { ((&raw const call_gate_seen).read_volatile(), (&raw const call_gate_exit).read_volatile()) };
     let (user_cs, user_ds) = (u32::from(Arch::FLAT_USER_CS.raw()), u32::from(Arch::FLAT_USER_DS.raw()));
     // The first call's parameters were dropped, then came the far pointer and two more.
     let expected = [ip + BEHIND, user_cs, 0x3333, 0x4444, sp - 16, user_ds];

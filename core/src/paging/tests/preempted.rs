@@ -411,6 +411,56 @@ fn nothing_can_be_done_with_a_table_that_is_half_one() {
     }
 }
 
+#[test]
+fn a_domain_is_taken_down_in_many_goes() {
+    use crate::preempt::Poll;
+    use crate::teardown::Teardown;
+    for arch in [Arch::X86_32, Arch::X86_64] {
+        for nth in [0, 1, 3, 10] {
+            let mut world = World::of(arch);
+            let (free, hypervisor) = (world.check().free, world.check().hypervisor);
+            let tree = world.plant(1, 0);
+            assert_eq!(world.guest(1).request(pin(tree.root(), tree.tables[0].1)), OK);
+            // Descriptor tables, a pin that is half made, and a frame that another domain maps.
+            assert_eq!(world.guest(1).remap(DATA + 11, 0, 2), OK);
+            let gdt = world.guests[1].frames[DATA + 11].0;
+            assert!(world.guest(1).put_args(&[gdt]));
+            let at = world.guests[1].va(ARGS).0;
+            assert_eq!(world.guest(1).call(Hypercall::SetGdt, [at, 512, 0, 0, 0, 0]), OK);
+            let second = world.plant(1, 0);
+            let what = world.list(1, &[pin(second.root(), second.tables[0].1)]);
+            world.host.hw.preempt_every(4);
+            assert_eq!(world.guest(1).hypercall_once(what.0, what.1, MAIN), Answer::Again);
+            world.host.hw.preempt_every(0);
+            let theirs = world.guests[1].frames[DATA].addr().0 | world.guests[0].flags(RW);
+            let page = world.guests[0].va(FRAMES + 1).0 >> 12;
+            assert_eq!(world.guest(0).call(Hypercall::UpdateVaMappingOtherdomain, [page, theirs, 0, 1, 0, 0]), OK);
+            // Its CPU leaves it; then it goes.
+            world.guests[1].run();
+            world.host.hw.leave();
+            world.host.hw.preempt_every(nth);
+            let (mut teardown, mut goes) = (Teardown::Begun, 0);
+            while teardown != Teardown::Done {
+                let guest = world.guest(1);
+                let (host, dom) = (guest.host.clone(), guest.dom.clone());
+                teardown.go_on(&host, &dom, &mut guest.vcpu.segments, &mut Poll::begin());
+                world.check();
+                goes += 1;
+                assert!(goes < 5000, "it never comes to an end");
+            }
+            assert_eq!(goes > 10, nth != 0, "{goes}");
+            world.host.hw.preempt_every(0);
+            let pages = |world: &World| world.guests[1].dom.total_pages.load(core::sync::atomic::Ordering::Relaxed);
+            assert_eq!(pages(&world), 1, "what another domain maps");
+            assert_eq!(world.guest(0).remap(FRAMES + 1, 0, 2), OK);
+            assert_eq!(pages(&world), 0);
+            let after = world.check();
+            assert_eq!(after.hypervisor, hypervisor);
+            assert!(after.free >= free + FRAMES as u64, "{} of {free}", after.free);
+        }
+    }
+}
+
 /// What a handler does.
 #[derive(Clone, Copy, Debug)]
 enum Deed {
