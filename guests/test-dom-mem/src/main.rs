@@ -4,7 +4,7 @@
 
 use proxenos_guest::abi::hypercall::DomMemOp;
 use proxenos_guest::abi::mmu::{MmuCommand, UpdateVaFlags};
-use proxenos_guest::abi::{DomId, Errno, GuestArch, GuestVirt, MachineAddr, Mfn, Pfn};
+use proxenos_guest::abi::{DomId, Errno, GuestArch, GuestVirt, GuestWord, MachineAddr, Mfn, Pfn};
 use proxenos_guest::arch::hypercall5;
 use proxenos_guest::memory::{self, Frame};
 use proxenos_guest::pte::{Pte, PteFlags};
@@ -63,7 +63,7 @@ fn part_with(frame: Frame) -> Word {
 /// Puts a new frame where one of ours was, as far as its mapping and number go.
 #[track_caller]
 fn settle(place: Frame, word: Word) {
-    let mfn = Mfn(word as u64);
+    let mfn = Mfn(word.to_u64());
     check_eq!(map(place.virt(), Pte::new(mfn, PteFlags::KERNEL_RW)), Ok(()), "a frame that we got can be mapped");
     let request = memory::request(MmuCommand::MachphysUpdate, mfn.addr(), place.pfn().raw() as Word);
     // SAFETY: says which frame this is; the test alone cares.
@@ -76,8 +76,12 @@ fn one_by_one() {
     // SAFETY: a frame of the test's own.
     unsafe { place.words().write_volatile(0x5ec2e7) };
     let old = part_with(place);
-    check_eq!(memory::machine_to_phys(Mfn(old as u64)), Some(NO_PFN), "it has no number any more");
-    check_eq!(map(spare.virt(), Pte::new(Mfn(old as u64), PteFlags::KERNEL_RO)), Err(Errno::EINVAL), "nor is it ours");
+    check_eq!(memory::machine_to_phys(Mfn(old.to_u64())), Some(NO_PFN), "it has no number any more");
+    check_eq!(
+        map(spare.virt(), Pte::new(Mfn(old.to_u64()), PteFlags::KERNEL_RO)),
+        Err(Errno::EINVAL),
+        "nor is it ours"
+    );
     check_eq!(give(&mut [old], 0), Ok(0), "to give back twice, for instance");
     let mut list = [0];
     check_eq!(take(&mut list, 0), Ok(1));
@@ -229,7 +233,7 @@ fn many() {
     check_eq!(take(words, 0), Ok(count), "and no more than those again");
     let (mut secrets, mut twice) = (0, 0);
     for &word in &words[..count] {
-        check_eq!(map(first.virt(), Pte::new(Mfn(word as u64), PteFlags::KERNEL_RW)), Ok(()));
+        check_eq!(map(first.virt(), Pte::new(Mfn(word.to_u64()), PteFlags::KERNEL_RW)), Ok(()));
         for index in 0..4096 / size_of::<Word>() {
             // SAFETY: mapped just now.
             let found = unsafe { first.words().add(index).read_volatile() };

@@ -99,7 +99,7 @@ fn long_list() {
     let per_frame = 4096 / size_of::<MmuUpdate<Arch>>();
     let (entry, _) = memory::entry_of(page.virt()).expect("mapped");
     // The page becomes read-only and writable in turn, and writable in the end.
-    let flags = |index: usize| if index % 2 == 0 { PteFlags::KERNEL_RO } else { PteFlags::KERNEL_RW };
+    let flags = |index: usize| if index.is_multiple_of(2) { PteFlags::KERNEL_RO } else { PteFlags::KERNEL_RW };
     for index in 0..per_frame {
         let request = memory::request(MmuCommand::NormalPtUpdate, entry, Pte::new(page.mfn(), flags(index)).0);
         // SAFETY: within the frame.
@@ -140,7 +140,7 @@ fn long_multicall() {
     for index in 0..per_frame {
         let mut entry = [0; 8];
         entry[0] = 17;
-        entry[1] = Word::from(index % 5 == 0);
+        entry[1] = Word::from(index.is_multiple_of(5));
         // SAFETY: within the frame.
         unsafe { list.words().cast::<[Word; 8]>().add(index).write(entry) };
     }
@@ -153,7 +153,7 @@ fn long_multicall() {
         .filter(|&index| {
             // SAFETY: within the frame.
             let entry = unsafe { list.words().cast::<[Word; 8]>().add(index).read_volatile() };
-            let expected = if index % 5 == 0 { (Errno::ENOSYS.to_result() as u64) as Word } else { 0x2_0000 };
+            let expected = if index.is_multiple_of(5) { (Errno::ENOSYS.to_result() as u64) as Word } else { 0x2_0000 };
             entry[6] != expected
         })
         .count();
