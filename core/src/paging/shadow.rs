@@ -47,12 +47,7 @@ fn l1_shadow(entry: Pte) -> u64 {
 impl<H: Hardware> Pager<'_, H> {
     /// Makes the shadow of a table whose entries have just been validated.
     pub(super) fn create_shadow<F: Format>(&self, table: Mfn, level: u8) -> Result<(), PagingError> {
-        let first = self
-            .host
-            .alloc
-            .lock()
-            .alloc_hypervisor(order(level), Zone::Any, &self.host.hw)
-            .ok_or(PagingError::NoMemory)?;
+        let first = self.host.alloc.lock().alloc_for_guest(order(level), &self.host.hw).ok_or(PagingError::NoMemory)?;
         let info = self.host.frames.info(table).expect("a table is RAM");
         info.set_shadow(Some(first));
         for index in 0..F::ENTRIES {

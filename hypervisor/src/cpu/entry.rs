@@ -261,7 +261,10 @@ fn hypervisor_trap(frame: &mut TrapFrame) {
         // ss` before `syscall` or `int`: CVE-2018-8897). It means nothing here.
         Vector::DEBUG => clear_dr6(),
         _ if frame.rip == (&raw const trap_iret).addr() as u64 => guest::return_faulted(frame),
-        Vector::PAGE_FAULT if guest::repair_access(frame) == guest::Repair::TryAgain => {}
+        // Only where the hypervisor touches guest memory knowingly: a wild pointer of its own must not be repaired.
+        Vector::PAGE_FAULT
+            if extable::fixup(VirtAddr::new_truncate(frame.rip)).is_some()
+                && guest::repair_access(frame) == guest::Repair::TryAgain => {}
         _ => match extable::fixup(VirtAddr::new_truncate(frame.rip)) {
             Some(fixup) => {
                 extable::note_error_code(frame.error_code);
