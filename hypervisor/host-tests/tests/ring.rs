@@ -17,7 +17,7 @@ proptest! {
         let mut position = Position::default();
         let mut buffer = vec![0; 9000];
         for (write, read) in steps {
-            let piece: Vec<u8> = (all.len()..all.len() + write).map(|at| (at * 31 >> 3) as u8).collect();
+            let piece: Vec<u8> = (all.len()..all.len() + write).map(|at| ((at * 31) >> 3) as u8).collect();
             ring.write(&piece);
             all.extend(piece);
             let reading = ring.read_since(position, &mut buffer[..read]);
