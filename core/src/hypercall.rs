@@ -13,7 +13,7 @@ use crate::paging::Target;
 use crate::personality::Personality;
 use crate::segments::{INITIAL_GDT_ENTRIES, TABLE_PAGES};
 use crate::vcpu::Vcpu;
-use proxenos_abi::context::TrapInfo;
+use proxenos_abi::context::{NR_TRAPS, TrapInfo};
 use proxenos_abi::event_channel::EvtchnOp;
 use proxenos_abi::hypercall::{
     ARGS_PER_MULTICALL_ENTRY, ConsoleIo, MULTICALL_RESULT_ARG, MulticallEntry, SCHEDOP_CMDMASK, SCHEDOP_REASONSHIFT,
@@ -170,16 +170,17 @@ impl<H: Hardware> Caller<'_, H> {
 
     fn set_trap_table<P: Personality>(&mut self, table: GuestVirt) -> Result<u64, Errno> {
         let size = size_of::<TrapInfo<P>>() as u64;
-        for index in 0.. {
+        // A table has an end: each vector once is all there can be to say (2.0 read on for as long as it found memory).
+        for index in 0..=NR_TRAPS as u64 {
             let mut entry = TrapInfo::<P>::new_zeroed();
             self.copy_from_guest::<P>(table.offset(index * size), entry.as_mut_bytes())?;
             let address = entry.address;
             if address.to_u64() == 0 {
-                break;
+                return Ok(0);
             }
             self.vcpu.traps.set::<P>(&entry)?;
         }
-        Ok(0)
+        Err(Errno::EINVAL)
     }
 
     fn set_callbacks<P: Personality>(
