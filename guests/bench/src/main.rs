@@ -45,10 +45,10 @@ pub struct Bench {
 impl Bench {
     fn new() -> Self {
         let rounds = boot::option("rounds").and_then(|rounds| rounds.parse().ok()).unwrap_or(ROUNDS).max(1);
-        let mut bench = Self { only: boot::option("only"), rounds, overhead: 0 };
-        bench.overhead = bench.least("overhead", |_| (), |()| true);
-        println!("bench overhead {}", bench.overhead);
-        bench
+        let nothing = Self { only: None, rounds: ROUNDS, overhead: 0 };
+        let overhead = nothing.least("overhead", |_| (), |()| true);
+        println!("bench overhead {overhead}");
+        Self { only: boot::option("only"), rounds, overhead }
     }
 
     /// Whether an operation is to be measured.
