@@ -22,8 +22,10 @@ use proxenos_core::personality::Personality;
 /// An exception is the guest's to handle. `at` is the address of a page fault.
 pub fn exception(run: &mut Running, frame: &mut TrapFrame, vector: Vector, code: u32, at: Option<GuestVirt>) {
     let Some(handler) = run.vcpu.traps.get(vector.0) else {
-        let at = at.map_or(0, |at| at.0);
-        return crash(run, frame, format_args!("{} with no handler for it (address {at:#x})", vector.name()));
+        return match at {
+            Some(at) => crash(run, frame, format_args!("{} at {:#x} with no handler for it", vector.name(), at.0)),
+            None => crash(run, frame, format_args!("{} with no handler for it", vector.name())),
+        };
     };
     let cause = Cause::exception(vector.0, code, at.unwrap_or_default());
     enter_handler(run, frame, &handler, &cause);
