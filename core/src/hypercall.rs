@@ -47,13 +47,19 @@ enum Nesting {
 }
 
 impl<H: Hardware> Caller<'_, H> {
-    /// Carries out a call; what is returned goes into the guest's eax or rax.
+    /// Carries out a call by its raw number; what is returned goes into the guest's eax or rax.
     pub fn hypercall(&mut self, number: u64, args: &Args) -> u64 {
-        let result = match self.dom.arch {
-            Arch::X86_32 => self.dispatch::<X86_32>(number, args, Nesting::Alone),
-            Arch::X86_64 => self.dispatch::<X86_64>(number, args, Nesting::Alone),
-        };
-        to_register(result)
+        let Some(number) = decode(number) else { return to_register(Err(Errno::ENOSYS)) };
+        match self.dom.arch {
+            Arch::X86_32 => self.call::<X86_32>(number, args),
+            Arch::X86_64 => self.call::<X86_64>(number, args),
+        }
+    }
+
+    /// Carries out a call of a guest of a known architecture. Inlined where the number is a constant, it is that one call.
+    #[inline(always)]
+    pub fn call<P: Personality>(&mut self, number: Hypercall, args: &Args) -> u64 {
+        to_register(self.dispatch::<P>(number, args, Nesting::Alone))
     }
 
     /// Reads from the guest, after a look whether it may use the addresses at all.
@@ -72,8 +78,8 @@ impl<H: Hardware> Caller<'_, H> {
         self.host.hw.copy_to_guest(to, from).map_err(|_| Errno::EFAULT)
     }
 
-    fn dispatch<P: Personality>(&mut self, number: u64, args: &Args, nesting: Nesting) -> Result<u64, Errno> {
-        let number = u32::try_from(number).ok().and_then(Hypercall::from_raw).ok_or(Errno::ENOSYS)?;
+    #[inline(always)]
+    fn dispatch<P: Personality>(&mut self, number: Hypercall, args: &Args, nesting: Nesting) -> Result<u64, Errno> {
         let [a, b, c, d, ..] = *args;
         match number {
             Hypercall::MmuUpdate => mmu::mmu_update::<P, H>(self, GuestVirt(a), b as u32, GuestVirt(c)),
@@ -99,7 +105,7 @@ impl<H: Hardware> Caller<'_, H> {
                 self.vcpu.set_timer((a as u32 as u64) << 32 | b & 0xffff_ffff);
                 Ok(0)
             }
-            Hypercall::XenVersion => (a as u32 == 0).then_some(XEN_VERSION.into()).ok_or(Errno::ENOSYS),
+            Hypercall::XenVersion => Ok(xen_version(a)),
             Hypercall::ConsoleIo => self.console_io::<P>(a as u32, b as u32 as i32, GuestVirt(c)),
             // Of the rest none exists, rather than half of one (SPECIFICATION.md says which issue brings it).
             Hypercall::Dom0Op
@@ -112,6 +118,14 @@ impl<H: Hardware> Caller<'_, H> {
             | Hypercall::VmAssist
             | Hypercall::SwitchToUser
             | Hypercall::SetSegmentBase => Err(Errno::ENOSYS),
+        }
+    }
+
+    /// One call of a multicall's list.
+    fn call_in_multicall<P: Personality>(&mut self, number: u64, args: &Args) -> u64 {
+        match decode(number) {
+            Some(number) => to_register(self.dispatch::<P>(number, args, Nesting::InMulticall)),
+            None => to_register(Err(Errno::ENOSYS)),
         }
     }
 
@@ -128,7 +142,7 @@ impl<H: Hardware> Caller<'_, H> {
             let words: [P::Word; ARGS_PER_MULTICALL_ENTRY - 1] = entry.args;
             let args = core::array::from_fn(|i| words[i].to_u64());
             let op = entry.op;
-            let result = to_register(self.dispatch::<P>(op.to_u64(), &args, Nesting::InMulticall));
+            let result = self.call_in_multicall::<P>(op.to_u64(), &args);
             let result = P::Word::from_u64_truncating(result);
             let slot = at.offset((P::Word::BYTES * (1 + MULTICALL_RESULT_ARG)) as u64);
             self.host.hw.copy_to_guest(slot, result.as_bytes()).map_err(|_| Errno::EFAULT)?;
@@ -273,6 +287,18 @@ impl<H: Hardware> Caller<'_, H> {
             }
         }
     }
+}
+
+/// The call with this number.
+fn decode(number: u64) -> Option<Hypercall> {
+    u32::try_from(number).ok().and_then(Hypercall::from_raw)
+}
+
+/// `xen_version(command)`: command 0 is the only one. It concerns nobody, so it needs no caller.
+#[inline]
+#[must_use]
+pub fn xen_version(command: u64) -> u64 {
+    if command as u32 == 0 { XEN_VERSION.into() } else { to_register(Err(Errno::ENOSYS)) }
 }
 
 /// A result as the guest's register has it; for x86_32 the caller keeps the low half.

@@ -7,13 +7,15 @@
 //! | module | what |
 //! |---|---|
 //! | [`start`] | builds domain 0 and enters it |
-//! | [`syscall`] | the entry of `syscall` |
+//! | [`calls`] | hypercalls: the fast path of `int 0x82` and `syscall` |
+//! | [`syscall`] | where `syscall` arrives |
 //! | [`faults`] | page faults, #GP, #NM: which are the guest's own |
 //! | [`deliver`] | pushes frames on the guest's stack: exceptions, events, failsafe |
 //! | [`timer`] | ticks, timer events, the clock guests read |
 //! | [`hw`], [`memory`], [`fpu`] | the machine as `core` sees it |
 //! | [`end`] | a domain that shuts down or has to be stopped |
 
+mod calls;
 mod deliver;
 mod end;
 mod faults;
@@ -24,11 +26,13 @@ mod start;
 mod syscall;
 mod timer;
 
+pub use calls::enters_guest;
 pub use start::start;
 
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::idt::Vector;
 use crate::cpu::percpu::{Cpu, Pending};
+use crate::mm::layout;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::cell::{Cell, UnsafeCell};
@@ -43,6 +47,7 @@ use proxenos_core::hypercall::Caller;
 use proxenos_core::machine::MachineMemory;
 use proxenos_core::vcpu::Vcpu;
 use timer::Timer;
+use x86_64::VirtAddr;
 use x86_64::registers::control::Cr2;
 
 /// The domain that runs on a CPU, with its virtual CPU.
@@ -54,7 +59,6 @@ pub struct Running {
 }
 
 /// What guest code keeps per CPU, in [`Cpu::local`].
-#[derive(Default)]
 pub struct CpuLocal {
     /// The flush clock when this CPU's TLB was last emptied.
     last_flush: AtomicU32,
@@ -62,6 +66,22 @@ pub struct CpuLocal {
     running: UnsafeCell<Option<Running>>,
     /// The same domain, for traps that come while the hypervisor works on `running`.
     domain: Cell<Option<(&'static Host<Hw>, NonNull<Domain>)>>,
+    /// The first two bytes of the page that it shares with us: upcall pending, upcall mask.
+    shared: Cell<VirtAddr>,
+    /// Not zero: a call left something to do before its guest goes on (see [`calls`]).
+    attention: AtomicU32,
+}
+
+impl Default for CpuLocal {
+    fn default() -> Self {
+        Self {
+            last_flush: AtomicU32::new(0),
+            running: UnsafeCell::new(None),
+            domain: Cell::new(None),
+            shared: Cell::new(VirtAddr::zero()),
+            attention: AtomicU32::new(0),
+        }
+    }
 }
 
 impl CpuLocal {
@@ -76,7 +96,7 @@ impl CpuLocal {
     /// Who runs here.
     ///
     /// # Safety
-    /// At most one reference at a time: taken by [`trap`] or [`syscall::arrive`], once for each entry from a guest (interrupts
+    /// At most one reference at a time: taken by [`trap`], by a call's handler or behind it, once for each entry from a guest (interrupts
     /// are disabled and the hypervisor's own traps never come here, but through [`Self::domain`]).
     #[expect(clippy::mut_from_ref, reason = "the contents of a cell, exclusive by this function's contract")]
     unsafe fn running(&self) -> Option<&mut Running> {
@@ -88,6 +108,7 @@ impl CpuLocal {
     #[expect(clippy::mut_from_ref, reason = "the contents of a cell, to which nobody else has a reference yet")]
     fn install(&self, running: Running) -> &mut Running {
         self.domain.set(Some((running.host, NonNull::from(&*running.dom))));
+        self.shared.set(layout::direct_frame(running.dom.shared_info));
         // SAFETY: nothing of a guest's runs on this CPU yet, so there is no other reference.
         unsafe { (*self.running.get()).insert(running) }
     }
@@ -106,7 +127,6 @@ pub fn trap(frame: &mut TrapFrame) {
     // SAFETY: the one reference of this entry.
     let Some(run) = (unsafe { cpu.local.running() }) else { crate::fault::report_trap(frame) };
     match frame.vector() {
-        Vector::HYPERCALL => hypercall_x86_32(run, frame),
         Vector::TIMER => {}
         Vector::PAGE_FAULT => faults::page_fault(run, frame),
         Vector(13) => faults::general_protection(run, frame),
@@ -117,14 +137,6 @@ pub fn trap(frame: &mut TrapFrame) {
         _ => {}
     }
     leave(cpu, run, frame);
-}
-
-/// `int 0x82` from ring 1: number in eax, arguments in ebx, ecx, edx, esi, edi. Every register but eax is preserved.
-fn hypercall_x86_32(run: &mut Running, frame: &mut TrapFrame) {
-    let low = |register: u64| register & 0xffff_ffff;
-    let args = [low(frame.rbx), low(frame.rcx), low(frame.rdx), low(frame.rsi), low(frame.rdi), 0];
-    let number = low(frame.rax);
-    frame.rax = low(run.caller().hypercall(number, &args));
 }
 
 impl Running {

@@ -18,6 +18,7 @@ use crate::addr::GuestVirt;
 use crate::domain::Arch;
 use crate::personality::Personality;
 use arrayvec::ArrayVec;
+use proxenos_abi::zerocopy::IntoBytes;
 use proxenos_abi::{GuestWord, Selector};
 
 /// Whether a guest is in its kernel or in an application.
@@ -124,10 +125,24 @@ impl Frame {
         &self.words
     }
 
-    /// Its bytes, as they are to lie in memory.
+    /// Passes its bytes, as they are to lie in memory, to `write`.
+    #[inline]
+    pub fn with_bytes<R>(&self, write: impl FnOnce(&[u8]) -> R) -> R {
+        if self.word == 8 {
+            return write(self.words.as_bytes());
+        }
+        let mut narrow = [0u32; FRAME_WORDS];
+        for (narrow, word) in narrow.iter_mut().zip(&self.words) {
+            *narrow = *word as u32;
+        }
+        write(narrow[..self.words.len()].as_bytes())
+    }
+
+    /// How many bytes it has.
+    #[inline]
     #[must_use]
-    pub fn bytes(&self) -> ArrayVec<u8, { FRAME_WORDS * 8 }> {
-        self.words.iter().flat_map(|word| word.to_le_bytes().into_iter().take(self.word)).collect()
+    pub fn size(&self) -> u64 {
+        (self.words.len() * self.word) as u64
     }
 }
 

@@ -105,15 +105,21 @@ global_asm!(
     ".balign 16",
     // The list of `Vector::has_error_code`.
     "has_code = (vector == 8) || ((vector >= 10) && (vector <= 14)) || (vector == 17) || (vector == 21)",
+    // Hypercalls have an entry of their own (`guest::calls`).
+    ".if vector == {hypercall}",
+    "   jmp hypercall_entry",
+    ".else",
     ".if has_code || (vector == 29) || (vector == 30)",
     ".else",
     "   pushq $0",
     ".endif",
     "   pushq $vector",
     "   jmp trap_common",
+    ".endif",
     "vector = vector + 1",
     ".endr",
     ".balign 16",
+    ".globl trap_common",
     "trap_common:",
     "   pushq %rdi",
     "   pushq %rsi",
@@ -191,6 +197,7 @@ global_asm!(
     "   jmp trap_stubs + 16",
     ".popsection",
     trap_entry = sym trap_entry,
+    hypercall = const Vector::HYPERCALL.0,
     stack_mask = const STACK_SIZE - 1,
     below_top = const percpu::RESERVED as usize + size_of::<TrapFrame>(),
     options(att_syntax)
@@ -204,9 +211,6 @@ unsafe extern "C" {
     /// Page tables, descriptor tables and frame must be a guest's, validated: the frame's selectors in rings 1 to 3,
     /// its flags without IOPL and with IF. Runs on the CPU's own stack.
     pub fn resume_guest() -> !;
-
-    /// The `iretq` by which every guest is entered: a fault there is the guest's.
-    static trap_iret: u8;
 }
 
 /// Where every trap arrives.
@@ -260,7 +264,7 @@ fn hypervisor_trap(frame: &mut TrapFrame) {
         // A guest can make one be reported at the first instruction of the hypervisor (a breakpoint held off by `mov
         // ss` before `syscall` or `int`: CVE-2018-8897). It means nothing here.
         Vector::DEBUG => clear_dr6(),
-        _ if frame.rip == (&raw const trap_iret).addr() as u64 => guest::return_faulted(frame),
+        _ if guest::enters_guest(frame.rip) => guest::return_faulted(frame),
         // Only where the hypervisor touches guest memory knowingly: a wild pointer of its own must not be repaired.
         Vector::PAGE_FAULT
             if extable::fixup(VirtAddr::new_truncate(frame.rip)).is_some()

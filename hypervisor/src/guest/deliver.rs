@@ -102,8 +102,8 @@ fn enter_kernel_of<P: Personality>(run: &mut Running, frame: &mut TrapFrame, to:
     if P::ARCH == Arch::X86_32 {
         at.0 &= 0xffff_ffff;
     }
-    let bytes = entry.frame.bytes();
-    if !P::in_guest_range(at, bytes.len() as u64) || run.host.hw.copy_to_guest(at, &bytes).is_err() {
+    let write = |bytes: &[u8]| run.host.hw.copy_to_guest(at, bytes);
+    if !P::in_guest_range(at, entry.frame.size()) || entry.frame.with_bytes(write).is_err() {
         return crash(run, frame, format_args!("its kernel's stack at {:#x} cannot be written", at.0));
     }
     frame.rip = entry.context.ip;
