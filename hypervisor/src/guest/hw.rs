@@ -96,8 +96,16 @@ impl MachineMemory for Hw {
 
     fn clear_frame(&self, frame: Mfn) {
         let at: *mut u8 = layout::direct_frame(frame).as_mut_ptr();
-        // SAFETY: a frame of RAM that the caller owns; the direct map covers it.
-        unsafe { at.write_bytes(0, PAGE_SIZE as usize) }
+        // Words, where `write_bytes` would store bytes: fast on every CPU, and an eighth of the instructions where each
+        // repetition counts as one.
+        // SAFETY: a frame of RAM that the caller owns; the direct map covers it, and the direction flag is clear.
+        unsafe {
+            asm!(
+                "rep stosq",
+                inout("rcx") PAGE_SIZE / 8 => _, inout("rdi") at => _, in("rax") 0u64,
+                options(nostack, preserves_flags)
+            );
+        }
     }
 
     fn read(&self, at: MachineAddr, into: &mut [u8]) {
