@@ -27,6 +27,7 @@ mod syscall;
 mod timer;
 
 pub use calls::enters_guest;
+pub use end::stop_lawless;
 pub use start::start;
 
 use crate::cpu::entry::TrapFrame;

@@ -77,12 +77,28 @@ pub enum Origin {
     Guest,
 }
 
+/// Flags: virtual-8086 mode, where a selector's low bits say nothing about a ring.
+const VM: u64 = 1 << 17;
+/// Flags: I/O privilege level.
+const IOPL: u64 = 3 << 12;
+
 impl TrapFrame {
     /// Whether a guest or the hypervisor was interrupted.
     #[inline]
     #[must_use]
     pub const fn origin(&self) -> Origin {
-        if self.cs & 3 == 0 { Origin::Hypervisor } else { Origin::Guest }
+        if self.cs & 3 == 0 && self.rflags & VM == 0 { Origin::Hypervisor } else { Origin::Guest }
+    }
+
+    /// Whether a guest was interrupted that runs with flags which no guest can have by the manual: IOPL is given to none, and long
+    /// mode has no virtual-8086 mode (Intel SDM vol. 3 §21.1). QEMU's emulation (7.2 at least) lets any 32-bit code have both: its
+    /// `iretd` does not look at the privilege level before it obeys VM. A return to such a guest would give it I/O ports,
+    /// or, since its code selector can be any number, ring 0.
+    #[inline]
+    #[must_use]
+    pub const fn has_forbidden_flags(&self) -> bool {
+        // The first test alone decides it for all that is not forbidden, but for a hypervisor that was entered with IOPL.
+        self.rflags & (VM | IOPL) != 0 && matches!(self.origin(), Origin::Guest)
     }
 
     /// The vector.
@@ -174,8 +190,10 @@ global_asm!(
     ".globl trap_debug",
     "trap_debug:",
     "   testb $3, 8(%rsp)",
+    "   jnz 1f",
+    "   testl ${vm}, 16(%rsp)",
     "   jz trap_stubs + 16",
-    "   pushq %rax",
+    "1: pushq %rax",
     "   movq %rsp, %rax",
     "   orq ${stack_mask}, %rax",
     "   movq -7(%rax), %rax",
@@ -198,6 +216,7 @@ global_asm!(
     ".popsection",
     trap_entry = sym trap_entry,
     hypercall = const Vector::HYPERCALL.0,
+    vm = const VM,
     stack_mask = const STACK_SIZE - 1,
     below_top = const percpu::RESERVED as usize + size_of::<TrapFrame>(),
     options(att_syntax)
@@ -216,7 +235,11 @@ unsafe extern "C" {
 /// Where every trap arrives.
 extern "C" fn trap_entry(frame: &mut TrapFrame) {
     let vector = frame.vector();
-    if vector.0 >= 32 && interrupt(vector) == Handled::Wholly {
+    let handled = if vector.0 >= 32 { interrupt(vector) } else { Handled::NotYet };
+    if frame.has_forbidden_flags() {
+        guest::stop_lawless(frame);
+    }
+    if handled == Handled::Wholly {
         return;
     }
     match frame.origin() {

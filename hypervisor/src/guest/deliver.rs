@@ -119,6 +119,10 @@ fn enter_kernel_of<P: Personality>(run: &mut Running, frame: &mut TrapFrame, to:
 /// `fault` is the frame of the fault, taken in the hypervisor; the guest's general registers are in it, and its `rsp` points to the
 /// five words that `iretq` was to load.
 pub fn return_failed(fault: &TrapFrame) -> ! {
+    // What `iretq` itself raises for what it loads. A machine check or a double fault there is no fault of the guest's.
+    if !matches!(fault.vector().0, 10..=14) {
+        crate::fault::report_trap(fault);
+    }
     // SAFETY: the stack of this CPU, where `trap_return` had just come to the last five words of the guest's frame.
     let [rip, cs, rflags, rsp, ss] = unsafe { *(fault.rsp as *const [u64; 5]) };
     let mut frame = TrapFrame { rip, cs, rflags, rsp, ss, ..*fault };

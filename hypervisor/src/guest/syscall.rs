@@ -79,7 +79,8 @@ pub fn init() {
     let area = Cpu::current().area();
     let star = u64::from(crate::cpu::gdt::HYPERVISOR_CS.0) << 32;
     LStar::write(in_area(area, &raw const syscall_entry));
-    // Everything that would disturb the entry: interrupts, single steps, backward copies, NT (which makes iretq fault), AC.
+    // Everything that would disturb the entry: interrupts, single steps, backward copies, NT (which makes iretq fault), AC, VM
+    // (see `TrapFrame::has_forbidden_flags`: where a guest can have it, the hypervisor must not go on with it).
     SFMask::write(
         RFlags::INTERRUPT_FLAG
             | RFlags::TRAP_FLAG
@@ -87,6 +88,7 @@ pub fn init() {
             | RFlags::NESTED_TASK
             | RFlags::ALIGNMENT_CHECK
             | RFlags::RESUME_FLAG
+            | RFlags::VIRTUAL_8086_MODE
             | RFlags::IOPL_LOW
             | RFlags::IOPL_HIGH,
     );
