@@ -158,7 +158,23 @@ impl Running {
 }
 
 /// What is due before the guest goes on. When this returns, `frame` is what it goes on with.
+#[inline]
 fn leave(cpu: &Cpu, run: &mut Running, frame: &mut TrapFrame) {
+    if cpu.has_pending() || run.vcpu.timer_changed || run.vcpu.reschedule || !run.dom.run_state().is_empty() {
+        attend(cpu, run);
+    }
+    if run.upcall_is_due() {
+        deliver::event(run, frame);
+        if run.dom.run_state().contains(RunState::CRASHED) {
+            end::ended(run);
+        }
+    }
+}
+
+/// Time has come for something, or the domain does not go on by itself.
+#[cold]
+#[inline(never)]
+fn attend(cpu: &Cpu, run: &mut Running) {
     loop {
         if cpu.take_pending().contains(Pending::TIMER) || core::mem::take(&mut run.vcpu.timer_changed) {
             timer::serve(run);
@@ -174,12 +190,6 @@ fn leave(cpu: &Cpu, run: &mut Running, frame: &mut TrapFrame) {
     }
     // Giving up the CPU changes nothing where nobody else wants it.
     run.vcpu.reschedule = false;
-    if run.upcall_is_due() {
-        deliver::event(run, frame);
-        if run.dom.run_state().contains(RunState::CRASHED) {
-            end::ended(run);
-        }
-    }
 }
 
 /// Waits until the domain has something to do.
