@@ -1,7 +1,6 @@
 //! A test for each request and each refusal of `mmu_update`, `update_va_mapping` and their relatives, for both
 //! architectures.
 
-use super::segments::set_gdt;
 use super::world::*;
 use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn};
 use crate::domain::{Arch, Privileges};
@@ -13,12 +12,11 @@ use core::sync::atomic::Ordering::Relaxed;
 use proxenos_abi::mmu::MmuExtCommand;
 use proxenos_abi::{Errno, Hypercall};
 
-/// The refusal of nearly everything.
-pub const INVALID: u64 = error(Errno::EINVAL);
+const INVALID: u64 = error(Errno::EINVAL);
 
 /// Runs a test for both architectures, in a world with a privileged domain and a plain one, and checks it at the end.
 #[track_caller]
-pub fn both(test: impl Fn(&mut World)) {
+fn both(test: impl Fn(&mut World)) {
     for arch in [Arch::X86_32, Arch::X86_64] {
         let mut world = World::of(arch);
         test(&mut world);
@@ -29,7 +27,7 @@ pub fn both(test: impl Fn(&mut World)) {
 impl World {
     /// The plain domain makes a request, which must be refused and change nothing.
     #[track_caller]
-    pub fn refused(&mut self, request: impl Fn(&Guest) -> Request) {
+    fn refused(&mut self, request: impl Fn(&Guest) -> Request) {
         self.refused_for(1, &[], request);
     }
 
@@ -50,20 +48,20 @@ impl World {
 
     /// The plain domain makes a request, which must be carried out.
     #[track_caller]
-    pub fn done(&mut self, request: impl Fn(&Guest) -> Request) {
+    fn done(&mut self, request: impl Fn(&Guest) -> Request) {
         let request = request(&self.guests[1]);
         assert_eq!(self.guests[1].request(request), OK);
         self.check();
     }
 
     /// What a frame of the plain domain's is in use as.
-    pub fn type_of(&self, pfn: usize) -> (FrameType, u32) {
+    fn type_of(&self, pfn: usize) -> (FrameType, u32) {
         self.guests[1].type_of(self.guests[1].frames[pfn])
     }
 
     /// The plain domain changes a page of its region.
     #[track_caller]
-    pub fn remap(&mut self, page: usize, entry: impl Fn(&Guest) -> u64) -> u64 {
+    fn remap(&mut self, page: usize, entry: impl Fn(&Guest) -> u64) -> u64 {
         let entry = entry(&self.guests[1]);
         self.judge(1, |guest| guest.remap(page, entry, 2)).expect("nothing is wrong")
     }
@@ -541,6 +539,113 @@ fn update_va_mapping_otherdomain_is_for_the_privileged() {
         // It cannot become a table while the other domain can write to it.
         assert_eq!(world.guest(1).remap(DATA, 0, 0), OK);
         world.refused(move |_| pin(frame, 1));
+    });
+}
+
+/// `set_gdt` by the plain domain.
+fn set_gdt(world: &mut World, frames: &[usize], entries: u64) -> Result<(), u64> {
+    let words: alloc::vec::Vec<u64> = frames.iter().map(|&pfn| world.guests[1].frames[pfn].0).collect();
+    assert!(world.guest(1).put_args(&words));
+    let args = [world.guest(1).va(ARGS).0, entries, 0, 0, 0, 0];
+    match world.judge(1, |guest| guest.call(Hypercall::SetGdt, args)).expect("nothing is wrong") {
+        OK => Ok(()),
+        refusal => Err(refusal),
+    }
+}
+
+#[test]
+fn gdt_pages_are_tables_as_long_as_they_are_in_use() {
+    both(|world| {
+        assert_eq!(set_gdt(world, &[SPARE], 295), Err(INVALID));
+        assert_eq!(set_gdt(world, &[SPARE; 17], 8193), Err(INVALID));
+        assert_eq!(set_gdt(world, &[DATA], 512), Err(INVALID), "mapped writable");
+        assert_eq!(set_gdt(world, &[SPARE, L1], 1024), Err(INVALID), "a page table");
+        assert_eq!(set_gdt(world, &[SPARE, SPARE2], 1024), Ok(()));
+        for pfn in [SPARE, SPARE2] {
+            world.refused(|guest| pin(guest.frames[pfn], 1));
+            assert_eq!(world.remap(pfn, |guest| guest.entry(pfn, RW)), INVALID);
+            assert_eq!(world.remap(pfn, |guest| guest.entry(pfn, 0)), OK, "reading is fine");
+        }
+        assert_eq!(set_gdt(world, &[SPARE; 16], 8192), Ok(()));
+        assert_eq!(world.type_of(SPARE), (FrameType::Descriptor, 16));
+        world.done(|guest| pin(guest.frames[SPARE2], 1));
+    });
+}
+
+#[test]
+fn bad_descriptors_are_refused_wherever_they_come_from() {
+    both(|world| {
+        let call_gate_to_ring_0 = 0x0000_ec00_0008_0000_u64;
+        // 64-bit code for a kernel in ring 1; for all others, a gate out of the sandbox.
+        let bad = if world.guest(1).dom.arch == Arch::X86_32 { 0x00af_bb00_0000_ffff } else { call_gate_to_ring_0 };
+        let update = |guest: &mut Guest, at: u64, value: u64| {
+            guest.call(Hypercall::UpdateDescriptor, [at, value & 0xffff_ffff, value >> 32, 0, 0, 0])
+        };
+        let data = 0x00cf_f300_0000_ffff;
+        let at = world.guest(1).frames[SPARE].addr().0 + 8 * 511;
+        // Put in by a plain store, it makes the page no descriptor table, and the page stays as it is.
+        world.done(|guest| {
+            guest.set(guest.frames[SPARE], if guest.width() == 4 { 1023 } else { 511 }, bad >> (64 - 8 * guest.width()))
+        });
+        assert_eq!(set_gdt(world, &[SPARE], 512), Err(INVALID));
+        assert_eq!(world.judge(1, |guest| update(guest, at, data)), Ok(OK), "to plain memory");
+        assert_eq!(set_gdt(world, &[SPARE], 512), Ok(()));
+        assert_eq!(world.judge(1, |guest| update(guest, at, bad)), Ok(INVALID));
+        assert_eq!(world.judge(1, |guest| update(guest, at + 4, data)), Ok(INVALID), "not aligned");
+        assert_eq!(world.judge(1, |guest| update(guest, at - 8 * 511 + 8 * 256, data)), Ok(INVALID), "reserved");
+        assert_eq!(world.judge(1, |guest| update(guest, at - 8, data)), Ok(OK));
+        let copy = MachineAddr(world.guest(1).dom.gdt_page.addr().0 + 8 * 510);
+        assert_eq!(world.host.hw.load64(copy), world.host.hw.load64(MachineAddr(at - 8)), "the CPU's copy follows");
+        let l1 = world.guest(1).frames[L1].addr().0;
+        let other = world.guest(0).frames[DATA].addr().0;
+        for at in [l1, other, 0xb8000, 0xf000_0000, world.guest(1).dom.gdt_page.addr().0] {
+            assert_eq!(world.judge(1, |guest| update(guest, at, data)), Ok(INVALID), "{at:#x}");
+        }
+    });
+}
+
+/// The CPU looks into the plain domain's LDT.
+fn ldt_fault(world: &mut World, offset: u64) -> bool {
+    use proxenos_abi::{X86_32, X86_64};
+    let guest = world.guest(1);
+    guest.run();
+    let (host, dom) = (guest.host.clone(), guest.dom.clone());
+    let segments = &mut guest.vcpu.segments;
+    let found = match dom.arch {
+        Arch::X86_32 => segments.ldt_fault::<X86_32, _>(&host, &dom, offset),
+        Arch::X86_64 => segments.ldt_fault::<X86_64, _>(&host, &dom, offset),
+    };
+    world.check();
+    found
+}
+
+#[test]
+fn ldt_pages_come_when_they_are_needed_and_go_with_the_address_space() {
+    both(|world| {
+        let at = |guest: &Guest, page: usize| guest.va(page).0;
+        world.refused(|guest| extended(MmuExtCommand::SetLdt, at(guest, SPARE) + 8, 1));
+        world.refused(|guest| extended(MmuExtCommand::SetLdt, at(guest, SPARE), 8193));
+        let hypervisor = if world.guest(1).dom.arch == Arch::X86_32 { 0xfc00_0000 } else { 0xffff_8000_0000_0000 };
+        world.refused(|_| extended(MmuExtCommand::SetLdt, hypervisor, 1));
+        world.refused(|_| extended(MmuExtCommand::SetLdt, hypervisor - 0x1000, 513));
+        // Pages 6, 7 and 8: two of zeroes, and one that is writable.
+        world.done(|guest| extended(MmuExtCommand::SetLdt, at(guest, SPARE), 1100));
+        let kind = |world: &World, pfn| world.guests[1].type_of(world.guests[1].frames[pfn]);
+        assert_eq!(kind(world, SPARE), (FrameType::None, 0), "not before it is used");
+        assert!(ldt_fault(world, 8));
+        assert_eq!(kind(world, SPARE), (FrameType::Descriptor, 1));
+        assert!(!ldt_fault(world, 16), "it is there: another fault is the guest's own");
+        assert!(ldt_fault(world, 4096));
+        assert!(!ldt_fault(world, 8192), "writable memory");
+        assert!(!ldt_fault(world, 1100 * 8), "behind the end");
+        assert!(!ldt_fault(world, u64::MAX));
+        world.refused(|guest| pin(guest.frames[SPARE], 1));
+        world.done(|guest| new_base(guest.frames[SECOND_TOP]));
+        assert_eq!(kind(world, SPARE), (FrameType::None, 0));
+        assert!(ldt_fault(world, 0));
+        world.done(|guest| extended(MmuExtCommand::SetLdt, at(guest, SPARE), 0));
+        assert_eq!(kind(world, SPARE), (FrameType::None, 0));
+        assert!(!ldt_fault(world, 0));
     });
 }
 
