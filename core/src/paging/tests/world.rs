@@ -378,6 +378,12 @@ impl World {
         view.and_then(|view| self.host.frames.info(view)).map_or(0, FrameInfo::view_uses)
     }
 
+    /// How many linear entries there are.
+    pub fn linear_total(&self) -> u32 {
+        let records = (0..self.host.frames.len()).filter_map(|mfn| self.host.frames.info(Mfn(mfn)));
+        records.map(|info| self.linear_uses(info)).sum()
+    }
+
     /// All that must not change.
     pub fn snapshot(&self) -> Snapshot {
         let record = |mfn| {
