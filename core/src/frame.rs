@@ -192,7 +192,8 @@ pub enum TypeRest {
 pub struct FrameInfo {
     refs: AtomicU64,
     kind: AtomicU64,
-    /// Free-list links (frame numbers), for the allocator alone.
+    /// Free-list links (frame numbers), for the allocator alone while the frame is free. What they are while it is used
+    /// as a directory, [`crate::paging::linear`] says.
     pub(crate) next: AtomicU32,
     pub(crate) prev: AtomicU32,
     /// First frame of this table's shadow; zero when it has none.
@@ -378,6 +379,24 @@ impl FrameInfo {
                     }
                     return Ok(TypeGrant::Held);
                 }
+                Err(seen) => now = seen,
+            }
+        }
+    }
+
+    /// Takes one more reference to the frame as `kind`, if it is validated as that and somebody relies on it already.
+    pub(crate) fn get_held_type(&self, kind: FrameType) -> Result<(), RefError> {
+        let mut now = self.kind.load(Ordering::Acquire);
+        loop {
+            let word = TypeWord(now);
+            if word.count() == 0 || word.kind() != kind || !word.is_validated() {
+                return Err(RefError::WrongType);
+            }
+            if word.0 & TypeWord::COUNT == TypeWord::COUNT {
+                return Err(RefError::Overflow);
+            }
+            match self.kind.compare_exchange_weak(now, now + 1, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Ok(()),
                 Err(seen) => now = seen,
             }
         }

@@ -307,6 +307,8 @@ pub fn update_va_mapping<P: Personality, H: Hardware>(
     let state = dom.paging.lock();
     let result = pager
         .walk::<P::Tables>(&state, at)
+        // A directory that is read as an L1 table is not changed as one.
+        .filter(|found| found.level == 1)
         .ok_or(PagingError::NoTable)
         .and_then(|found| pager.update_l1::<P::Tables>(found.table, found.index, P::Tables::truncate(value), target));
     drop(state);

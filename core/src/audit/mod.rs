@@ -104,6 +104,8 @@ struct Tally {
     /// References as `kind`.
     uses: u32,
     kind: Option<FrameType>,
+    /// Entries of directories that name it as a directory, its own included.
+    linear: u32,
     /// Part of a free block, a shadow, an upper table or a descriptor page: at most one of these.
     claimed: bool,
 }
@@ -249,6 +251,9 @@ impl<'a, H: Hardware> Audit<'a, H> {
                 self.refer_as(frame, FrameType::Descriptor);
                 self.expect_owner(frame, dom);
             }
+            if !self.states[index].doomed.is_idle() {
+                self.report(Invariant::TypeIsHeld, Mfn(dom.id.0.into()), "directories of this domain left half taken down", 0, 1);
+            }
             self.check_gdt_copy(dom);
             self.check_upper(dom, index);
         }
@@ -281,6 +286,7 @@ impl<'a, H: Hardware> Audit<'a, H> {
             self.expect(invariant, mfn, "type", kind as u64, word.kind() as u64);
             self.expect(Invariant::TypeIsHeld, mfn, "validated", 1, word.is_validated().into());
         }
+        self.check_linear_uses(mfn, tally.linear);
         if word.count() > refs.count() {
             self.report(Invariant::Counted, mfn, "type count at most", refs.count().into(), word.count().into());
         }

@@ -76,14 +76,14 @@ impl<H: Hardware> Pager<'_, H> {
         }
         let same_reference = new.present() && old.differs_harmlessly(new);
         if !same_reference {
-            self.get_child::<F>(state, level, new)?;
+            self.get_child::<F>(state, level, table, new)?;
         }
         while let Err(seen) = F::cas(&self.host.hw, table, index, old, new) {
             old = seen;
         }
         self.write_shadow::<F>(level, table, index, new);
         if !same_reference {
-            self.put_child::<F>(state, old);
+            self.put_child::<F>(state, table, old);
         }
         Ok(())
     }

@@ -12,6 +12,7 @@
 
 pub mod entry;
 pub mod format;
+pub mod linear;
 pub mod shadow;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -80,13 +81,15 @@ pub struct PagingState {
     pub base: Option<Mfn>,
     /// For shadowed guests, the two upper tables that every shadow of theirs is hung into: L4 and L3.
     pub upper: Option<(Mfn, Mfn)>,
+    /// Directories about to be taken down, while a request is under way.
+    pub(crate) doomed: linear::Doomed,
 }
 
 impl PagingState {
     /// No address space yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self { base: None, upper: None }
+        Self { base: None, upper: None, doomed: linear::Doomed::new() }
     }
 
     /// The L4 table for the CPU: the guest's own, or the one its shadows hang in.
@@ -118,11 +121,13 @@ impl<H> Clone for Pager<'_, H> {
 
 impl<H> Copy for Pager<'_, H> {}
 
-/// Where a virtual address is translated: the L1 table's frame, the slot in it and the entry.
+/// Where a virtual address is translated: the frame of the last table, the slot in it and the entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Translation {
-    /// The L1 table.
+    /// The last table.
     pub table: Mfn,
+    /// Its level: 1, or that of a directory where the guest has hung one in as an L1 table, to read it there.
+    pub level: u8,
     /// The slot.
     pub index: usize,
     /// Its entry.
@@ -139,7 +144,7 @@ impl<'a, H: Hardware> Pager<'a, H> {
     }
 
     /// Walks the guest's own tables down to the L1 slot of `at`. The tables are validated, so every step leads to a table
-    /// of the next level.
+    /// of the next level, but where a directory stands in the place of an L1 table.
     #[inline]
     pub fn walk<F: Format>(&self, state: &PagingState, at: GuestVirt) -> Option<Translation> {
         let mut table = state.base?;
@@ -159,7 +164,12 @@ impl<'a, H: Hardware> Pager<'a, H> {
             level -= 1;
         }
         let index = F::index(1, at);
-        Some(Translation { table, index, entry: F::load(&self.host.hw, table, index), rights })
+        let level = if F::LINEAR && self.host.frames.info(table)?.is_directory() { 2 } else { 1 };
+        // What lies in the hypervisor's slots of a directory has never been looked at.
+        if !F::is_guest_slot(level, index) {
+            return None;
+        }
+        Some(Translation { table, level, index, entry: F::load(&self.host.hw, table, index), rights })
     }
 
     /// Makes `table` the base of a domain that does not run.

@@ -46,6 +46,9 @@ impl<H: Hardware> Pager<'_, H> {
     pub fn put_frame_and_type<F: Format>(&self, state: &mut PagingState, mfn: Mfn) {
         let info = self.host.frames.info(mfn).expect("a counted reference names a frame of the table");
         let word = info.type_word();
+        if F::LINEAR && word.count() == 1 && word.kind() == FrameType::L2 {
+            return self.put_last_of_directory::<F>(state, mfn);
+        }
         // The entries' references go first: at type count zero the frame may become anything.
         if word.count() == 1 && word.kind().needs_validation() {
             self.devalidate::<F>(state, mfn, word.kind());
@@ -106,12 +109,14 @@ impl<H: Hardware> Pager<'_, H> {
         self.host.put_frame(mfn, info);
     }
 
-    /// Takes the reference that a present entry above L1 needs: to a table of the next level, the domain's own.
+    /// Takes the reference that a present entry of `table`, above L1, needs: to a table of the next level, the domain's own
+    /// (or to a directory, where [`super::linear`] allows it).
     #[inline]
     pub(super) fn get_child<F: Format>(
         &self,
         state: &mut PagingState,
         level: u8,
+        table: Mfn,
         entry: Pte,
     ) -> Result<(), PagingError> {
         if !entry.present() {
@@ -120,26 +125,39 @@ impl<H: Hardware> Pager<'_, H> {
         if entry.0 & F::REFUSED != 0 {
             return Err(PagingError::RefusedBits);
         }
-        self.get_frame_and_type::<F>(state, entry.mfn(), self.dom.id, FrameType::table(level - 1))
+        match self.get_frame_and_type::<F>(state, entry.mfn(), self.dom.id, FrameType::table(level - 1)) {
+            Err(PagingError::Frame(RefError::WrongType)) if F::LINEAR => self.get_linear::<F>(table, entry),
+            result => result,
+        }
     }
 
-    /// Gives back the reference of an entry above L1 that is gone.
+    /// Gives back the reference of an entry above L1 that is gone from `table`.
     #[inline]
-    pub(super) fn put_child<F: Format>(&self, state: &mut PagingState, entry: Pte) {
-        if entry.present() {
+    pub(super) fn put_child<F: Format>(&self, state: &mut PagingState, table: Mfn, entry: Pte) {
+        if entry.present() && !(F::LINEAR && self.put_linear(table, entry)) {
             self.put_frame_and_type::<F>(state, entry.mfn());
         }
     }
 
-    fn get_entry<F: Format>(&self, state: &mut PagingState, level: u8, entry: Pte) -> Result<(), PagingError> {
-        if level == 1 { self.get_l1_target::<F>(entry, Target::Own) } else { self.get_child::<F>(state, level, entry) }
+    fn get_entry<F: Format>(
+        &self,
+        state: &mut PagingState,
+        level: u8,
+        table: Mfn,
+        entry: Pte,
+    ) -> Result<(), PagingError> {
+        if level == 1 {
+            self.get_l1_target::<F>(entry, Target::Own)
+        } else {
+            self.get_child::<F>(state, level, table, entry)
+        }
     }
 
-    fn put_entry<F: Format>(&self, state: &mut PagingState, level: u8, entry: Pte) {
+    fn put_entry<F: Format>(&self, state: &mut PagingState, level: u8, table: Mfn, entry: Pte) {
         if level == 1 {
             self.put_l1_target(entry);
         } else {
-            self.put_child::<F>(state, entry);
+            self.put_child::<F>(state, table, entry);
         }
     }
 
@@ -154,7 +172,7 @@ impl<H: Hardware> Pager<'_, H> {
         let mut done = 0;
         let result = (0..F::ENTRIES).try_for_each(|index| {
             if F::is_guest_slot(level, index) {
-                self.get_entry::<F>(state, level, F::load(&self.host.hw, mfn, index))?;
+                self.get_entry::<F>(state, level, mfn, F::load(&self.host.hw, mfn, index))?;
             }
             done = index + 1;
             Ok(())
@@ -172,7 +190,7 @@ impl<H: Hardware> Pager<'_, H> {
     }
 
     /// Gives back the references of a table that ceases to be one.
-    fn devalidate<F: Format>(&self, state: &mut PagingState, mfn: Mfn, kind: FrameType) {
+    pub(super) fn devalidate<F: Format>(&self, state: &mut PagingState, mfn: Mfn, kind: FrameType) {
         if let Some(level) = kind.level() {
             self.put_entries::<F>(state, mfn, level, F::ENTRIES);
             if F::SHADOWED {
@@ -183,7 +201,7 @@ impl<H: Hardware> Pager<'_, H> {
 
     fn put_entries<F: Format>(&self, state: &mut PagingState, mfn: Mfn, level: u8, count: usize) {
         for index in (0..count).filter(|&index| F::is_guest_slot(level, index)) {
-            self.put_entry::<F>(state, level, F::load(&self.host.hw, mfn, index));
+            self.put_entry::<F>(state, level, mfn, F::load(&self.host.hw, mfn, index));
         }
     }
 

@@ -96,12 +96,17 @@ impl Cpu {
 impl Seen {
     fn now(host: &Host<SimHardware>, frame: Mfn) -> Option<Self> {
         let owner = host.frames.info(frame)?.refs().owner();
-        // Two frames at least shadow an L1 table, four an L2 table, and no frame is part of two shadows.
+        // Two frames at least shadow an L1 table, four an L2 table, two show it where it is read as an L1 table, and no
+        // frame is part of two shadows.
         let part = |table: u64| {
             let info = host.frames.info(Mfn(table))?;
             let frames = if info.type_word().kind() == FrameType::L1 { 2 } else { 4 };
             let part = frame.0.wrapping_sub(info.shadow()?.0);
-            (part < frames).then_some((Mfn(table), part))
+            if part < frames {
+                return Some((Mfn(table), part));
+            }
+            let part = frame.0.wrapping_sub(info.view().filter(|_| info.is_directory())?.0);
+            (part < 2).then(|| (Mfn(table), frames + part))
         };
         let shadows = if owner == DomId::XEN { (0..host.frames.len()).find_map(part) } else { None };
         Some(Self { owner, shadows, was_free: false })

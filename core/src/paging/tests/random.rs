@@ -11,7 +11,7 @@ use crate::domain::{Arch, Privileges};
 use crate::frame_alloc::Zone;
 use crate::paging::format::bits;
 use crate::sim_hw::Mode;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
@@ -163,6 +163,18 @@ fn hot_page() -> impl Strategy<Value = usize> {
     ]
 }
 
+/// Pages that an x86_32 domain's own tables are read at, if a directory is hung in at [`WINDOW`]: the region's first table, the
+/// directory that is hung in, the table in slot 1, the hypervisor's slots.
+fn linear_page() -> impl Strategy<Value = usize> {
+    prop_oneof![4 => Just(0x300), 2 => Just(0x301), 2 => 0..8usize, 1 => Just(1007), 1 => 1008..1024usize]
+        .prop_map(|page| WINDOW + page)
+}
+
+/// What may well be a directory.
+fn directory() -> impl Strategy<Value = usize> {
+    prop_oneof![3 => Just(TOP), 3 => Just(SECOND_TOP), 2 => Just(SPARE), 2 => Just(SPARE2), 1 => Just(DATA)]
+}
+
 fn frame() -> impl Strategy<Value = Frame> {
     prop_oneof![
         6 => (0..FRAMES).prop_map(Frame::Own),
@@ -261,7 +273,14 @@ fn descriptor() -> impl Strategy<Value = u64> {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let page = || prop_oneof![6 => hot_page(), 2 => 0..FRAMES + 2, 1 => hot_page().prop_map(|page| WINDOW + page)];
+    let page = || {
+        prop_oneof![
+            12 => hot_page(),
+            4 => 0..FRAMES + 2,
+            2 => hot_page().prop_map(|page| WINDOW + page),
+            1 => linear_page(),
+        ]
+    };
     let usual_page = hot_page;
     prop_oneof![
         20 => (foreign_domain(), request()).prop_map(|(foreign, request)| Op::One(foreign, request)),
@@ -355,6 +374,40 @@ fn plot() -> impl Strategy<Value = Vec<Op>> {
             own(Req::Pin { frame: Frame::Own(next), level: 1 }),
             writable(table),
         ]),
+        // Directories are pinned, name each other (or themselves), are read as L1 tables, and let go.
+        3 => (directory(), directory(), flags(), linear_page(), entry(), any::<[bool; 4]>()).prop_map(
+            move |(first, second, flags, page, entry, [as_base, unpins, clears, again])| {
+                let hang = |table, named| own(Req::Update {
+                    table: Frame::Own(table),
+                    slot: Slot::Window,
+                    entry: Entry::Maps(Frame::Own(named), flags),
+                });
+                let mut ops: Vec<Op> = [first, second].into_iter().flat_map(|pfn| [
+                    gone_or_read_only(pfn, false),
+                    own(Req::Pin { frame: Frame::Own(pfn), level: 2 }),
+                ]).collect();
+                ops.extend([hang(first, second), hang(second, first)]);
+                if as_base {
+                    ops.push(own(Req::NewBase { frame: Frame::Own(first) }));
+                }
+                ops.extend([
+                    Op::Load { page, mode: Mode::Kernel },
+                    Op::Remap { page, entry, flags: 2 },
+                    Op::Store { page, slot: 0, entry },
+                ]);
+                if unpins {
+                    ops.extend([first, second].map(|pfn| own(Req::Unpin { frame: Frame::Own(pfn) })));
+                }
+                if clears {
+                    ops.push(hook(first, Entry::Empty));
+                }
+                if again {
+                    ops.extend([hang(first, first), Op::Load { page, mode: Mode::Kernel }]);
+                }
+                ops.push(writable(second));
+                ops
+            },
+        ),
         // Segment tables come and go.
         1 => (hot_page(), 0..4096u64).prop_map(move |(page, offset)| vec![
             gone_or_read_only(page, false),
@@ -488,13 +541,17 @@ impl Meaning<'_> {
 
 /// Counts what was carried out and what was refused, by the request's name, so that a test can see that both happen.
 #[derive(Default)]
-struct Score(BTreeMap<String, (u32, u32)>);
+struct Score {
+    by_name: BTreeMap<String, (u32, u32)>,
+    /// Numbers of linear entries that there were after some step.
+    linear: BTreeSet<u32>,
+}
 
 impl Score {
     fn count(&mut self, what: &impl core::fmt::Debug, result: u64) {
         let text = alloc::format!("{what:?}");
         let name = text.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
-        let (carried_out, refused) = self.0.entry(name.to_string()).or_default();
+        let (carried_out, refused) = self.by_name.entry(name.to_string()).or_default();
         *(if (result as i64) < 0 { refused } else { carried_out }) += 1;
     }
 }
@@ -605,6 +662,7 @@ impl World {
             let who = who % self.guests.len();
             self.guests[who].rescue();
             let verdict = self.perform(who, op, score);
+            score.linear.insert(self.linear_total());
             if let Err(violations) = verdict {
                 let text = violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
                 return Err(TestCaseError::fail(alloc::format!("step {step}, domain {who}, {op:?}: {text}")));
@@ -672,7 +730,8 @@ fn random_requests_are_neither_all_good_nor_all_bad() {
     }
     let both = "LdtFault Load NewBase Pin Reassign Remap RemapForeign SetGdt SetLdt Store Unpin Update";
     for name in both.split(' ') {
-        let (carried_out, refused) = total.0.get(name).copied().unwrap_or_default();
-        assert!(carried_out > 0 && refused > 0, "{name}: {:#?}", total.0);
+        let (carried_out, refused) = total.by_name.get(name).copied().unwrap_or_default();
+        assert!(carried_out > 0 && refused > 0, "{name}: {:#?}", total.by_name);
     }
+    assert!(total.linear.last() > Some(&2), "linear entries: {:?}", total.linear);
 }

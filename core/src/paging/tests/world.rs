@@ -4,7 +4,7 @@ use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn};
 use crate::audit::{Census, Subject, audit};
 use crate::descriptor;
 use crate::domain::{Arch, Privileges};
-use crate::frame::FrameType;
+use crate::frame::{FrameInfo, FrameType};
 use crate::host::Host;
 use crate::machine::{CpuTables, DescriptorPage, MachineMemory};
 use crate::paging::format::{FourLevel, TwoLevel, bits};
@@ -278,6 +278,8 @@ pub struct Record {
     types: u32,
     pinned: bool,
     shadowed: bool,
+    /// How many linear entries lead to it.
+    linear: u32,
 }
 
 /// A domain's own state.
@@ -370,6 +372,18 @@ impl World {
         self.verdict().unwrap_or_else(|violations| panic!("{violations:#?}"))
     }
 
+    /// How many linear entries lead to a frame, as its record has it.
+    fn linear_uses(&self, info: &FrameInfo) -> u32 {
+        let view = info.shadow().and_then(|_| info.view().filter(|_| info.is_directory()));
+        view.and_then(|view| self.host.frames.info(view)).map_or(0, FrameInfo::view_uses)
+    }
+
+    /// How many linear entries there are.
+    pub fn linear_total(&self) -> u32 {
+        let records = (0..self.host.frames.len()).filter_map(|mfn| self.host.frames.info(Mfn(mfn)));
+        records.map(|info| self.linear_uses(info)).sum()
+    }
+
     /// All that must not change.
     pub fn snapshot(&self) -> Snapshot {
         let record = |mfn| {
@@ -385,6 +399,7 @@ impl World {
                 types: if word.kind() == FrameType::Free { 0 } else { word.count() },
                 pinned: word.is_pinned(),
                 shadowed: info.shadow().is_some(),
+                linear: self.linear_uses(info),
             }
         };
         let own = |guest: &Guest| Own {
