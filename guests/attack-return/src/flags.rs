@@ -2,6 +2,8 @@
 //! business, also across hypercalls and exceptions.
 
 use core::arch::asm;
+use proxenos_guest::abi::event_channel::{EvtchnOp, EvtchnStatus};
+use proxenos_guest::abi::{DomId, Hypercall, Port};
 use proxenos_guest::test::section;
 use proxenos_guest::{attempt, check, check_eq, println};
 
@@ -20,10 +22,25 @@ const ID: usize = 1 << 21;
 /// What a guest may have.
 const ITS_OWN: usize = DF | NT | AC | ID;
 
-/// Loads flags by `$load`, does `$middle`, and gives the flags then and what is in the accumulator.
+/// The hypercall behind the flags: one whose argument is copied in and out, which the direction flag must not turn round.
+const CALL: usize = Hypercall::EventChannelOp.raw() as usize;
+
+fn request() -> EvtchnOp {
+    EvtchnOp::new(EvtchnStatus { dom: DomId::SELF, port: Port(0), ..Default::default() })
+}
+
+/// What the call gave.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Outcome {
+    result: usize,
+    status: EvtchnStatus,
+}
+
+/// Loads flags by `$load`, does `$middle`, and gives the flags then and what a call gave, if there was one.
 #[cfg(target_arch = "x86")]
 macro_rules! with_flags {
     ($flags:expr, [$($load:literal),*], [$($middle:literal),*]) => {{
+        let mut op = request();
         let (after, result): (usize, usize);
         // SAFETY: the flags are harmless to what runs before they are put back.
         unsafe {
@@ -35,18 +52,19 @@ macro_rules! with_flags {
                 "push 0x202",
                 "popfd",
                 flags = inout(reg) $flags => after,
-                inout("eax") 17usize => result,
-                inout("ebx") 0usize => _,
+                inout("eax") CALL => result,
+                in("ebx") &raw mut op,
                 out("ecx") _,
             );
         }
-        (after, result)
+        (after, Outcome { result, status: op.argument() })
     }};
 }
 
 #[cfg(target_arch = "x86_64")]
 macro_rules! with_flags {
     ($flags:expr, [$($load:literal),*], [$($middle:literal),*]) => {{
+        let mut op = request();
         let (after, result): (usize, usize);
         // SAFETY: the flags are harmless to what runs before they are put back.
         unsafe {
@@ -58,13 +76,13 @@ macro_rules! with_flags {
                 "push 0x202",
                 "popfq",
                 flags = inout(reg) $flags => after,
-                inout("rax") 17usize => result,
-                inout("rdi") 0usize => _,
+                inout("rax") CALL => result,
+                in("rdi") &raw mut op,
                 out("rcx") _,
                 out("r11") _,
             );
         }
-        (after, result)
+        (after, Outcome { result, status: op.argument() })
     }};
 }
 
@@ -140,7 +158,7 @@ macro_rules! calling {
 
 /// Every way to load flags, with nothing, a hypercall and an exception behind it: what the flags are then, and what the call
 /// returned.
-fn every_way(flags: usize) -> [(&'static str, usize, Option<usize>); 6] {
+fn every_way(flags: usize) -> [(&'static str, usize, Option<Outcome>); 6] {
     let (iret_call, popf_call) = (calling!(by_iret, flags), calling!(by_popf, flags));
     [
         ("iret", by_iret!(flags, []).0, None),
@@ -156,15 +174,18 @@ pub fn run() {
     section("flags by iret and popf");
     let single = [DF, NT, RF, AC, ID, VIF, VIP, IOPL, 1 << 12, 2 << 12];
     let together = [NT | DF, IOPL | NT | RF | AC | ID | DF, VIF | VIP | IOPL];
+    let plain = calling!(by_popf, 0x202usize).1;
+    check_eq!(plain.result, 0, "the call with flags as usual");
+    check!(plain.status != request().argument::<EvtchnStatus>(), "and what it filled in");
     for flags in single.into_iter().chain(together).chain([0]) {
         println!("   {flags:#x}");
         for interrupts in [0, IF] {
-            for (way, after, result) in every_way(2 | flags | interrupts) {
+            for (way, after, outcome) in every_way(2 | flags | interrupts) {
                 check_eq!(after & (IOPL | VM | RF | VIF | VIP | TF), 0, "{flags:#x} by {way}: not its own");
                 check!(after & IF != 0, "{flags:#x} by {way}: interrupts stay on");
                 check_eq!(after & ITS_OWN, flags & ITS_OWN, "{flags:#x} by {way}: its own");
-                if let Some(result) = result {
-                    check_eq!(result, 0x0002_0000, "{flags:#x} by {way}: the call's result");
+                if let Some(outcome) = outcome {
+                    check_eq!(outcome, plain, "{flags:#x} by {way}: what the call gave");
                 }
             }
         }
