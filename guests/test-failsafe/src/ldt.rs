@@ -71,6 +71,8 @@ pub fn run(tables: &Tables) {
         expect_direct("a page that came back", local(slot), data);
     }
 
+    #[cfg(target_arch = "x86")]
+    under_running_code(tables);
     limits(tables);
     bad_pages(tables);
     install(tables, 0);
@@ -112,4 +114,53 @@ fn bad_pages(tables: &Tables) {
     write(frame, 511, 0);
     remap(frame, PteFlags::KERNEL_RO);
     expect_direct("a page without it", local(SLOTS[0]), data);
+}
+
+/// Code and stack lie in two pages of the LDT that is installed anew: the return from that very call looks for both.
+#[cfg(target_arch = "x86")]
+fn under_running_code(tables: &Tables) {
+    use crate::entries;
+    use core::arch::asm;
+    use proxenos_guest::abi::Hypercall;
+    use proxenos_guest::abi::mmu::MmuExtCommand;
+
+    const CODE_SELECTOR: Selector = local(SLOTS[0]);
+    const STACK_SELECTOR: Selector = local(512 + DATA_SLOT);
+    let request = memory::extended(MmuExtCommand::SetLdt, tables.ldt[0].virt().raw(), ENTRIES as u64);
+    let mut done = 0u32;
+    let failsafes = entries::count();
+    let (result, cs, ss): (usize, usize, usize);
+    // SAFETY: both segments are flat, and the flat ones are back at the end.
+    unsafe {
+        asm!(
+            "push {own_cs}",
+            "lea edi, [5f]",
+            "push edi",
+            "retf",
+            "5: mov edi, {own_ss}",
+            "mov ss, edi",
+            "int 0x82",
+            "mov edi, cs",
+            "mov ecx, ss",
+            "push {flat_cs}",
+            "lea edx, [6f]",
+            "push edx",
+            "retf",
+            "6: mov edx, {flat_ss}",
+            "mov ss, edx",
+            own_cs = const CODE_SELECTOR.raw(),
+            own_ss = const STACK_SELECTOR.raw(),
+            flat_cs = const Arch::FLAT_GUESTOS_CS.raw(),
+            flat_ss = const Arch::FLAT_GUESTOS_DS.raw(),
+            inout("eax") Hypercall::MmuUpdate.raw() as usize => result,
+            in("ebx") &raw const request,
+            inout("ecx") 1usize => ss,
+            inout("edx") &raw mut done => _,
+            out("edi") cs,
+        );
+    }
+    check_eq!((result, done), (0, 1), "the call succeeded");
+    let own = [CODE_SELECTOR, STACK_SELECTOR].map(|selector| usize::from(selector.raw()));
+    check_eq!([cs, ss], own, "and returned to the same segments");
+    check_eq!(entries::count() - failsafes, 0, "failsafe callbacks");
 }
