@@ -678,7 +678,8 @@ fn an_ldt_page_that_is_unmapped_is_free_to_become_something_else() {
         world.done(|guest| extended(MmuExtCommand::SetLdt, guest.va(SPARE).0, 512));
         assert_eq!(kind(world, SPARE), (FrameType::Descriptor, 1));
         let guest = world.guest(1);
-        let list = [guest.set(guest.frames[L1], SPARE, 0), guest.set(guest.frames[L1], FRAMES + 1, guest.entry(SPARE, RW))];
+        let list =
+            [guest.set(guest.frames[L1], SPARE, 0), guest.set(guest.frames[L1], FRAMES + 1, guest.entry(SPARE, RW))];
         assert_eq!(guest.mmu_update(&list), Done { result: OK, count: 2 });
         assert_eq!(kind(world, SPARE), (FrameType::Writable, 1));
         assert_eq!(world.remap(FRAMES + 1, |_| 0), OK);
