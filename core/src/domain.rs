@@ -7,7 +7,7 @@
 use crate::addr::{DomId, Mfn};
 use crate::event::{EventChannels, EventDomain, EventError, PirqSharing};
 use crate::paging::PagingState;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use proxenos_abi::Pirq;
 use spin::Mutex;
 
@@ -62,6 +62,8 @@ pub struct Domain {
     pub channels: EventChannels,
     /// Frames it has been given.
     pub total_pages: AtomicU32,
+    /// A mapping of one of its descriptor pages is gone, so its LDT may lie elsewhere: see [`Domain::ldt_may_have_moved`].
+    ldt_moved: AtomicBool,
     run: AtomicU32,
     /// Why it shut down, once it has (SCHEDOP_shutdown's reason).
     reason: AtomicU32,
@@ -80,6 +82,7 @@ impl Domain {
             paging: Mutex::new(PagingState::new()),
             channels: EventChannels::new(),
             total_pages: AtomicU32::new(0),
+            ldt_moved: AtomicBool::new(false),
             run: AtomicU32::new(0),
             reason: AtomicU32::new(0),
         }
@@ -89,6 +92,23 @@ impl Domain {
     #[must_use]
     pub const fn is_privileged(&self) -> bool {
         self.privileges.contains(Privileges::CONTROL)
+    }
+
+    /// Notes that a mapping of one of its descriptor pages is gone. Which addresses its LDT lies at, and so which mapping
+    /// counts, only its virtual CPU knows: it forgets all the LDT's pages when it next looks
+    /// ([`Segments::drop_moved_ldt`](crate::segments::Segments::drop_moved_ldt)).
+    pub fn ldt_may_have_moved(&self) {
+        self.ldt_moved.store(true, Ordering::Release);
+    }
+
+    /// Whether that was noted, and not yet acted upon.
+    pub fn has_ldt_moved(&self) -> bool {
+        self.ldt_moved.load(Ordering::Relaxed)
+    }
+
+    /// Takes the note back, or takes note of having acted upon it.
+    pub fn ldt_has_not_moved(&self) {
+        self.ldt_moved.store(false, Ordering::Relaxed);
     }
 
     /// Its run state, now.

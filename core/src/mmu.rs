@@ -62,6 +62,8 @@ pub fn mmu_update<P: Personality, H: Hardware>(
     let mut batch = Batch { target: Target::Own, foreign: None, flush_tlb: false };
     let mut result = Ok(0);
     let mut completed = 0;
+    // Another domain may have let go of a page of this one's.
+    caller.vcpu.segments.drop_moved_ldt::<P, H>(caller.host, caller.dom);
     while completed < count {
         let mut request = MmuUpdate::<P>::new_zeroed();
         let at = list.offset(u64::from(completed) * size);
@@ -73,11 +75,13 @@ pub fn mmu_update<P: Personality, H: Hardware>(
             result = Err(Errno::EINVAL);
             break;
         }
+        caller.vcpu.segments.drop_moved_ldt::<P, H>(caller.host, caller.dom);
         completed += 1;
     }
     if batch.flush_tlb {
         caller.host.hw.flush_all();
     }
+    caller.vcpu.segments.reload_ldt::<P, H>(caller.host, caller.dom);
     if done.0 != 0 {
         // As in 2.0, a bad pointer here is not worth an error: the requests have been carried out.
         let _ = caller.copy_to_guest::<P>(done, completed.as_bytes());
@@ -303,6 +307,8 @@ pub fn update_va_mapping<P: Personality, H: Hardware>(
     if !P::in_guest_range(at, 4096) {
         return Err(Errno::EINVAL);
     }
+    // Another domain may have let go of a page of this one's.
+    caller.vcpu.segments.drop_moved_ldt::<P, H>(host, dom);
     let pager = Pager::new(host, dom);
     let state = dom.paging.lock();
     let result = pager
@@ -318,6 +324,8 @@ pub fn update_va_mapping<P: Personality, H: Hardware>(
     } else if flags.contains(UpdateVaFlags::INVLPG) {
         host.hw.flush_page(at);
     }
+    caller.vcpu.segments.drop_moved_ldt::<P, H>(host, dom);
+    caller.vcpu.segments.reload_ldt::<P, H>(host, dom);
     result.map(|()| 0).map_err(|_| Errno::EINVAL)
 }
 

@@ -5,7 +5,10 @@
 //! 256..295 are reserved in it. The copy is the domain's own, not the CPU's: a domain has one virtual CPU, and the task
 //! register keeps the TSS that it was loaded with whichever table is current.
 //!
-//! The LDT is filled in on demand: a page of it is taken when the CPU first faults on it ([`Segments::ldt_fault`]).
+//! The LDT is filled in on demand: a page of it is taken when the CPU first faults on it ([`Segments::ldt_fault`]); the
+//! first one also at the end of the request that sets the LDT or makes it look elsewhere, as in 2.0. A page that is taken
+//! cannot become anything else, so all are given up when a mapping of any descriptor page of the domain's goes
+//! ([`Segments::drop_moved_ldt`]), and looked up anew.
 //!
 //! Owned by whoever runs the virtual CPU; no lock, but taking a frame as a descriptor table takes the paging lock.
 
@@ -39,6 +42,8 @@ pub struct Segments {
     ldt_base: GuestVirt,
     ldt_entries: u16,
     ldt: [Option<Mfn>; TABLE_PAGES],
+    /// Its first page is to be taken before the guest goes on.
+    ldt_first_page_due: bool,
 }
 
 impl Default for Segments {
@@ -57,6 +62,7 @@ impl Segments {
             ldt_base: GuestVirt(0),
             ldt_entries: 0,
             ldt: [None; TABLE_PAGES],
+            ldt_first_page_due: false,
         }
     }
 
@@ -167,9 +173,13 @@ impl Segments {
         if base.page_offset() != 0 || entries > TABLE_ENTRIES || !P::in_guest_range(base, entries * 8) {
             return Err(Errno::EINVAL);
         }
+        if (base, entries) == (self.ldt_base, u64::from(self.ldt_entries)) {
+            return Ok(());
+        }
         self.drop_ldt::<P, H>(host, dom);
         self.ldt_base = base;
         self.ldt_entries = entries as u16;
+        self.ldt_first_page_due = entries != 0;
         self.write_ldt_descriptor(host, dom);
         host.hw.load_ldt(self.ldt_entries);
         Ok(())
@@ -180,6 +190,7 @@ impl Segments {
         if self.ldt.iter().all(Option::is_none) {
             return;
         }
+        self.ldt_first_page_due = true;
         let pager = Pager::new(host, dom);
         let mut state = dom.paging.lock();
         for (page, slot) in self.ldt.iter_mut().enumerate() {
@@ -187,6 +198,25 @@ impl Segments {
                 host.hw.map_descriptors(dom.id, DescriptorPage::Ldt(page as u8), None);
                 pager.put_frame_and_type::<P::Tables>(&mut state, old);
             }
+        }
+    }
+
+    /// Gives the LDT's pages up if a mapping of a descriptor page has gone since the last look: what was mapped there may now
+    /// become something else, and something else be mapped there. To be called after each request that changes mappings.
+    #[inline]
+    pub fn drop_moved_ldt<P: Personality, H: Hardware>(&mut self, host: &Host<H>, dom: &Domain) {
+        if dom.has_ldt_moved() {
+            dom.ldt_has_not_moved();
+            self.drop_ldt::<P, H>(host, dom);
+        }
+    }
+
+    /// Takes the LDT's first page, if it has been set or dropped: at the end of a hypercall that may have done so. That
+    /// there is none is no error yet.
+    #[inline]
+    pub fn reload_ldt<P: Personality, H: Hardware>(&mut self, host: &Host<H>, dom: &Domain) {
+        if core::mem::take(&mut self.ldt_first_page_due) {
+            let _: bool = self.ldt_fault::<P, H>(host, dom, 0);
         }
     }
 

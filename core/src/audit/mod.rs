@@ -252,7 +252,13 @@ impl<'a, H: Hardware> Audit<'a, H> {
                 self.expect_owner(frame, dom);
             }
             if !self.states[index].doomed.is_idle() {
-                self.report(Invariant::TypeIsHeld, Mfn(dom.id.0.into()), "directories of this domain left half taken down", 0, 1);
+                self.report(
+                    Invariant::TypeIsHeld,
+                    Mfn(dom.id.0.into()),
+                    "directories of this domain left half taken down",
+                    0,
+                    1,
+                );
             }
             self.check_gdt_copy(dom);
             self.check_upper(dom, index);

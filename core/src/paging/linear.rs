@@ -161,8 +161,7 @@ impl<H: Hardware> Pager<'_, H> {
             return Ok(());
         }
         let hw = &self.host.hw;
-        let view =
-            self.host.alloc.lock().alloc_hypervisor(VIEW_ORDER, Zone::Any, hw).ok_or(PagingError::NoMemory)?;
+        let view = self.host.alloc.lock().alloc_hypervisor(VIEW_ORDER, Zone::Any, hw).ok_or(PagingError::NoMemory)?;
         for index in (0..F::ENTRIES).filter(|&index| F::is_guest_slot(2, index)) {
             hw.store64(slot(view, index), view_entry(F::load(hw, table, index)));
         }

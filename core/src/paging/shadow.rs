@@ -95,7 +95,8 @@ impl<H: Hardware> Pager<'_, H> {
         // One guest L2 entry spans 4 MiB: two slots of the shadow, one for each half of the L1's shadow (or of a
         // directory's view).
         let child = if entry.present() { self.host.frames.info(entry.mfn()) } else { None };
-        let child = child.and_then(|child| if F::LINEAR && child.is_directory() { child.view() } else { child.shadow() });
+        let child =
+            child.and_then(|child| if F::LINEAR && child.is_directory() { child.view() } else { child.shadow() });
         let flags = entry.0 & (bits::RW | bits::US) | bits::P | bits::A;
         for half in 0..2 {
             let value = child.map_or(0, |first| Mfn(first.0 + half).addr().0 | flags);

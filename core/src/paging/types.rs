@@ -8,6 +8,7 @@ use super::format::{Format, HYPERVISOR_L4_FIRST, Pte, bits};
 use super::{Pager, PagingError, PagingState, Target};
 use crate::addr::{DomId, FIRST_RAM_FRAME, MachineAddr, Mfn, PAGE_SIZE};
 use crate::descriptor;
+use crate::event::EventDomains;
 use crate::frame::{FrameType, RefError, TypeGrant, TypeRest};
 use crate::host::Hardware;
 
@@ -105,8 +106,22 @@ impl<H: Hardware> Pager<'_, H> {
         } else {
             // A page that is only read may still be in a TLB when it is given to somebody else.
             info.set_stamp(self.host.hw.stamp());
+            let word = info.type_word();
+            if word.kind() == FrameType::Descriptor && word.count() > 0 {
+                self.descriptors_unmapped(info.refs().owner());
+            }
         }
         self.host.put_frame(mfn, info);
+    }
+
+    /// A mapping of a descriptor page is gone, perhaps the one at which its owner's LDT was found.
+    #[cold]
+    fn descriptors_unmapped(&self, owner: DomId) {
+        if owner == self.dom.id {
+            self.dom.ldt_may_have_moved();
+        } else if let Some(owner) = self.host.domains.find(owner) {
+            owner.ldt_may_have_moved();
+        }
     }
 
     /// Takes the reference that a present entry of `table`, above L1, needs: to a table of the next level, the domain's own
@@ -179,7 +194,12 @@ impl<H: Hardware> Pager<'_, H> {
         });
         let result = result.and_then(|()| if F::SHADOWED { self.create_shadow::<F>(mfn, level) } else { Ok(()) });
         if result.is_err() {
+            // What is given back here has mapped nothing.
+            let moved = self.dom.has_ldt_moved();
             self.put_entries::<F>(state, mfn, level, done);
+            if !moved {
+                self.dom.ldt_has_not_moved();
+            }
         } else if level == 4 {
             for (slot, entry) in self.host.hypervisor_slots.iter().enumerate() {
                 let at = F::entry_addr(mfn, HYPERVISOR_L4_FIRST + slot);

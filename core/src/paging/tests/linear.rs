@@ -251,7 +251,11 @@ fn a_directory_that_another_shows_stays_one() {
     assert_eq!(hang(&mut world, SECOND_TOP, 2, TOP, 0), OK);
     let shown = world.guest(1).entry(SECOND_TOP, 0);
     let region = world.guest(1).entry(L1, RW) | US;
-    assert_eq!(read(&world, window(2, SELF, REGION)), Some(region as u32), "a directory that a directory shows, as a page");
+    assert_eq!(
+        read(&world, window(2, SELF, REGION)),
+        Some(region as u32),
+        "a directory that a directory shows, as a page"
+    );
     assert_eq!(hang(&mut world, SECOND_TOP, 4, SECOND_TOP, 0), OK);
     assert_eq!(read(&world, window(4, 2, SELF)), Some(shown as u32));
     assert_eq!(ask(&mut world, |guest| new_base(guest.frames[TOP])), OK);
@@ -354,9 +358,9 @@ fn without_memory_for_a_view_the_entry_is_refused_and_nothing_is_lost() {
     for pfn in [TOP, SECOND_TOP] {
         assert_eq!(hang(&mut world, TOP, SELF, pfn, 0), INVALID);
     }
-    let block = taken.iter().position(|frame| {
-        frame.0.is_multiple_of(4) && (1..4).all(|offset| taken.contains(&Mfn(frame.0 + offset)))
-    });
+    let block = taken
+        .iter()
+        .position(|frame| frame.0.is_multiple_of(4) && (1..4).all(|offset| taken.contains(&Mfn(frame.0 + offset))));
     let first = taken[block.expect("four frames in a row")];
     taken.retain(|frame| frame.0 & !3 != first.0);
     for offset in 0..4 {

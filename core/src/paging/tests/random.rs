@@ -409,11 +409,16 @@ fn plot() -> impl Strategy<Value = Vec<Op>> {
             },
         ),
         // Segment tables come and go.
-        1 => (hot_page(), 0..4096u64).prop_map(move |(page, offset)| vec![
+        2 => (hot_page(), 0..8192u64, any::<[bool; 3]>()).prop_map(move |(page, offset, [second, moves, gone])| vec![
             gone_or_read_only(page, false),
-            own(Req::SetLdt { page, offset: 0, entries: 512 }),
+            gone_or_read_only(page + 1, false),
+            own(Req::SetLdt { page, offset: 0, entries: 1024 }),
             Op::LdtFault { offset },
-            own(Req::NewBase { frame: Frame::Own(SECOND_TOP) }),
+            if moves {
+                gone_or_read_only(if second { page + 1 } else { page }, gone)
+            } else {
+                own(Req::NewBase { frame: Frame::Own(SECOND_TOP) })
+            },
             writable(page),
         ]),
     ]

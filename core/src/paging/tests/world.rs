@@ -260,6 +260,21 @@ impl Guest {
         self.put_args(&[])
     }
 
+    /// What every request that changes mappings does first, whether it then fails or not.
+    pub fn settle_ldt(&mut self) {
+        use proxenos_abi::{X86_32, X86_64};
+        let (host, dom) = (self.host.clone(), self.dom.clone());
+        let segments = &mut self.vcpu.segments;
+        match dom.arch {
+            Arch::X86_32 => segments.drop_moved_ldt::<X86_32, _>(&host, &dom),
+            Arch::X86_64 => segments.drop_moved_ldt::<X86_64, _>(&host, &dom),
+        }
+        match dom.arch {
+            Arch::X86_32 => segments.reload_ldt::<X86_32, _>(&host, &dom),
+            Arch::X86_64 => segments.reload_ldt::<X86_64, _>(&host, &dom),
+        }
+    }
+
     /// The record's type, if it is held.
     pub fn type_of(&self, frame: Mfn) -> (FrameType, u32) {
         let word = self.host.frames.info(frame).expect("a frame of the table").type_word();
@@ -424,6 +439,7 @@ impl World {
         let guest = &self.guests[who];
         guest.run();
         let done = self.host.hw.guest_target(guest.va(ARGS).offset(4088), Mode::Kernel);
+        self.guests[who].settle_ldt();
         let before = self.snapshot();
         self.host.hw.watch();
         let result = action(&mut self.guests[who]);
