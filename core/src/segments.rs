@@ -88,7 +88,7 @@ impl Segments {
         entries: u16,
     ) -> Result<(), Errno> {
         let pager = Pager::new(host, dom);
-        let mut state = dom.paging.lock();
+        let mut state = pager.lock();
         for (taken, &frame) in frames.iter().enumerate() {
             let result = pager.get_frame_and_type::<P::Tables>(&mut state, frame, dom.id, FrameType::Descriptor);
             if result.is_err() {
@@ -137,7 +137,7 @@ impl Segments {
         }
         let info = host.frames.get(mfn, dom.id).map_err(|_| Errno::EINVAL)?;
         let pager = Pager::new(host, dom);
-        let mut state = dom.paging.lock();
+        let mut state = pager.lock();
         let word = info.type_word();
         let kind = match word.kind() {
             FrameType::Descriptor if word.count() > 0 => FrameType::Descriptor,
@@ -181,7 +181,7 @@ impl Segments {
             return;
         }
         let pager = Pager::new(host, dom);
-        let mut state = dom.paging.lock();
+        let mut state = pager.lock();
         for (page, slot) in self.ldt.iter_mut().enumerate() {
             if let Some(old) = slot.take() {
                 host.hw.map_descriptors(dom.id, DescriptorPage::Ldt(page as u8), None);
@@ -199,7 +199,7 @@ impl Segments {
             return false;
         }
         let pager = Pager::new(host, dom);
-        let mut state = dom.paging.lock();
+        let mut state = pager.lock();
         let Some(found) = pager.walk::<P::Tables>(&state, self.ldt_address(offset)) else { return false };
         if !found.entry.present() {
             return false;
