@@ -12,7 +12,8 @@ use crate::addr::{GuestVirt, PAGE_SIZE};
 use crate::domain::{Arch, Domain};
 use crate::host::{Hardware, Host};
 use crate::paging::Pager;
-use crate::paging::format::{FourLevel, TwoLevel};
+use crate::image::PageTableMode;
+use crate::paging::format::{Format, FourLevel, TwoLevel};
 use crate::paging::shadow::Access;
 use crate::paging::writable::{TableFault, Written};
 use crate::personality::Personality;
@@ -24,16 +25,26 @@ use proxenos_abi::{Errno, X86_32, X86_64};
 pub fn vm_assist<H: Hardware>(host: &Host<H>, dom: &Domain, command: u32, kind: u32) -> Result<u64, Errno> {
     let kind = VmAssistType::from_raw(kind).ok_or(Errno::EINVAL)?;
     let command = VmAssistCommand::from_raw(command).ok_or(Errno::ENOSYS)?;
-    let pager = Pager::new(host, dom);
-    match (kind, command) {
-        (VmAssistType::WritablePagetables, VmAssistCommand::Enable) => pager.enable_writable_tables(),
-        (VmAssistType::WritablePagetables, VmAssistCommand::Disable) => pager.disable_writable_tables(),
-        (VmAssistType::Segments4Gb | VmAssistType::Segments4GbNotify, _) => {}
+    match command {
+        VmAssistCommand::Enable => dom.assist(kind),
+        VmAssistCommand::Disable => {
+            dom.do_not_assist(kind);
+            if kind == VmAssistType::WritablePagetables {
+                Pager::new(host, dom).release_writable_tables();
+            }
+        }
     }
     Ok(0)
 }
 
-/// What became of a page fault.
+/// What an image says of how its kernel changes page tables (`PT_MODE_WRITABLE`).
+pub fn follow_image(dom: &Domain, mode: PageTableMode) {
+    if mode == PageTableMode::Writable {
+        dom.assist(VmAssistType::WritablePagetables);
+    }
+}
+
+/// What became of a store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Outcome {
     /// The guest goes on, at the instruction that faulted or behind it, if its domain has not ended.
@@ -62,50 +73,53 @@ pub struct CodeSegments {
     pub data: Option<u64>,
 }
 
-/// A page fault of a guest's. `fetch` looks what instruction it was, if that matters; it is called without any lock.
-pub fn page_fault<H: Hardware>(
+/// Looks at a page fault of a guest's: whether it has to do with writable page tables. A store that it gives goes to
+/// [`store`].
+#[inline]
+pub fn page_fault<H: Hardware>(host: &Host<H>, dom: &Domain, at: GuestVirt, access: Access) -> TableFault {
+    if !dom.is_assisted(VmAssistType::WritablePagetables) {
+        return TableFault::Other;
+    }
+    match dom.arch {
+        Arch::X86_32 => look::<TwoLevel, H>(host, dom, at, access),
+        Arch::X86_64 => look::<FourLevel, H>(host, dom, at, access),
+    }
+}
+
+fn look<F: Format, H: Hardware>(host: &Host<H>, dom: &Domain, at: GuestVirt, access: Access) -> TableFault {
+    let pager = Pager::new(host, dom);
+    let mut state = dom.paging.lock();
+    match pager.table_fault::<F>(&mut state, at, access) {
+        TableFault::Store(written) if pager.open_if_busy::<F>(&mut state, &written) => TableFault::TryAgain,
+        fault => fault,
+    }
+}
+
+/// Deals with a guest's store to a table. `fetch` looks what instruction it is; it is called without any lock.
+pub fn store<H: Hardware>(
     host: &Host<H>,
     dom: &Domain,
-    at: GuestVirt,
-    access: Access,
+    written: &Written,
     registers: &mut Registers,
     fetch: impl FnOnce(&Registers) -> Option<Fetched>,
 ) -> Outcome {
     let pager = Pager::new(host, dom);
-    let mut state = dom.paging.lock();
-    let fault = match dom.arch {
-        Arch::X86_32 => pager.table_fault::<TwoLevel>(&mut state, at, access),
-        Arch::X86_64 => pager.table_fault::<FourLevel>(&mut state, at, access),
-    };
-    let written = match fault {
-        TableFault::Other => return Outcome::Other,
-        TableFault::TryAgain => return Outcome::Resolved,
-        TableFault::Store(written) => written,
-    };
-    let opened = match dom.arch {
-        Arch::X86_32 => pager.open_if_busy::<TwoLevel>(&mut state, &written),
-        Arch::X86_64 => pager.open_if_busy::<FourLevel>(&mut state, &written),
-    };
-    drop(state);
-    if opened {
-        return Outcome::Resolved;
-    }
     let fetched = fetch(registers);
     if let Some(fetched) = fetched
         && fetched.store.repeat == Repeat::No
-        && carry_out(&pager, &written, &fetched, registers)
+        && carry_out(&pager, written, &fetched, registers)
     {
         return Outcome::Resolved;
     }
     // More than one store, or one that is not known or not within one entry.
     let mut state = dom.paging.lock();
     let opened = match dom.arch {
-        Arch::X86_32 => pager.open_for::<TwoLevel>(&mut state, &written, registers.ip),
-        Arch::X86_64 => pager.open_for::<FourLevel>(&mut state, &written, registers.ip),
+        Arch::X86_32 => pager.open_for::<TwoLevel>(&mut state, written, registers.ip),
+        Arch::X86_64 => pager.open_for::<FourLevel>(&mut state, written, registers.ip),
     };
     drop(state);
     // Of a string instruction one step at a time will do.
-    if opened || fetched.is_some_and(|fetched| carry_out(&pager, &written, &fetched, registers)) {
+    if opened || fetched.is_some_and(|fetched| carry_out(&pager, written, &fetched, registers)) {
         Outcome::Resolved
     } else {
         Outcome::Other

@@ -9,6 +9,7 @@ use crate::event::{EventChannels, EventDomain, EventError, PirqSharing};
 use crate::paging::PagingState;
 use core::sync::atomic::{AtomicU32, Ordering};
 use proxenos_abi::Pirq;
+use proxenos_abi::hypercall::VmAssistType;
 use spin::Mutex;
 
 /// A guest's architecture, where it is chosen at run time.
@@ -62,6 +63,8 @@ pub struct Domain {
     pub channels: EventChannels,
     /// Frames it has been given.
     pub total_pages: AtomicU32,
+    /// What it has turned on with `vm_assist`, a bit each.
+    assists: AtomicU32,
     run: AtomicU32,
     /// Why it shut down, once it has (SCHEDOP_shutdown's reason).
     reason: AtomicU32,
@@ -80,6 +83,7 @@ impl Domain {
             paging: Mutex::new(PagingState::new()),
             channels: EventChannels::new(),
             total_pages: AtomicU32::new(0),
+            assists: AtomicU32::new(0),
             run: AtomicU32::new(0),
             reason: AtomicU32::new(0),
         }
@@ -89,6 +93,23 @@ impl Domain {
     #[must_use]
     pub const fn is_privileged(&self) -> bool {
         self.privileges.contains(Privileges::CONTROL)
+    }
+
+    /// Whether it has turned on an assistance.
+    #[inline]
+    #[must_use]
+    pub fn is_assisted(&self, kind: VmAssistType) -> bool {
+        self.assists.load(Ordering::Relaxed) & 1 << kind.raw() != 0
+    }
+
+    /// Records that an assistance is on.
+    pub(crate) fn assist(&self, kind: VmAssistType) {
+        self.assists.fetch_or(1 << kind.raw(), Ordering::Relaxed);
+    }
+
+    /// Records that an assistance is off.
+    pub(crate) fn do_not_assist(&self, kind: VmAssistType) {
+        self.assists.fetch_and(!(1 << kind.raw()), Ordering::Relaxed);
     }
 
     /// Its run state, now.

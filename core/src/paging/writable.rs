@@ -27,6 +27,7 @@ use crate::addr::{GuestVirt, Mfn};
 use crate::domain::{Arch, RunState};
 use crate::frame::FrameType;
 use crate::host::Hardware;
+use proxenos_abi::hypercall::VmAssistType;
 use spin::MutexGuard;
 
 /// Tables that may be open at a time.
@@ -40,8 +41,6 @@ const PENALTY: i32 = 64;
 /// What a guest's writes to its tables have come to.
 #[derive(Debug)]
 pub struct WritableTables {
-    /// The guest has asked for it.
-    enabled: bool,
     /// Tables written to lately, the last one first, and how often in a row.
     recent: [(Mfn, i32); 2],
     pub(super) windows: [Option<Window>; WINDOWS],
@@ -97,7 +96,6 @@ pub enum TableFault {
 impl WritableTables {
     pub(super) const fn new() -> Self {
         Self {
-            enabled: false,
             recent: [(Mfn(0), 0); 2],
             windows: [None; WINDOWS],
             snapshots: [None; WINDOWS],
@@ -105,12 +103,6 @@ impl WritableTables {
             opened_for: None,
             refused: None,
         }
-    }
-
-    /// Whether the guest has asked for it.
-    #[must_use]
-    pub const fn is_enabled(&self) -> bool {
-        self.enabled
     }
 
     /// Whether a table is open.
@@ -193,15 +185,9 @@ impl<'a, H: Hardware> Pager<'a, H> {
         }
     }
 
-    /// Turns writable tables on.
-    pub fn enable_writable_tables(&self) {
-        self.lock().writable.enabled = true;
-    }
-
-    /// Turns them off, and gives back what they needed.
-    pub fn disable_writable_tables(&self) {
+    /// Closes all tables and gives back what they needed: the guest does without, or ends.
+    pub fn release_writable_tables(&self) {
         let mut state = self.lock();
-        state.writable.enabled = false;
         for snapshot in state.writable.snapshots.iter_mut().filter_map(Option::take) {
             self.host.free_hypervisor(snapshot, 0);
         }
@@ -224,7 +210,7 @@ impl<'a, H: Hardware> Pager<'a, H> {
     /// access by a guest's applications never has.
     pub fn table_fault<F: Format>(&self, state: &mut PagingState, at: GuestVirt, access: Access) -> TableFault {
         let by_kernel = !F::SHADOWED || !access.user;
-        let written = if access.write && by_kernel && state.writable.enabled {
+        let written = if access.write && by_kernel && self.dom.is_assisted(VmAssistType::WritablePagetables) {
             self.written_table::<F>(state, at)
         } else {
             None

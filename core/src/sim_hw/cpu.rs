@@ -14,6 +14,7 @@ use crate::host::Host;
 use crate::machine::MachineMemory;
 use crate::paging::format::{Pte, bits};
 use crate::paging::shadow::Access;
+use crate::paging::writable::TableFault;
 use crate::store::{CodeWidth, Registers, decode};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -172,7 +173,12 @@ impl SimHardware {
             }
             self.on_cpu(|cpu| cpu.forget_after_fault(at));
             let fetched = Fetched { store, read: 0 };
-            match assist::page_fault(&host, &dom, at, access, registers, |_| Some(fetched)) {
+            let outcome = match assist::page_fault(&host, &dom, at, access) {
+                TableFault::Store(written) => assist::store(&host, &dom, &written, registers, |_| Some(fetched)),
+                TableFault::TryAgain => Outcome::Resolved,
+                TableFault::Other => Outcome::Other,
+            };
+            match outcome {
                 Outcome::Resolved if registers.ip != start => return Ok(()),
                 Outcome::Resolved => {}
                 Outcome::Other if assist::repair_access(&host, &dom, at, access) => {}
