@@ -9,6 +9,7 @@ use crate::event::{EventChannels, EventDomain, EventError, PirqSharing};
 use crate::paging::PagingState;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use proxenos_abi::Pirq;
+use proxenos_abi::hypercall::VmAssistType;
 use spin::Mutex;
 
 /// A guest's architecture, where it is chosen at run time.
@@ -64,6 +65,8 @@ pub struct Domain {
     pub total_pages: AtomicU32,
     /// A mapping of one of its descriptor pages is gone, so its LDT may lie elsewhere: see [`Domain::ldt_may_have_moved`].
     ldt_moved: AtomicBool,
+    /// What it has turned on with `vm_assist`, a bit each.
+    assists: AtomicU32,
     run: AtomicU32,
     /// Why it shut down, once it has (SCHEDOP_shutdown's reason).
     reason: AtomicU32,
@@ -83,6 +86,7 @@ impl Domain {
             channels: EventChannels::new(),
             total_pages: AtomicU32::new(0),
             ldt_moved: AtomicBool::new(false),
+            assists: AtomicU32::new(0),
             run: AtomicU32::new(0),
             reason: AtomicU32::new(0),
         }
@@ -109,6 +113,23 @@ impl Domain {
     /// Takes the note back, or takes note of having acted upon it.
     pub fn ldt_has_not_moved(&self) {
         self.ldt_moved.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether it has turned on an assistance.
+    #[inline]
+    #[must_use]
+    pub fn is_assisted(&self, kind: VmAssistType) -> bool {
+        self.assists.load(Ordering::Relaxed) & 1 << kind.raw() != 0
+    }
+
+    /// Records that an assistance is on.
+    pub(crate) fn assist(&self, kind: VmAssistType) {
+        self.assists.fetch_or(1 << kind.raw(), Ordering::Relaxed);
+    }
+
+    /// Records that an assistance is off.
+    pub(crate) fn do_not_assist(&self, kind: VmAssistType) {
+        self.assists.fetch_and(!(1 << kind.raw()), Ordering::Relaxed);
     }
 
     /// Its run state, now.

@@ -192,8 +192,8 @@ pub enum TypeRest {
 pub struct FrameInfo {
     refs: AtomicU64,
     kind: AtomicU64,
-    /// Free-list links (frame numbers), for the allocator alone while the frame is free. What they are while it is used
-    /// as a directory, [`crate::paging::linear`] says.
+    /// Free-list links (frame numbers), for the allocator alone while the frame is free. What they are while it is a
+    /// two-level guest's directory, [`crate::paging::linear`] says; a four-level guest's L1, [`FrameInfo::note_parent`].
     pub(crate) next: AtomicU32,
     pub(crate) prev: AtomicU32,
     /// First frame of this table's shadow; zero when it has none.
@@ -239,6 +239,18 @@ impl FrameInfo {
     /// Records (or forgets) the shadow. Called under the owner's paging lock.
     pub fn set_shadow(&self, shadow: Option<Mfn>) {
         self.shadow.store(shadow.map_or(0, |m| m.0 as u32), Ordering::Relaxed);
+    }
+
+    /// Notes which slot of which table led to this one last. A hint: nobody takes it back. It lies where a free frame has its
+    /// links, and is read only of frames that are in use.
+    pub(crate) fn note_parent(&self, table: Mfn, index: usize) {
+        self.next.store(table.0 as u32, Ordering::Relaxed);
+        self.prev.store(index as u32, Ordering::Relaxed);
+    }
+
+    /// What was noted last; perhaps no longer true, or never.
+    pub(crate) fn noted_parent(&self) -> (Mfn, usize) {
+        (Mfn(self.next.load(Ordering::Relaxed).into()), self.prev.load(Ordering::Relaxed) as usize)
     }
 
     /// TLB clock when the frame's last type or owner let go of it.

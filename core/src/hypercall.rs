@@ -4,12 +4,13 @@
 //! nowhere else. Arguments are taken as wide as the interface has them: an `int` is the register's low 32 bits.
 
 use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn};
+use crate::assist;
 use crate::bounce::Callback;
 use crate::domain::{Arch, Domain, RunState};
 use crate::event::{self, Reply};
 use crate::host::{Hardware, Host};
 use crate::mmu;
-use crate::paging::Target;
+use crate::paging::{Pager, Target};
 use crate::personality::Personality;
 use crate::segments::{INITIAL_GDT_ENTRIES, TABLE_PAGES};
 use crate::vcpu::Vcpu;
@@ -107,6 +108,7 @@ impl<H: Hardware> Caller<'_, H> {
             }
             Hypercall::XenVersion => Ok(xen_version(a)),
             Hypercall::ConsoleIo => self.console_io::<P>(a as u32, b as u32 as i32, GuestVirt(c)),
+            Hypercall::VmAssist => assist::vm_assist(self.host, self.dom, a as u32, b as u32),
             // Of the rest none exists, rather than half of one (SPECIFICATION.md says which issue brings it).
             Hypercall::Dom0Op
             | Hypercall::SetDebugreg
@@ -115,7 +117,6 @@ impl<H: Hardware> Caller<'_, H> {
             | Hypercall::DomMemOp
             | Hypercall::PhysdevOp
             | Hypercall::GrantTableOp
-            | Hypercall::VmAssist
             | Hypercall::SwitchToUser
             | Hypercall::SetSegmentBase => Err(Errno::ENOSYS),
         }
@@ -165,7 +166,10 @@ impl<H: Hardware> Caller<'_, H> {
     }
 
     fn sched_op(&mut self, op: u32) -> Result<u64, Errno> {
-        match SchedOp::from_raw(op & SCHEDOP_CMDMASK).ok_or(Errno::ENOSYS)? {
+        let op_kind = SchedOp::from_raw(op & SCHEDOP_CMDMASK).ok_or(Errno::ENOSYS)?;
+        // Another domain's turn may come: no table stays open meanwhile.
+        drop(Pager::new(self.host, self.dom).lock());
+        match op_kind {
             SchedOp::Yield => self.vcpu.reschedule = true,
             SchedOp::Block => {
                 let page = self.dom.shared_info.addr();

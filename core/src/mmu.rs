@@ -59,6 +59,8 @@ pub fn mmu_update<P: Personality, H: Hardware>(
     if !P::in_guest_range(list, u64::from(count) * size) {
         return Err(Errno::EFAULT);
     }
+    // What the guest wrote to its tables itself comes before what it asks for.
+    drop(Pager::new(caller.host, caller.dom).lock());
     let mut batch = Batch { target: Target::Own, foreign: None, flush_tlb: false };
     let mut result = Ok(0);
     let mut completed = 0;
@@ -118,7 +120,7 @@ impl Batch {
         }
         let info = host.frames.get(at.mfn(), dom.id)?;
         let pager = Pager::new(host, dom);
-        let mut state = dom.paging.lock();
+        let mut state = pager.lock();
         let result = match pager.locate::<P::Tables>(at) {
             Some((table, level, index)) => {
                 let entry = P::Tables::truncate(value);
@@ -211,7 +213,7 @@ impl Batch {
             frame: Mfn,
             level: Option<u8>,
         ) -> Result<(), PagingError> {
-            let mut state = pager.dom.paging.lock();
+            let mut state = pager.lock();
             match level {
                 Some(level) => pager.pin::<F>(&mut state, frame, level),
                 None => pager.unpin::<F>(&mut state, frame),
@@ -231,9 +233,10 @@ impl Batch {
         if !caller.host.is_ram(frame) {
             return Err(Refused);
         }
-        let mut state = caller.dom.paging.lock();
+        let pager = Pager::new(caller.host, caller.dom);
+        let mut state = pager.lock();
         let load = |root| caller.host.hw.load_root(root);
-        Pager::new(caller.host, caller.dom).switch_base::<P::Tables>(&mut state, frame, load)?;
+        pager.switch_base::<P::Tables>(&mut state, frame, load)?;
         drop(state);
         caller.vcpu.segments.drop_ldt::<P, H>(caller.host, caller.dom);
         // Loading the root has flushed whatever an earlier request wanted flushed.
@@ -310,7 +313,7 @@ pub fn update_va_mapping<P: Personality, H: Hardware>(
     // Another domain may have let go of a page of this one's.
     caller.vcpu.segments.drop_moved_ldt::<P, H>(host, dom);
     let pager = Pager::new(host, dom);
-    let state = dom.paging.lock();
+    let state = pager.lock();
     let result = pager
         .walk::<P::Tables>(&state, at)
         // A directory that is read as an L1 table is not changed as one.

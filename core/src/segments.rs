@@ -13,13 +13,15 @@
 //! Owned by whoever runs the virtual CPU; no lock, but taking a frame as a descriptor table takes the paging lock.
 
 use crate::addr::{GuestVirt, MachineAddr, Mfn};
+use crate::assist::CodeSegments;
 use crate::descriptor;
-use crate::domain::Domain;
+use crate::domain::{Arch, Domain};
 use crate::frame::FrameType;
 use crate::host::{Hardware, Host};
 use crate::machine::DescriptorPage;
 use crate::paging::Pager;
 use crate::personality::Personality;
+use crate::store::CodeWidth;
 use proxenos_abi::arch::{FIRST_RESERVED_GDT_ENTRY, LAST_RESERVED_GDT_ENTRY};
 use proxenos_abi::{Errno, Selector};
 
@@ -94,7 +96,7 @@ impl Segments {
         entries: u16,
     ) -> Result<(), Errno> {
         let pager = Pager::new(host, dom);
-        let mut state = dom.paging.lock();
+        let mut state = pager.lock();
         for (taken, &frame) in frames.iter().enumerate() {
             let result = pager.get_frame_and_type::<P::Tables>(&mut state, frame, dom.id, FrameType::Descriptor);
             if result.is_err() {
@@ -143,7 +145,7 @@ impl Segments {
         }
         let info = host.frames.get(mfn, dom.id).map_err(|_| Errno::EINVAL)?;
         let pager = Pager::new(host, dom);
-        let mut state = dom.paging.lock();
+        let mut state = pager.lock();
         let word = info.type_word();
         let kind = match word.kind() {
             FrameType::Descriptor if word.count() > 0 => FrameType::Descriptor,
@@ -192,7 +194,7 @@ impl Segments {
         }
         self.ldt_first_page_due = true;
         let pager = Pager::new(host, dom);
-        let mut state = dom.paging.lock();
+        let mut state = pager.lock();
         for (page, slot) in self.ldt.iter_mut().enumerate() {
             if let Some(old) = slot.take() {
                 host.hw.map_descriptors(dom.id, DescriptorPage::Ldt(page as u8), None);
@@ -229,7 +231,7 @@ impl Segments {
             return false;
         }
         let pager = Pager::new(host, dom);
-        let mut state = dom.paging.lock();
+        let mut state = pager.lock();
         let Some(found) = pager.walk::<P::Tables>(&state, self.ldt_address(offset)) else { return false };
         if !found.entry.present() {
             return false;
@@ -262,6 +264,31 @@ impl Segments {
         }
         let raw = self.descriptor::<P, H>(host, dom, ss)?;
         writable_data_base(raw)
+    }
+
+    /// Where the guest's code and data segments lie, to look at the instruction that it executes; `None` if that is none that
+    /// is looked at (16-bit code).
+    pub fn code_segments<P: Personality, H: Hardware>(
+        &mut self,
+        host: &Host<H>,
+        dom: &Domain,
+        cs: Selector,
+        ds: Selector,
+    ) -> Option<CodeSegments> {
+        const LONG: u64 = 1 << 53;
+        const DEFAULT_32: u64 = 1 << 54;
+        let own = if P::ARCH == Arch::X86_64 { CodeWidth::Bits64 } else { CodeWidth::Bits32 };
+        let (width, code) = if cs == P::FLAT_GUESTOS_CS {
+            (own, 0)
+        } else {
+            match self.descriptor::<P, H>(host, dom, cs)? {
+                raw if raw & LONG != 0 => (CodeWidth::Bits64, 0),
+                raw if raw & DEFAULT_32 != 0 => (CodeWidth::Bits32, base(raw)),
+                _ => return None,
+            }
+        };
+        let data = if width == CodeWidth::Bits64 { Some(0) } else { self.stack_base::<P, H>(host, dom, ds) };
+        Some(CodeSegments { width, code, data })
     }
 
     /// The descriptor that a selector names now.
@@ -309,7 +336,12 @@ const fn writable_data_base(raw: u64) -> Option<u64> {
     if raw & MASK != PRESENT_WRITABLE_DATA {
         return None;
     }
-    Some(raw >> 16 & 0xff_ffff | (raw >> 56) << 24)
+    Some(base(raw))
+}
+
+/// Linear base of a code or data segment.
+const fn base(raw: u64) -> u64 {
+    raw >> 16 & 0xff_ffff | (raw >> 56) << 24
 }
 
 fn is_reserved(index: u16) -> bool {

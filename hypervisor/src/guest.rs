@@ -40,8 +40,10 @@ use core::cell::{Cell, UnsafeCell};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
 use hw::Hw;
+use proxenos_abi::hypercall::VmAssistType;
 use proxenos_abi::shared_info::SharedInfo;
 use proxenos_core::addr::{GuestVirt, MachineAddr};
+use proxenos_core::assist;
 use proxenos_core::domain::{Arch, Domain, RunState};
 use proxenos_core::host::Host;
 use proxenos_core::hypercall::Caller;
@@ -203,17 +205,17 @@ fn idle(cpu: &Cpu, run: &mut Running) {
     timer::resume(run);
 }
 
-/// A page fault while the hypervisor ran: one at an address of the guest's, that shadowing caused, is repaired, and the
-/// access tried again. No paging lock is held (see [`memory`]).
+/// A page fault while the hypervisor ran: one at an address of the guest's, that shadowing or an open page table caused, is
+/// repaired, and the access tried again. No paging lock is held (see [`memory`]).
 pub fn repair_access(fault: &TrapFrame) -> Repair {
     let at = GuestVirt(Cr2::read_raw());
-    match Cpu::current().local.domain() {
-        Some((host, dom)) if dom.arch == Arch::X86_32 => {
-            let repaired = faults::resolve(host, dom, at, faults::access(fault.error_code));
-            if repaired { Repair::TryAgain } else { Repair::None }
-        }
-        _ => Repair::None,
+    let Some((host, dom)) = Cpu::current().local.domain() else { return Repair::None };
+    // A four-level guest's tables are the CPU's own: nothing but writable ones can be in the way.
+    if dom.arch == Arch::X86_64 && !dom.is_assisted(VmAssistType::WritablePagetables) {
+        return Repair::None;
     }
+    let repaired = assist::repair_access(host, dom, at, faults::access(fault.error_code));
+    if repaired { Repair::TryAgain } else { Repair::None }
 }
 
 /// The `iretq` to a guest faulted. A page of its LDT may have been missing, and the way back is tried again; else the guest is

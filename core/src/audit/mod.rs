@@ -13,6 +13,7 @@
 mod allocator;
 mod shadows;
 mod tables;
+mod windows;
 #[cfg(test)]
 mod tests;
 
@@ -214,6 +215,7 @@ impl<'a, H: Hardware> Audit<'a, H> {
                 self.claim_own(l4, "claims on an upper L4");
                 self.claim_own(l3, "claims on an upper L3");
             }
+            self.claim_snapshots(index);
         }
     }
 
@@ -262,6 +264,7 @@ impl<'a, H: Hardware> Audit<'a, H> {
             }
             self.check_gdt_copy(dom);
             self.check_upper(dom, index);
+            self.tally_windows(dom, index);
         }
     }
 

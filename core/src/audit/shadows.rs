@@ -70,7 +70,9 @@ impl<H: Hardware> Audit<'_, H> {
 
     /// Not present until accessed, not writable until dirty.
     fn l1_slot<F: Format>(&self, table: Mfn, slot: u64) -> u64 {
-        let entry = F::load(&self.host.hw, table, slot as usize);
+        let entry = self.entry::<F>(table, slot as usize);
+        let opened = if self.is_open_at(table, slot as usize) { bits::A | bits::RW | bits::D } else { 0 };
+        let entry = Pte(entry.0 | opened);
         match (entry.has(bits::P | bits::A), entry.has(bits::RW | bits::D)) {
             (false, _) => 0,
             (true, false) => entry.0 & COPIED | bits::P | bits::A,

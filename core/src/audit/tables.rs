@@ -36,7 +36,7 @@ impl<H: Hardware> Audit<'_, H> {
             return self.report(Invariant::TypeIsHeld, table, "level at most", F::TOP.into(), level.into());
         }
         for index in 0..F::ENTRIES {
-            let entry = F::load(&self.host.hw, table, index);
+            let entry = self.entry::<F>(table, index);
             if !entry.present() || !F::is_guest_slot(level, index) {
                 continue;
             }

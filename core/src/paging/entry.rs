@@ -77,6 +77,7 @@ impl<H: Hardware> Pager<'_, H> {
         let same_reference = new.present() && old.differs_harmlessly(new);
         if !same_reference {
             self.get_child::<F>(state, level, table, new)?;
+            self.note_parent::<F>(level, new, table, index);
         }
         while let Err(seen) = F::cas(&self.host.hw, table, index, old, new) {
             old = seen;

@@ -6,6 +6,9 @@
 //! shadows* ([`shadow`]): each validated change writes the shadow too, so a shadow is at all times a function of the
 //! guest's tables (invariant I6) and never scanned for differences.
 //!
+//! A guest may also write to its L1 tables as if they were memory ([`writable`]): its stores are carried out one by one in
+//! the same way, or it is let write for a while and what it did is checked before the CPU may walk it ([`window`]).
+//!
 //! Everything here is generic over the guest's [`Format`] and dispatched statically; callers choose by
 //! [`Domain::arch`](crate::domain::Domain). Lock: the owner's paging lock. Functions that need it take the
 //! [`PagingState`] that it guards. Taking and dropping references to frames that are *not* tables needs no lock.
@@ -17,6 +20,8 @@ pub mod shadow;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod types;
+pub mod window;
+pub mod writable;
 
 use crate::addr::{DomId, GuestVirt, Mfn};
 use crate::domain::Domain;
@@ -24,6 +29,7 @@ use crate::frame::{FrameType, RefError};
 use crate::host::{Hardware, Host};
 use format::{Format, Pte, bits};
 use proxenos_abi::Errno;
+use writable::WritableTables;
 
 /// Why a paging request was refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -83,13 +89,15 @@ pub struct PagingState {
     pub upper: Option<(Mfn, Mfn)>,
     /// Directories about to be taken down, while a request is under way.
     pub(crate) doomed: linear::Doomed,
+    /// What the guest's writes to its own tables have come to.
+    pub writable: WritableTables,
 }
 
 impl PagingState {
     /// No address space yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self { base: None, upper: None, doomed: linear::Doomed::new() }
+        Self { base: None, upper: None, doomed: linear::Doomed::new(), writable: WritableTables::new() }
     }
 
     /// The L4 table for the CPU: the guest's own, or the one its shadows hang in.

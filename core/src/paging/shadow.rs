@@ -109,6 +109,13 @@ impl<H: Hardware> Pager<'_, H> {
         }
     }
 
+    /// Writes the shadow of an L1 entry so that the CPU may write through it, whatever the guest's own entry says.
+    pub(super) fn open_shadow(&self, table: Mfn, index: usize, entry: Pte) {
+        let Some(shadow) = self.host.frames.info(table).and_then(|info| info.shadow()) else { return };
+        let writable = Pte(entry.0 | bits::A | bits::RW | bits::D);
+        self.host.hw.store64(slot(shadow, index), l1_shadow(writable));
+    }
+
     /// Maps the machine-to-physical table into an L2 shadow, at 0xFC000000: readable in ring 1, not in ring 3.
     fn map_machine_to_phys(&self, shadow: Mfn) {
         const FIRST_SLOT: usize = 0xfc00_0000 >> 21;

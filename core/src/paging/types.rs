@@ -187,7 +187,9 @@ impl<H: Hardware> Pager<'_, H> {
         let mut done = 0;
         let result = (0..F::ENTRIES).try_for_each(|index| {
             if F::is_guest_slot(level, index) {
-                self.get_entry::<F>(state, level, mfn, F::load(&self.host.hw, mfn, index))?;
+                let entry = F::load(&self.host.hw, mfn, index);
+                self.get_entry::<F>(state, level, mfn, entry)?;
+                self.note_parent::<F>(level, entry, mfn, index);
             }
             done = index + 1;
             Ok(())

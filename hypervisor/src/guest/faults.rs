@@ -3,6 +3,7 @@
 
 use super::Running;
 use super::deliver;
+use super::end::crash;
 use super::fpu::{self, DeviceNotAvailable};
 use super::hw::Hw;
 use crate::cpu::entry::TrapFrame;
@@ -12,14 +13,16 @@ use crate::ex_table;
 use crate::mm::layout;
 use core::arch::asm;
 use core::sync::atomic::{AtomicU32, Ordering};
-use proxenos_abi::{X86_32, X86_64};
+use proxenos_abi::{Selector, X86_32, X86_64};
 use proxenos_core::addr::GuestVirt;
-use proxenos_core::domain::{Arch, Domain};
-use proxenos_core::host::Host;
+use proxenos_core::assist::{self, Outcome};
+use proxenos_core::domain::Arch;
 use proxenos_core::machine::CpuTables;
 use proxenos_core::paging::Pager;
 use proxenos_core::paging::format::TwoLevel;
 use proxenos_core::paging::shadow::Access;
+use proxenos_core::paging::writable::{TableFault, Written};
+use proxenos_core::store::Registers;
 use x86_64::instructions::tables::{lidt, sidt};
 use x86_64::registers::control::Cr2;
 use x86_64::structures::DescriptorTablePointer;
@@ -28,6 +31,9 @@ use x86_64::structures::DescriptorTablePointer;
 const PRESENT: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
 const USER: u64 = 1 << 2;
+/// Flags that say something of the instruction that was interrupted: it is stepped, and its breakpoint is done.
+const TRAP_FLAG: u64 = 1 << 8;
+const RESUME_FLAG: u64 = 1 << 16;
 /// Bytes of a full descriptor table.
 const FULL_TABLE: u64 = 8192 * 8;
 
@@ -63,12 +69,6 @@ pub fn access(error_code: u64) -> Access {
     Access { write: error_code & WRITE != 0, user: error_code & USER != 0 }
 }
 
-/// Lets `core` repair a fault that shadowing caused.
-pub fn resolve(host: &Host<Hw>, dom: &Domain, at: GuestVirt, access: Access) -> bool {
-    let state = dom.paging.lock();
-    Pager::new(host, dom).resolve_shadow_fault(&state, at, access)
-}
-
 /// A page fault in a guest.
 pub fn page_fault(run: &mut Running, frame: &mut TrapFrame) {
     let at = Cr2::read_raw();
@@ -76,6 +76,9 @@ pub fn page_fault(run: &mut Running, frame: &mut TrapFrame) {
         return fault_in_hypervisor_range(run, frame, at);
     }
     let mut code = frame.error_code;
+    if table_fault(run, frame, GuestVirt(at), access(code)) == Outcome::Resolved {
+        return;
+    }
     if run.dom.arch == Arch::X86_32 {
         let at = GuestVirt(at);
         let state = run.dom.paging.lock();
@@ -88,6 +91,67 @@ pub fn page_fault(run: &mut Running, frame: &mut TrapFrame) {
         code = code & !PRESENT | if present { PRESENT } else { 0 };
     }
     deliver::exception(run, frame, Vector::PAGE_FAULT, code as u32, Some(GuestVirt(at)));
+}
+
+/// A fault that comes of writable page tables, perhaps.
+fn table_fault(run: &mut Running, frame: &mut TrapFrame, at: GuestVirt, access: Access) -> Outcome {
+    match assist::page_fault(run.host, &run.dom, at, access) {
+        TableFault::Other => Outcome::Other,
+        TableFault::TryAgain => Outcome::Resolved,
+        TableFault::Store(written) => table_store(run, frame, &written),
+    }
+}
+
+/// A guest's kernel stores to a page table of its own.
+#[cold]
+fn table_store(run: &mut Running, frame: &mut TrapFrame, written: &Written) -> Outcome {
+    let mut registers = registers(frame);
+    let (host, dom, segments) = (run.host, &run.dom, &mut run.vcpu.segments);
+    let (cs, ds) = (Selector(frame.cs as u16), data_selector());
+    let outcome = assist::store(host, dom, written, &mut registers, |registers| {
+        let segments = match dom.arch {
+            Arch::X86_32 => segments.code_segments::<X86_32, Hw>(host, dom, cs, ds),
+            Arch::X86_64 => segments.code_segments::<X86_64, Hw>(host, dom, cs, ds),
+        }?;
+        assist::fetch(host, dom.arch, &segments, registers)
+    });
+    if let Some(refused) = dom.paging.lock().writable.refused {
+        crash(run, frame, format_args!("it wrote to its page table {refused:x?}"));
+        return Outcome::Resolved;
+    }
+    let is_done = frame.rip != registers.ip;
+    let steps = frame.rflags & TRAP_FLAG != 0;
+    set_registers(frame, &registers);
+    if is_done {
+        frame.rflags &= !RESUME_FLAG;
+        if steps {
+            debug(run, frame);
+        }
+    }
+    outcome
+}
+
+/// The guest's DS, which nothing on the way here has changed.
+fn data_selector() -> Selector {
+    let ds: u16;
+    // SAFETY: reads a segment register.
+    unsafe { asm!("mov {:x}, ds", out(reg) ds, options(nomem, nostack, preserves_flags)) }
+    Selector(ds)
+}
+
+fn registers(frame: &TrapFrame) -> Registers {
+    let f = frame;
+    let general = [
+        f.rax, f.rcx, f.rdx, f.rbx, f.rsp, f.rbp, f.rsi, f.rdi, f.r8, f.r9, f.r10, f.r11, f.r12, f.r13, f.r14, f.r15,
+    ];
+    Registers { general, ip: f.rip, flags: f.rflags }
+}
+
+fn set_registers(frame: &mut TrapFrame, registers: &Registers) {
+    let f = frame;
+    [f.rax, f.rcx, f.rdx, f.rbx, f.rsp, f.rbp, f.rsi, f.rdi, f.r8, f.r9, f.r10, f.r11, f.r12, f.r13, f.r14, f.r15] =
+        registers.general;
+    (f.rip, f.rflags) = (registers.ip, registers.flags);
 }
 
 /// A fault at an address of ours: either the CPU looked into the guest's LDT, which is mapped on demand, or the guest

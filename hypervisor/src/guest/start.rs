@@ -219,6 +219,7 @@ fn build_domain0(
         host.m2p.set(&host.hw, frame(Pfn(pfn)), Pfn(pfn));
     }
     install_tables(host, &dom, top).map_err(Refusal::Tables)?;
+    proxenos_core::assist::follow_image(&dom, image.page_tables());
     host.domains.insert(dom.clone());
     let name = if arch == Arch::X86_32 { "x86_32" } else { "x86_64" };
     log::info!(
