@@ -710,12 +710,15 @@ fn an_ldt_page_that_is_unmapped_is_free_to_become_something_else() {
 fn a_table_that_is_refused_leaves_the_ldt_alone() {
     both(|world| {
         let kind = |world: &World, pfn| world.guests[1].type_of(world.guests[1].frames[pfn]).0;
-        world.done(|guest| extended(MmuExtCommand::SetLdt, guest.va(SPARE).0, 512));
-        // It maps the LDT's page, and then something that it must not.
+        // It maps a page of the LDT's that would not come back by itself, and then something that it must not.
+        world.done(|guest| extended(MmuExtCommand::SetLdt, guest.va(SPARE).0 - 4096, 1024));
+        assert!(ldt_fault(world, 4096));
         world.done(|guest| guest.set(guest.frames[SPARE2], 3, guest.entry(SPARE, 0)));
         world.done(|guest| guest.set(guest.frames[SPARE2], 4, guest.entry(TOP, RW)));
         world.refused(|guest| pin(guest.frames[SPARE2], 1));
-        assert_eq!(kind(world, SPARE), FrameType::Descriptor);
+        world.done(|_| extended(MmuExtCommand::TlbFlush, 0, 0));
+        assert_eq!(kind(world, SPARE), FrameType::Descriptor, "neither at once nor later");
+        world.done(|guest| extended(MmuExtCommand::SetLdt, guest.va(SPARE).0, 512));
         // Good, it is one more mapping, which goes with the table.
         world.done(|guest| guest.set(guest.frames[SPARE2], 4, 0));
         world.done(|guest| pin(guest.frames[SPARE2], 1));

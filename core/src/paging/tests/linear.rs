@@ -1,5 +1,7 @@
 //! Directories read as L1 tables: what a guest sees there, what it may not, and how they go.
 
+extern crate std;
+
 use super::world::*;
 use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn};
 use crate::domain::Arch;
@@ -9,6 +11,7 @@ use crate::machine::MachineMemory;
 use crate::paging::Pager;
 use crate::paging::format::TwoLevel;
 use crate::paging::format::bits::{self, A, D, P, RW, US};
+use crate::paging::shadow::Access;
 use crate::sim_hw::{Mode, SimHardware, domain, host_with};
 use alloc::vec::Vec;
 use proxenos_abi::mmu::MmuExtCommand;
@@ -145,6 +148,12 @@ fn accessed_and_dirty_bits_of_a_directory_stay_the_guests() {
     let before = entries(&world);
     assert!(read(&world, window(SELF, 5, 0)).is_some() && read(&world, window(SELF, SELF, 0)).is_some());
     assert!(!writes(&world, window(SELF, 5, 0), Mode::Kernel));
+    // Nor by a fault that is a stale translation's.
+    let pager = Pager::new(&*world.host, &world.guests[1].dom);
+    for write in [false, true] {
+        let state = world.guests[1].dom.paging.lock();
+        assert!(!pager.resolve_shadow_fault(&state, window(SELF, 5, 0), Access { write, user: false }));
+    }
     assert_eq!(entries(&world), before);
     world.check();
 }
@@ -212,6 +221,8 @@ fn a_directory_may_name_itself_before_it_is_one_and_dies_nevertheless() {
     for slot in [0, 7, 1007] {
         assert_eq!(ask(&mut world, |guest| guest.set(guest.frames[SPARE], slot, guest.entry(SPARE, 0))), OK);
     }
+    // What stands in the hypervisor's slots is looked at by nobody.
+    assert_eq!(ask(&mut world, |guest| guest.set(guest.frames[SPARE], 1010, guest.entry(DATA, RW))), OK);
     assert_eq!(ask(&mut world, |guest| pin(guest.frames[SPARE], 2)), OK);
     assert_eq!(type_of(&world, SPARE), (FrameType::L2, 1));
     assert_eq!(shadows(&world), before.shadows + 6);
@@ -465,9 +476,14 @@ fn end_and_free(world: &World, who: usize) {
     }
 }
 
-/// Directories as the links of a chain, each held by the one before only: more of them than a stack would bear.
+/// Directories as the links of a chain, each held by the one before only: more of them than this stack would bear.
 #[test]
 fn a_chain_of_directories_is_taken_down_link_by_link() {
+    let thread = std::thread::Builder::new().stack_size(128 << 10).spawn(take_down_a_chain);
+    thread.expect("a thread").join().expect("no panic");
+}
+
+fn take_down_a_chain() {
     const LINKS: usize = 1500;
     let host = host_with(0x100 + 8 * LINKS, 1, None);
     let guest = domain(&host, DomId(0), Arch::X86_32, PLAIN, LINKS);
