@@ -157,6 +157,7 @@ fn leave(cpu: &Cpu, run: &mut Running, frame: &mut TrapFrame) {
             break;
         }
         if state.intersects(RunState::SHUTDOWN | RunState::CRASHED) {
+            end::explain(run, frame);
             end::ended(run);
         }
         idle(cpu, run);

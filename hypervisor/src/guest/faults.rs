@@ -3,7 +3,6 @@
 
 use super::Running;
 use super::deliver;
-use super::end::crash;
 use super::fpu::{self, DeviceNotAvailable};
 use super::hw::Hw;
 use crate::cpu::entry::TrapFrame;
@@ -115,10 +114,6 @@ fn table_store(run: &mut Running, frame: &mut TrapFrame, written: &Written) -> O
         }?;
         assist::fetch(host, dom.arch, &segments, registers)
     });
-    if let Some(refused) = dom.paging.lock().writable.refused {
-        crash(run, frame, format_args!("it wrote to its page table {refused:x?}"));
-        return Outcome::Resolved;
-    }
     let is_done = frame.rip != registers.ip;
     let steps = frame.rflags & TRAP_FLAG != 0;
     set_registers(frame, &registers);

@@ -1,10 +1,11 @@
 //! The hypercalls on memory, as guests of both architectures make them, on the simulated machine.
 //!
 //! [`world`] has the machine and its domains, [`commands`] a test for each request and refusal, [`attacks`] one for each
-//! known way out of paravirtualised paging, and [`random`] sequences of requests that nobody thought of. All judge by the
+//! known way out of paravirtualised paging, [`writable`] what guests write to their tables themselves, and [`random`] sequences of requests that nobody thought of. All judge by the
 //! audit, the simulated TLBs, and, for what is refused, by nothing having changed.
 
 mod attacks;
 mod commands;
 mod random;
 pub(crate) mod world;
+mod writable;
