@@ -57,10 +57,11 @@ fn carry_out(attack: &str) {
             let _ = memory::flush_tlb();
         }
         "touch" => {
+            // Where nothing was mapped before: what was may be what it was until a flush.
             open(table);
-            write(table, 3, bad);
+            write(table, MANY + 3, bad);
             // SAFETY: if this can be done, all is lost.
-            unsafe { probe::store(GuestVirt(at.raw() + 0x3000), 0) };
+            unsafe { probe::store(GuestVirt(at.raw() + 4096 * (MANY as u64 + 3)), 0) };
         }
         "yield" => {
             open(table);
@@ -93,7 +94,8 @@ fn carry_out(attack: &str) {
             let free = slot + 128;
             let alias = GuestVirt(table.raw() + 128 * span);
             // SAFETY: the slot was free.
-            unsafe { memory::write_entry(tables::entry_address(parent.mfn(), free), entry) }.expect("an L1 in two slots");
+            unsafe { memory::write_entry(tables::entry_address(parent.mfn(), free), entry) }
+                .expect("an L1 in two slots");
             open(table);
             // Through both while it is open; a fault closes it in between, or not.
             write(alias, 5, Pte::NONE);

@@ -136,9 +136,8 @@ fn data_selector() -> Selector {
 
 fn registers(frame: &TrapFrame) -> Registers {
     let f = frame;
-    let general = [
-        f.rax, f.rcx, f.rdx, f.rbx, f.rsp, f.rbp, f.rsi, f.rdi, f.r8, f.r9, f.r10, f.r11, f.r12, f.r13, f.r14, f.r15,
-    ];
+    let general =
+        [f.rax, f.rcx, f.rdx, f.rbx, f.rsp, f.rbp, f.rsi, f.rdi, f.r8, f.r9, f.r10, f.r11, f.r12, f.r13, f.r14, f.r15];
     Registers { general, ip: f.rip, flags: f.rflags }
 }
 
