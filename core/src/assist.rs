@@ -11,8 +11,8 @@
 use crate::addr::{GuestVirt, PAGE_SIZE};
 use crate::domain::{Arch, Domain};
 use crate::host::{Hardware, Host};
-use crate::paging::Pager;
 use crate::image::PageTableMode;
+use crate::paging::Pager;
 use crate::paging::format::{Format, FourLevel, TwoLevel};
 use crate::paging::shadow::Access;
 use crate::paging::writable::{TableFault, Written};

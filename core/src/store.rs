@@ -110,7 +110,10 @@ enum Operation {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Source {
     /// A register, from this bit on: 8 for ah, ch, dh and bh.
-    Register { number: u8, shift: u8 },
+    Register {
+        number: u8,
+        shift: u8,
+    },
     Immediate(u64),
 }
 
@@ -344,8 +347,7 @@ impl Store {
             Operation::Move => source,
             Operation::Arithmetic(operation) => compute(operation, old, source, width, &mut registers.flags),
             Operation::Increment | Operation::Decrement => {
-                let operation =
-                    if self.operation == Operation::Increment { Arithmetic::Add } else { Arithmetic::Sub };
+                let operation = if self.operation == Operation::Increment { Arithmetic::Add } else { Arithmetic::Sub };
                 let new = compute(operation, old, 1, width, &mut registers.flags);
                 registers.flags = registers.flags & !CF | flags & CF;
                 new

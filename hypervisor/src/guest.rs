@@ -186,6 +186,7 @@ fn attend(cpu: &Cpu, run: &mut Running) {
             break;
         }
         if state.intersects(RunState::SHUTDOWN | RunState::CRASHED) {
+            end::explain(run, frame);
             end::ended(run);
         }
         idle(cpu, run);

@@ -13,9 +13,9 @@
 mod allocator;
 mod shadows;
 mod tables;
-mod windows;
 #[cfg(test)]
 mod tests;
+mod windows;
 
 use crate::addr::{DomId, Mfn};
 use crate::domain::Domain;

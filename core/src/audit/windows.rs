@@ -60,7 +60,13 @@ impl<H: Hardware> Audit<'_, H> {
             self.expect(Invariant::TypeIsHeld, table, "type of a table", FrameType::L1 as u64, word.kind() as u64);
             self.expect(Invariant::TypeIsHeld, table, "validated table", 1, word.is_validated().into());
         }
-        self.expect(Invariant::WritableOrTable, window.table, "a mapping of it", window.table.0, window.mapping.mfn().0);
+        self.expect(
+            Invariant::WritableOrTable,
+            window.table,
+            "a mapping of it",
+            window.table.0,
+            window.mapping.mfn().0,
+        );
         self.expect(Invariant::WritableOrTable, window.table, "right to write", 0, window.mapping.0 & bits::RW);
         let mapping = F::load(&self.host.hw, window.mapper, window.mapper_index);
         let used = bits::A | bits::D;

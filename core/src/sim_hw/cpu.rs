@@ -4,8 +4,8 @@
 //! forgotten when: a fault forgets the page's own translation and the tables on the way, INVLPG that and all tables).
 
 use super::SimHardware;
-use crate::assist::{self, Fetched, Outcome};
 use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn};
+use crate::assist::{self, Fetched, Outcome};
 use crate::audit::{Invariant, Violation};
 use crate::domain::Arch;
 use crate::event::EventDomains;
@@ -289,9 +289,8 @@ impl SimHardware {
         let mut cpus = self.cpus.lock();
         for cpu in cpus.iter_mut() {
             let dom = cpu.domain.and_then(|domain| host.domains.find(domain));
-            let windows: Vec<_> = dom.map_or_else(Vec::new, |dom| {
-                dom.paging.lock().writable.windows().map(|(window, _)| *window).collect()
-            });
+            let windows: Vec<_> = dom
+                .map_or_else(Vec::new, |dom| dom.paging.lock().writable.windows().map(|(window, _)| *window).collect());
             let open = |frame| windows.iter().any(|window| window.table == frame);
             for found in cpu.translations.values_mut() {
                 let Some((seen, info)) = found.seen.as_mut().zip(host.frames.info(found.frame)) else { continue };

@@ -102,7 +102,8 @@ fn compare(bytes: &[u8], code: CodeWidth) -> Result<bool, TestCaseError> {
         match store.source {
             Source::Immediate(value) => {
                 // Of a bit's number, more than the low byte does not count.
-                let byte = matches!(store.operation, Operation::BitSet | Operation::BitReset | Operation::BitComplement);
+                let byte =
+                    matches!(store.operation, Operation::BitSet | Operation::BitReset | Operation::BitComplement);
                 let mask = if byte { 0xff } else { store.width.mask() };
                 prop_assert_eq!(value & mask, their.immediate(1) & mask);
             }
@@ -162,16 +163,16 @@ fn the_usual_stores_are_known() {
         &[0xf3, 0xa4],
     ];
     let wide: &[&[u8]] = &[
-        &[0x48, 0x89, 0x3e],                                           // mov [rsi], rdi
-        &[0x4c, 0x89, 0x04, 0xca],                                     // mov [rdx + rcx * 8], r8
-        &[0x40, 0x88, 0x30],                                           // mov [rax], sil
-        &[0x48, 0xc7, 0x05, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff],       // mov qword [rip], -1
-        &[0x48, 0xa3, 1, 2, 3, 4, 5, 6, 7, 8],                         // mov [moffs64], rax
-        &[0xf0, 0x4d, 0x0f, 0xb1, 0x08],                               // lock cmpxchg [r8], r9
-        &[0xf0, 0x48, 0x0f, 0xba, 0x28, 63],                           // lock bts qword [rax], 63
-        &[0xf3, 0x48, 0xab],                                           // rep stosq
-        &[0x48, 0xa5],                                                 // movsq
-        &[0x67, 0x48, 0x89, 0x08],                                     // mov [eax], rcx
+        &[0x48, 0x89, 0x3e],                                     // mov [rsi], rdi
+        &[0x4c, 0x89, 0x04, 0xca],                               // mov [rdx + rcx * 8], r8
+        &[0x40, 0x88, 0x30],                                     // mov [rax], sil
+        &[0x48, 0xc7, 0x05, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff], // mov qword [rip], -1
+        &[0x48, 0xa3, 1, 2, 3, 4, 5, 6, 7, 8],                   // mov [moffs64], rax
+        &[0xf0, 0x4d, 0x0f, 0xb1, 0x08],                         // lock cmpxchg [r8], r9
+        &[0xf0, 0x48, 0x0f, 0xba, 0x28, 63],                     // lock bts qword [rax], 63
+        &[0xf3, 0x48, 0xab],                                     // rep stosq
+        &[0x48, 0xa5],                                           // movsq
+        &[0x67, 0x48, 0x89, 0x08],                               // mov [eax], rcx
     ];
     for bytes in both.iter().chain(wide) {
         assert!(compare(bytes, CodeWidth::Bits64).expect("agreement"), "{bytes:x?}");
@@ -206,7 +207,14 @@ fn each_form_does_what_the_manual_says() {
     const LOW: u64 = ones(32);
     let cases = [
         // mov [rcx], ah
-        Case { code: &[0x88, 0x21], before: registers(&[(0, 0x1234)], 2), old: 0xff, new: 0x12, changed: &[], flags: 2 },
+        Case {
+            code: &[0x88, 0x21],
+            before: registers(&[(0, 0x1234)], 2),
+            old: 0xff,
+            new: 0x12,
+            changed: &[],
+            flags: 2,
+        },
         // mov dword [rax], -2
         Case {
             code: &[0xc7, 0x00, 0xfe, 0xff, 0xff, 0xff],
@@ -280,7 +288,14 @@ fn each_form_does_what_the_manual_says() {
             flags: ZF | 2,
         },
         // btr dword [rax], 5
-        Case { code: &[0x0f, 0xba, 0x30, 5], before: registers(&[], 2), old: 0x30, new: 0x10, changed: &[], flags: CF | 2 },
+        Case {
+            code: &[0x0f, 0xba, 0x30, 5],
+            before: registers(&[], 2),
+            old: 0x30,
+            new: 0x10,
+            changed: &[],
+            flags: CF | 2,
+        },
         // btc qword [rax], 63
         Case {
             code: &[0x48, 0x0f, 0xba, 0x38, 63],
@@ -300,7 +315,14 @@ fn each_form_does_what_the_manual_says() {
             flags: SF | 2,
         },
         // or byte [rax], 0x80
-        Case { code: &[0x80, 0x08, 0x80], before: registers(&[], 2), old: 1, new: 0x81, changed: &[], flags: SF | PF | 2 },
+        Case {
+            code: &[0x80, 0x08, 0x80],
+            before: registers(&[], 2),
+            old: 1,
+            new: 0x81,
+            changed: &[],
+            flags: SF | PF | 2,
+        },
         // add byte [rax], 0x7f: signed overflow
         Case {
             code: &[0x80, 0x00, 0x7f],
@@ -329,7 +351,14 @@ fn each_form_does_what_the_manual_says() {
             flags: AF | PF | 2,
         },
         // sub byte [rax], 1: signed overflow
-        Case { code: &[0x80, 0x28, 1], before: registers(&[], 2), old: 0x80, new: 0x7f, changed: &[], flags: OF | AF | 2 },
+        Case {
+            code: &[0x80, 0x28, 1],
+            before: registers(&[], 2),
+            old: 0x80,
+            new: 0x7f,
+            changed: &[],
+            flags: OF | AF | 2,
+        },
         // xor [rax], rax with itself
         Case {
             code: &[0x48, 0x31, 0x00],
@@ -349,7 +378,14 @@ fn each_form_does_what_the_manual_says() {
             flags: CF | ZF | PF | AF | 2,
         },
         // dec byte [rax]: CF stays
-        Case { code: &[0xfe, 0x08], before: registers(&[], 2), old: 0, new: 0xff, changed: &[], flags: SF | PF | AF | 2 },
+        Case {
+            code: &[0xfe, 0x08],
+            before: registers(&[], 2),
+            old: 0,
+            new: 0xff,
+            changed: &[],
+            flags: SF | PF | AF | 2,
+        },
         // neg dword [rax]; not word [rax]
         Case {
             code: &[0xf7, 0x18],
@@ -359,7 +395,14 @@ fn each_form_does_what_the_manual_says() {
             changed: &[],
             flags: CF | SF | PF | AF | 2,
         },
-        Case { code: &[0x66, 0xf7, 0x10], before: registers(&[], CF | 2), old: 0xf0f0, new: 0x0f0f, changed: &[], flags: CF | 2 },
+        Case {
+            code: &[0x66, 0xf7, 0x10],
+            before: registers(&[], CF | 2),
+            old: 0xf0f0,
+            new: 0x0f0f,
+            changed: &[],
+            flags: CF | 2,
+        },
         // stosq, backwards
         Case {
             code: &[0x48, 0xab],

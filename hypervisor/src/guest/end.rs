@@ -38,6 +38,14 @@ pub fn stop_lawless(frame: &TrapFrame) -> ! {
     ended(run)
 }
 
+/// Says why `core` has stopped a domain, if it has.
+pub fn explain(run: &Running, frame: &TrapFrame) {
+    let refused = run.dom.paging.lock().writable.refused;
+    if let Some(refused) = refused {
+        crash(run, frame, format_args!("a page table of its own making cannot be: {refused:x?}"));
+    }
+}
+
 /// Stops a domain for what it did, and says what that was and where.
 pub fn crash(run: &Running, frame: &TrapFrame, why: core::fmt::Arguments<'_>) {
     log::error!("domain {} crashed: {why}", run.dom.id.0);

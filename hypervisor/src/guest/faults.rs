@@ -3,7 +3,6 @@
 
 use super::Running;
 use super::deliver;
-use super::end::crash;
 use super::fpu::{self, DeviceNotAvailable};
 use super::hw::Hw;
 use crate::cpu::entry::TrapFrame;
@@ -115,10 +114,6 @@ fn table_store(run: &mut Running, frame: &mut TrapFrame, written: &Written) -> O
         }?;
         assist::fetch(host, dom.arch, &segments, registers)
     });
-    if let Some(refused) = dom.paging.lock().writable.refused {
-        crash(run, frame, format_args!("it wrote to its page table {refused:x?}"));
-        return Outcome::Resolved;
-    }
     let is_done = frame.rip != registers.ip;
     let steps = frame.rflags & TRAP_FLAG != 0;
     set_registers(frame, &registers);
@@ -141,9 +136,8 @@ fn data_selector() -> Selector {
 
 fn registers(frame: &TrapFrame) -> Registers {
     let f = frame;
-    let general = [
-        f.rax, f.rcx, f.rdx, f.rbx, f.rsp, f.rbp, f.rsi, f.rdi, f.r8, f.r9, f.r10, f.r11, f.r12, f.r13, f.r14, f.r15,
-    ];
+    let general =
+        [f.rax, f.rcx, f.rdx, f.rbx, f.rsp, f.rbp, f.rsi, f.rdi, f.r8, f.r9, f.r10, f.r11, f.r12, f.r13, f.r14, f.r15];
     Registers { general, ip: f.rip, flags: f.rflags }
 }
 

@@ -7,16 +7,18 @@ extern crate std;
 
 use super::world::*;
 use crate::addr::{DomId, Mfn};
-use crate::domain::{Arch, Privileges};
+use crate::domain::{Arch, Privileges, RunState};
 use crate::frame_alloc::Zone;
 use crate::paging::format::bits;
 use crate::sim_hw::Mode;
+use crate::store::Registers;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 use proptest::prelude::*;
+use proxenos_abi::hypercall::{VmAssistCommand, VmAssistType};
 use proxenos_abi::mmu::MmuExtCommand;
 use proxenos_abi::{Errno, Hypercall};
 
@@ -140,6 +142,15 @@ enum Op {
         page: usize,
         slot: usize,
         entry: Entry,
+    },
+    /// Turns writable page tables on or off.
+    Assist(bool),
+    /// Writes entries of the table at a page, from a slot on, by instructions of this form.
+    Write {
+        page: usize,
+        slot: usize,
+        form: usize,
+        entries: Vec<Entry>,
     },
     /// Gives a frame back to the hypervisor (what `dom_mem_op` will do).
     GiveUp {
@@ -272,7 +283,41 @@ fn descriptor() -> impl Strategy<Value = u64> {
     ]
 }
 
-fn op() -> impl Strategy<Value = Op> {
+/// Instructions that write rcx to an entry, exchange it, set and clear bits of it, write a byte of it, and add to it; each for
+/// entries of 32 bits and of 64.
+const FORMS: [(&[u8], &[u8]); 6] = [
+    (&[0x89, 0x08], &[0x48, 0x89, 0x08]),
+    (&[0x87, 0x08], &[0x48, 0x87, 0x08]),
+    (&[0x09, 0x08], &[0x48, 0x09, 0x08]),
+    (&[0x21, 0x08], &[0x48, 0x21, 0x08]),
+    (&[0x88, 0x08], &[0x88, 0x08]),
+    (&[0x0f, 0xc1, 0x08], &[0x48, 0x0f, 0xc1, 0x08]),
+];
+
+/// Entries that a kernel may well write itself: one that is refused ends the domain.
+fn good_entry() -> impl Strategy<Value = Entry> {
+    let readable = bits::P | bits::A | bits::US;
+    prop_oneof![
+        3 => Just(Entry::Empty),
+        2 => hot_page().prop_map(Entry::Again),
+        6 => (hot_page(), any::<bool>()).prop_map(move |(page, dirty)| {
+            Entry::Maps(Frame::Own(page), readable | if dirty { bits::D } else { 0 })
+        }),
+        4 => (DATA..FRAMES).prop_map(move |page| Entry::Maps(Frame::Own(page), readable | bits::RW)),
+        1 => entry(),
+    ]
+}
+
+fn write(page: impl Strategy<Value = usize> + 'static) -> BoxedStrategy<Op> {
+    let form = prop_oneof![4 => Just(0), 1 => 0..FORMS.len()];
+    let slot = prop_oneof![3 => 0..4usize, 2 => hot_page(), 1 => 0..FRAMES];
+    (page, slot, form, proptest::collection::vec(good_entry(), 1..9))
+        .prop_map(|(page, slot, form, entries)| Op::Write { page, slot, form, entries })
+        .boxed()
+}
+
+/// Boxed, as a plot is: as one type they would overflow a test's stack.
+fn op() -> BoxedStrategy<Op> {
     let page = || {
         prop_oneof![
             12 => hot_page(),
@@ -316,13 +361,16 @@ fn op() -> impl Strategy<Value = Op> {
         3 => prop_oneof![0..0x100u64, 0..0x2000u64].prop_map(|offset| Op::LdtFault { offset }),
         5 => (page(), prop_oneof![Just(Mode::Kernel), Just(Mode::User)]).prop_map(|(page, mode)| Op::Load { page, mode }),
         8 => (page(), 0..FRAMES, entry()).prop_map(|(page, slot, entry)| Op::Store { page, slot, entry }),
+        8 => write(page()),
+        1 => any::<bool>().prop_map(Op::Assist),
         2 => frame().prop_map(|frame| Op::GiveUp { frame }),
         2 => prop_oneof![hot_page(), DATA..FRAMES].prop_map(|pfn| Op::Take { pfn }),
     ]
+    .boxed()
 }
 
 /// Several steps that belong together, by one domain: what a kernel does, or somebody who is up to something.
-fn plot() -> impl Strategy<Value = Vec<Op>> {
+fn plot() -> BoxedStrategy<Vec<Op>> {
     let own = |request| Op::One(Foreign::None, request);
     let readable = bits::P | bits::A | bits::US;
     let gone_or_read_only = move |page: usize, gone: bool| Op::Remap {
@@ -408,6 +456,21 @@ fn plot() -> impl Strategy<Value = Vec<Op>> {
                 ops
             },
         ),
+        // A table is hung up and written to; then something happens.
+        6 => (table_above(), prop_oneof![Just(SPARE), Just(SPARE2), Just(DATA)])
+            .prop_flat_map(|(above, table)| {
+                (Just(above), Just(table), write(Just(table)), op(), write(Just(table)), write(hot_page()), op())
+            })
+            .prop_map(move |(above, table, first, between, second, third, last)| vec![
+                Op::Assist(true),
+                gone_or_read_only(table, false),
+                hook(above, Entry::Maps(Frame::Own(table), readable | bits::RW)),
+                first,
+                between,
+                second,
+                third,
+                last,
+            ]),
         // Segment tables come and go.
         2 => (hot_page(), 0..8192u64, any::<[bool; 3]>()).prop_map(move |(page, offset, [second, moves, gone])| vec![
             gone_or_read_only(page, false),
@@ -422,6 +485,7 @@ fn plot() -> impl Strategy<Value = Vec<Op>> {
             writable(page),
         ]),
     ]
+    .boxed()
 }
 
 /// What several domains do in turn.
@@ -638,6 +702,24 @@ impl World {
                 self.guests[who].run();
                 result = self.host.hw.guest_store(at, value, Mode::Kernel).map_or(error(Errno::EFAULT), |()| OK);
             }
+            &Op::Assist(on) => {
+                let command = if on { VmAssistCommand::Enable } else { VmAssistCommand::Disable };
+                result = self.guests[who].assist(command, VmAssistType::WritablePagetables);
+            }
+            Op::Write { page, slot, form, entries } => {
+                let guest = &self.guests[who];
+                let (narrow, wide) = FORMS[*form];
+                let code = if guest.dom.arch == Arch::X86_32 { narrow } else { wide };
+                for (slot, &entry) in (*slot..).zip(entries) {
+                    let mut registers = Registers::default();
+                    registers.general[1] = meaning.entry(entry);
+                    let at = guest.va(*page).offset(slot as u64 * guest.width());
+                    if guest.execute(at, code, &mut registers).is_err() {
+                        result = error(Errno::EFAULT);
+                    }
+                    self.verdict()?;
+                }
+            }
             &Op::GiveUp { frame } => {
                 let frame = meaning.frame(frame);
                 let id = self.guests[who].dom.id;
@@ -656,8 +738,19 @@ impl World {
                 }
             }
         }
+        self.pardon();
         score.count(op, result);
         self.verdict().map(|_| ())
+    }
+
+    /// A domain that wrote what it must not would be no more. Here it lives on, since all must be well with it.
+    fn pardon(&self) {
+        for guest in &self.guests {
+            if guest.dom.paging.lock().writable.refused.take().is_some() {
+                assert!(guest.dom.run_state().contains(RunState::CRASHED), "it is to be ended");
+                guest.dom.clear_state(RunState::CRASHED);
+            }
+        }
     }
 
     /// Carries out a sequence, as far as the domains are able to speak.
@@ -733,7 +826,7 @@ fn random_requests_are_neither_all_good_nor_all_bad() {
         let mut world = World::new(&[(arch, PRIVILEGED), (arch, Privileges::DEVICES), (arch, PLAIN)]);
         world.play(&ops, &mut total).unwrap_or_else(|error| panic!("{error}"));
     }
-    let both = "LdtFault Load NewBase Pin Reassign Remap RemapForeign SetGdt SetLdt Store Unpin Update";
+    let both = "LdtFault Load NewBase Pin Reassign Remap RemapForeign SetGdt SetLdt Store Unpin Update Write";
     for name in both.split(' ') {
         let (carried_out, refused) = total.by_name.get(name).copied().unwrap_or_default();
         assert!(carried_out > 0 && refused > 0, "{name}: {:#?}", total.by_name);
