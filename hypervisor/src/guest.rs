@@ -163,7 +163,7 @@ impl Running {
 #[inline]
 fn leave(cpu: &Cpu, run: &mut Running, frame: &mut TrapFrame) {
     if cpu.has_pending() || run.vcpu.timer_changed || run.vcpu.reschedule || !run.dom.run_state().is_empty() {
-        attend(cpu, run);
+        attend(cpu, run, frame);
     }
     if run.upcall_is_due() {
         deliver::event(run, frame);
@@ -176,7 +176,7 @@ fn leave(cpu: &Cpu, run: &mut Running, frame: &mut TrapFrame) {
 /// Time has come for something, or the domain does not go on by itself.
 #[cold]
 #[inline(never)]
-fn attend(cpu: &Cpu, run: &mut Running) {
+fn attend(cpu: &Cpu, run: &mut Running, frame: &TrapFrame) {
     loop {
         if cpu.take_pending().contains(Pending::TIMER) || core::mem::take(&mut run.vcpu.timer_changed) {
             timer::serve(run);
