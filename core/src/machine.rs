@@ -37,24 +37,10 @@ pub trait MachineMemory {
             self.store64(MachineAddr(to.addr().0 + offset), word);
         }
     }
-    /// The first word of 64 bits, from `word` on, in which two frames differ.
+    /// Whether 64 bytes at two addresses, aligned to that, are the same.
     #[inline]
-    fn first_difference(&self, one: Mfn, other: Mfn, word: usize) -> Option<usize> {
-        const WORDS: usize = PAGE_SIZE / 8;
-        let at = |frame: Mfn, word: usize| MachineAddr(frame.addr().0 + 8 * word as u64);
-        let differ = |word| self.load64(at(one, word)) ^ self.load64(at(other, word));
-        let mut word = word;
-        // Most of two frames is the same: eight words at a time, once a multiple of that is reached.
-        while word < WORDS {
-            if word.is_multiple_of(8) && (0..8).fold(0, |all, next| all | differ(word + next)) == 0 {
-                word += 8;
-            } else if differ(word) != 0 {
-                return Some(word);
-            } else {
-                word += 1;
-            }
-        }
-        None
+    fn is_same_line(&self, one: MachineAddr, other: MachineAddr) -> bool {
+        (0..64).step_by(8).all(|at| self.load64(MachineAddr(one.0 + at)) == self.load64(MachineAddr(other.0 + at)))
     }
     /// Copies bytes out of machine memory; the range may cross frames.
     fn read(&self, at: MachineAddr, into: &mut [u8]);

@@ -484,9 +484,10 @@ pub struct Move {
 
 impl Move {
     /// Decodes it; `None` if it is anything else.
-    #[inline]
+    #[inline(always)]
     pub fn decode(bytes: &[u8; 16], code: CodeWidth, registers: &impl RegisterFile) -> Option<Self> {
-        let mut word = bytes.iter().take(8).rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
+        let [a, b, c, d, ..] = *bytes;
+        let mut word = u64::from(u32::from_le_bytes([a, b, c, d]));
         let long = code == CodeWidth::Bits64;
         let (mut rex, mut length) = (0, 2);
         if long && word & 0xf0 == 0x40 {
@@ -498,13 +499,14 @@ impl Move {
             return None;
         }
         let (mode, rm) = (modrm >> 6, modrm & 7);
-        // No displacement, one of 8 bits, or one of 32.
-        length += [0, 1, 4][mode as usize];
-        if rm == 4 {
-            length += 1;
-        }
-        if mode == 0 && (rm == 5 || rm == 4 && sib == 5) {
-            length += 4;
+        if modrm & 0xc7 > 7 || rm == 4 || modrm & 0xc7 == 5 {
+            length += u64::from(rm == 4)
+                + match mode {
+                    1 => 1,
+                    2 => 4,
+                    _ if rm == 5 || rm == 4 && sib == 5 => 4,
+                    _ => 0,
+                };
         }
         let width = if rex & 8 != 0 { Width::Quad } else { Width::Long };
         let pointer = if long { Width::Quad } else { Width::Long };

@@ -140,11 +140,17 @@ impl<H: Hardware> Pager<'_, H> {
 
     /// Checks the entries in which a table differs from its copy. Nobody else can write to the table now.
     fn check_changes<F: Format>(&self, state: &mut PagingState, table: Mfn, snapshot: Mfn) -> usize {
+        const LINE: usize = 64;
         let hw = &self.host.hw;
-        let per_word = F::ENTRIES * 8 / PAGE_SIZE;
-        let (mut changes, mut word) = (0, 0);
-        while let Some(differs) = hw.first_difference(table, snapshot, word) {
-            for index in differs * per_word..(differs + 1) * per_word {
+        let per_line = F::ENTRIES * LINE / PAGE_SIZE;
+        let mut changes = 0;
+        for line in 0..PAGE_SIZE / LINE {
+            let first = line * per_line;
+            // Most of a table is usually as it was.
+            if hw.is_same_line(F::entry_addr(table, first), F::entry_addr(snapshot, first)) {
+                continue;
+            }
+            for index in first..first + per_line {
                 let (old, new) = (F::load(hw, snapshot, index), F::load(hw, table, index));
                 if old == new {
                     continue;
@@ -156,12 +162,11 @@ impl<H: Hardware> Pager<'_, H> {
                 }
                 changes += 1;
             }
-            word = differs + 1;
         }
         changes
     }
 
-    #[inline]
+    #[inline(always)]
     fn check_change<F: Format>(&self, table: Mfn, index: usize, old: Pte, new: Pte) -> Result<(), PagingError> {
         // What a fault, a fork and an exit do to most entries has a short way each: something where nothing was, less
         // than before of the same frame (whosever that is), and nothing.
@@ -183,6 +188,7 @@ impl<H: Hardware> Pager<'_, H> {
         Ok(())
     }
 
+    #[inline(never)]
     fn check_replacement<F: Format>(&self, table: Mfn, index: usize, old: Pte, new: Pte) -> Result<(), PagingError> {
         if old.differs_harmlessly(new) {
             self.write_shadow::<F>(1, table, index, new);
@@ -201,6 +207,7 @@ impl<H: Hardware> Pager<'_, H> {
     }
 
     /// The entries from `from` on become again what they were.
+    #[cold]
     fn put_back<F: Format>(&self, table: Mfn, snapshot: Mfn, from: usize) {
         for index in from..F::ENTRIES {
             let old = F::load(&self.host.hw, snapshot, index);

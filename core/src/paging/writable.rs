@@ -210,7 +210,7 @@ impl<'a, H: Hardware> Pager<'a, H> {
 
     /// Looks whether a fault of the guest's, or of the hypervisor's at a guest's address, has to do with writable tables. An
     /// access by a guest's applications never has.
-    #[inline]
+    #[inline(always)]
     pub fn table_fault<F: Format>(&self, state: &mut PagingState, at: GuestVirt, access: Access) -> TableFault {
         let by_kernel = !F::SHADOWED || !access.user;
         let written = if access.write && by_kernel && self.dom.is_assisted(VmAssistType::WritablePagetables) {
@@ -255,7 +255,7 @@ impl<'a, H: Hardware> Pager<'a, H> {
     }
 
     /// The L1 table that lies at an address, if the guest's tables would let it write there but for what the frame is.
-    #[inline]
+    #[inline(always)]
     fn written_table<F: Format>(&self, state: &PagingState, at: GuestVirt) -> Option<Written> {
         // Bits above the format's reach would be dropped by the walk.
         if F::SHADOWED && at.0 >> 32 != 0 {
