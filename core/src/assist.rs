@@ -13,13 +13,15 @@ use crate::domain::{Arch, Domain};
 use crate::host::{Hardware, Host};
 use crate::image::PageTableMode;
 use crate::paging::Pager;
-use crate::paging::format::{Format, FourLevel, TwoLevel};
+#[cfg(any(test, feature = "sim"))]
+use crate::paging::format::Format;
+use crate::paging::format::{FourLevel, TwoLevel};
 use crate::paging::shadow::Access;
 use crate::paging::writable::{TableFault, Written};
 use crate::personality::Personality;
-use crate::store::{CodeWidth, LONGEST, NotDecoded, Registers, Repeat, Store, decode};
+use crate::store::{CodeWidth, LONGEST, Move, NotDecoded, RegisterFile, Repeat, Store, decode};
+use proxenos_abi::Errno;
 use proxenos_abi::hypercall::{VmAssistCommand, VmAssistType};
-use proxenos_abi::{Errno, X86_32, X86_64};
 
 /// `vm_assist(command, type)`.
 pub fn vm_assist<H: Hardware>(host: &Host<H>, dom: &Domain, command: u32, kind: u32) -> Result<u64, Errno> {
@@ -73,35 +75,79 @@ pub struct CodeSegments {
     pub data: Option<u64>,
 }
 
-/// Looks at a page fault of a guest's: whether it has to do with writable page tables. A store that it gives goes to
-/// [`store`].
+/// A page fault of a guest's. `segments` says where its segments lie, and is asked without any lock.
 #[inline]
-pub fn page_fault<H: Hardware>(host: &Host<H>, dom: &Domain, at: GuestVirt, access: Access) -> TableFault {
-    if !dom.is_assisted(VmAssistType::WritablePagetables) {
-        return TableFault::Other;
+pub fn page_fault<P: Personality, H: Hardware, R: RegisterFile>(
+    host: &Host<H>,
+    dom: &Domain,
+    at: GuestVirt,
+    access: Access,
+    registers: &mut R,
+    segments: impl FnOnce() -> Option<CodeSegments>,
+) -> Outcome {
+    let pager = Pager::new(host, dom);
+    let mut state = dom.paging.lock();
+    let written = match pager.table_fault::<P::Tables>(&mut state, at, access) {
+        TableFault::Other => return Outcome::Other,
+        TableFault::TryAgain => return Outcome::Resolved,
+        TableFault::Store(written) => written,
+    };
+    if pager.open_if_busy::<P::Tables>(&mut state, &written) {
+        return Outcome::Resolved;
     }
+    drop(state);
+    let segments = segments();
+    if let Some(segments) = &segments
+        && let Some(code) = code_at::<P, H>(host, segments, registers)
+        && let Some(store) = Move::decode(&code, segments.width, registers)
+    {
+        let mut state = dom.paging.lock();
+        if pager.store_entry::<P::Tables>(&mut state, &written, store.width.bytes(), |_| store.value) {
+            registers.set_ip(store.next);
+            return Outcome::Resolved;
+        }
+    }
+    store(host, dom, &written, registers, |registers| fetch::<P, H, R>(host, &segments?, registers))
+}
+
+/// The first half of [`page_fault`], for those who know the instruction: a store that it gives goes to [`store`].
+#[cfg(any(test, feature = "sim"))]
+pub fn look<H: Hardware>(host: &Host<H>, dom: &Domain, at: GuestVirt, access: Access) -> TableFault {
+    fn of<F: Format, H: Hardware>(pager: Pager<'_, H>, at: GuestVirt, access: Access) -> TableFault {
+        let mut state = pager.dom.paging.lock();
+        match pager.table_fault::<F>(&mut state, at, access) {
+            TableFault::Store(written) if pager.open_if_busy::<F>(&mut state, &written) => TableFault::TryAgain,
+            fault => fault,
+        }
+    }
+    let pager = Pager::new(host, dom);
     match dom.arch {
-        Arch::X86_32 => look::<TwoLevel, H>(host, dom, at, access),
-        Arch::X86_64 => look::<FourLevel, H>(host, dom, at, access),
+        Arch::X86_32 => of::<TwoLevel, H>(pager, at, access),
+        Arch::X86_64 => of::<FourLevel, H>(pager, at, access),
     }
 }
 
-fn look<F: Format, H: Hardware>(host: &Host<H>, dom: &Domain, at: GuestVirt, access: Access) -> TableFault {
-    let pager = Pager::new(host, dom);
-    let mut state = dom.paging.lock();
-    match pager.table_fault::<F>(&mut state, at, access) {
-        TableFault::Store(written) if pager.open_if_busy::<F>(&mut state, &written) => TableFault::TryAgain,
-        fault => fault,
-    }
+/// The next sixteen bytes of code, if they are all in one page.
+#[inline]
+fn code_at<P: Personality, H: Hardware>(
+    host: &Host<H>,
+    segments: &CodeSegments,
+    registers: &impl RegisterFile,
+) -> Option<[u8; 16]> {
+    let at = segments.linear(segments.code, registers.ip());
+    let mut code = [0; 16];
+    let fits = at.page_offset() <= PAGE_SIZE - code.len() && P::in_guest_range(at, code.len() as u64);
+    (fits && host.hw.copy_from_guest(at, &mut code).is_ok()).then_some(code)
 }
 
 /// Deals with a guest's store to a table. `fetch` looks what instruction it is; it is called without any lock.
-pub fn store<H: Hardware>(
+#[cold]
+pub fn store<H: Hardware, R: RegisterFile>(
     host: &Host<H>,
     dom: &Domain,
     written: &Written,
-    registers: &mut Registers,
-    fetch: impl FnOnce(&Registers) -> Option<Fetched>,
+    registers: &mut R,
+    fetch: impl FnOnce(&R) -> Option<Fetched>,
 ) -> Outcome {
     let pager = Pager::new(host, dom);
     let fetched = fetch(registers);
@@ -114,8 +160,8 @@ pub fn store<H: Hardware>(
     // More than one store, or one that is not known or not within one entry.
     let mut state = dom.paging.lock();
     let opened = match dom.arch {
-        Arch::X86_32 => pager.open_for::<TwoLevel>(&mut state, written, registers.ip),
-        Arch::X86_64 => pager.open_for::<FourLevel>(&mut state, written, registers.ip),
+        Arch::X86_32 => pager.open_for::<TwoLevel>(&mut state, written, registers.ip()),
+        Arch::X86_64 => pager.open_for::<FourLevel>(&mut state, written, registers.ip()),
     };
     drop(state);
     // Of a string instruction one step at a time will do.
@@ -130,7 +176,7 @@ fn carry_out<H: Hardware>(
     pager: &Pager<'_, H>,
     written: &Written,
     fetched: &Fetched,
-    registers: &mut Registers,
+    registers: &mut impl RegisterFile,
 ) -> bool {
     let (store, bytes) = (fetched.store, fetched.store.width.bytes());
     let mut state = pager.dom.paging.lock();
@@ -159,33 +205,25 @@ pub fn repair_access<H: Hardware>(host: &Host<H>, dom: &Domain, at: GuestVirt, a
     }
 }
 
-/// Reads and decodes the instruction that a guest is about to execute, and what it reads.
-pub fn fetch<H: Hardware>(
-    host: &Host<H>,
-    arch: Arch,
-    segments: &CodeSegments,
-    registers: &Registers,
-) -> Option<Fetched> {
-    match arch {
-        Arch::X86_32 => fetch_as::<X86_32, H>(host, segments, registers),
-        Arch::X86_64 => fetch_as::<X86_64, H>(host, segments, registers),
+impl CodeSegments {
+    #[inline]
+    fn linear(&self, base: u64, offset: u64) -> GuestVirt {
+        let at = base.wrapping_add(offset);
+        GuestVirt(if self.width == CodeWidth::Bits32 { at & 0xffff_ffff } else { at })
     }
 }
 
-fn fetch_as<P: Personality, H: Hardware>(
+/// Reads and decodes the instruction that a guest is about to execute, and what it reads.
+fn fetch<P: Personality, H: Hardware, R: RegisterFile>(
     host: &Host<H>,
     segments: &CodeSegments,
-    registers: &Registers,
+    registers: &R,
 ) -> Option<Fetched> {
-    let linear = |base: u64, offset: u64| {
-        let at = base.wrapping_add(offset);
-        GuestVirt(if segments.width == CodeWidth::Bits32 { at & 0xffff_ffff } else { at })
-    };
     let read = |at: GuestVirt, into: &mut [u8]| {
         let allowed = P::in_guest_range(at, into.len() as u64);
         allowed.then(|| host.hw.copy_from_guest(at, into).ok()).flatten()
     };
-    let at = linear(segments.code, registers.ip);
+    let at = segments.linear(segments.code, registers.ip());
     // Two words in one copy, if they lie in one page: only an instruction that goes on in the next may read from there.
     let mut bytes = [0; 16];
     let here = (PAGE_SIZE - at.page_offset()).min(bytes.len());
@@ -199,7 +237,7 @@ fn fetch_as<P: Personality, H: Hardware>(
     };
     let mut operand = [0; 8];
     if let Some(offset) = store.reads_from(registers) {
-        read(linear(segments.data?, offset), &mut operand[..store.width.bytes() as usize])?;
+        read(segments.linear(segments.data?, offset), &mut operand[..store.width.bytes() as usize])?;
     }
     Some(Fetched { store, read: u64::from_le_bytes(operand) })
 }

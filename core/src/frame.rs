@@ -306,6 +306,7 @@ impl FrameInfo {
 
     /// Takes a reference, if the frame is `owner`'s. It stays so until the last reference is gone, though the owner may
     /// have given up its own before.
+    #[inline]
     pub fn get(&self, owner: DomId) -> Result<(), RefError> {
         let mut now = self.refs.load(Ordering::Relaxed);
         loop {
@@ -350,6 +351,18 @@ impl FrameInfo {
         flush(self.stamp());
         self.refs.store(Refs::new(to, 1).0 | Refs::ALLOCATED, Ordering::Release);
         true
+    }
+
+    /// Takes one more reference to the frame as writable memory, if it is that already: what [`get_type`](Self::get_type)
+    /// does then. False if it is not, or if somebody else was faster.
+    #[inline]
+    #[must_use]
+    pub fn is_writable_once_more(&self) -> bool {
+        let now = self.kind.load(Ordering::Acquire);
+        let count = now & TypeWord::COUNT;
+        now - count == TypeWord::new(FrameType::Writable, 0).0 | TypeWord::VALIDATED
+            && (1..TypeWord::COUNT).contains(&count)
+            && self.kind.compare_exchange(now, now + 1, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     /// Takes a reference to the frame *as* `kind`. The caller already holds a plain reference. `flush` is called with

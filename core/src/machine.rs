@@ -37,6 +37,11 @@ pub trait MachineMemory {
             self.store64(MachineAddr(to.addr().0 + offset), word);
         }
     }
+    /// Whether 64 bytes at two addresses, aligned to that, are the same.
+    #[inline]
+    fn is_same_line(&self, one: MachineAddr, other: MachineAddr) -> bool {
+        (0..64).step_by(8).all(|at| self.load64(MachineAddr(one.0 + at)) == self.load64(MachineAddr(other.0 + at)))
+    }
     /// Copies bytes out of machine memory; the range may cross frames.
     fn read(&self, at: MachineAddr, into: &mut [u8]);
     /// Copies bytes into machine memory; the range may cross frames.

@@ -21,6 +21,48 @@ pub struct Registers {
     pub flags: u64,
 }
 
+/// Registers, however they are kept.
+pub trait RegisterFile {
+    /// A general register, by its number (0 to 15).
+    fn general(&self, number: u8) -> u64;
+    /// Writes one.
+    fn set_general(&mut self, number: u8, value: u64);
+    /// The instruction pointer.
+    fn ip(&self) -> u64;
+    /// Writes it.
+    fn set_ip(&mut self, value: u64);
+    /// The flags.
+    fn flags(&self) -> u64;
+    /// Writes them.
+    fn set_flags(&mut self, value: u64);
+}
+
+impl RegisterFile for Registers {
+    fn general(&self, number: u8) -> u64 {
+        self.general[usize::from(number & 15)]
+    }
+
+    fn set_general(&mut self, number: u8, value: u64) {
+        self.general[usize::from(number & 15)] = value;
+    }
+
+    fn ip(&self) -> u64 {
+        self.ip
+    }
+
+    fn set_ip(&mut self, value: u64) {
+        self.ip = value;
+    }
+
+    fn flags(&self) -> u64 {
+        self.flags
+    }
+
+    fn set_flags(&mut self, value: u64) {
+        self.flags = value;
+    }
+}
+
 /// What a code segment's instructions are decoded as.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CodeWidth {
@@ -152,10 +194,10 @@ const OF: u64 = 1 << 11;
 /// The flags that arithmetic sets.
 const ARITHMETIC: u64 = CF | PF | AF | ZF | SF | OF;
 
-const RAX: usize = 0;
-const RCX: usize = 1;
-const RSI: usize = 6;
-const RDI: usize = 7;
+const RAX: u8 = 0;
+const RCX: u8 = 1;
+const RSI: u8 = 6;
+const RDI: u8 = 7;
 
 /// The longest instruction there is.
 pub const LONGEST: usize = 15;
@@ -328,54 +370,55 @@ fn arithmetic(number: u8) -> Result<Arithmetic, NotDecoded> {
 impl Store {
     /// `movs`: the offset in its segment that it reads from, which [`carry_out`](Self::carry_out) wants the contents of.
     #[must_use]
-    pub fn reads_from(&self, registers: &Registers) -> Option<u64> {
-        (self.operation == Operation::MoveString).then(|| registers.general[RSI] & self.address.mask())
+    pub fn reads_from(&self, registers: &impl RegisterFile) -> Option<u64> {
+        (self.operation == Operation::MoveString).then(|| registers.general(RSI) & self.address.mask())
     }
 
     /// Carries the instruction out: once, if it repeats. `old` is what the memory operand holds, `read` what
     /// [`reads_from`](Self::reads_from) points to; returns what the operand holds afterwards.
-    pub fn carry_out(&self, registers: &mut Registers, old: u64, read: u64) -> u64 {
+    pub fn carry_out(&self, registers: &mut impl RegisterFile, old: u64, read: u64) -> u64 {
         let (width, mask) = (self.width, self.width.mask());
         let old = old & mask;
         let source = match self.source {
             Source::Immediate(value) => value & mask,
-            Source::Register { number, shift } => registers.general[usize::from(number)] >> shift & mask,
+            Source::Register { number, shift } => registers.general(number) >> shift & mask,
         };
-        let flags = registers.flags;
+        let flags = registers.flags();
+        let mut changed = flags;
         let mut ends = true;
         let new = match self.operation {
             Operation::Move => source,
-            Operation::Arithmetic(operation) => compute(operation, old, source, width, &mut registers.flags),
+            Operation::Arithmetic(operation) => compute(operation, old, source, width, &mut changed),
             Operation::Increment | Operation::Decrement => {
                 let operation = if self.operation == Operation::Increment { Arithmetic::Add } else { Arithmetic::Sub };
-                let new = compute(operation, old, 1, width, &mut registers.flags);
-                registers.flags = registers.flags & !CF | flags & CF;
+                let new = compute(operation, old, 1, width, &mut changed);
+                changed = changed & !CF | flags & CF;
                 new
             }
             Operation::Not => !old & mask,
-            Operation::Negate => compute(Arithmetic::Sub, 0, old, width, &mut registers.flags),
+            Operation::Negate => compute(Arithmetic::Sub, 0, old, width, &mut changed),
             Operation::Exchange => {
                 self.write_register(registers, old);
                 source
             }
             Operation::ExchangeAdd => {
-                let new = compute(Arithmetic::Add, old, source, width, &mut registers.flags);
+                let new = compute(Arithmetic::Add, old, source, width, &mut changed);
                 self.write_register(registers, old);
                 new
             }
             Operation::CompareExchange => {
-                let wanted = registers.general[RAX] & mask;
-                compute(Arithmetic::Sub, wanted, old, width, &mut registers.flags);
+                let wanted = registers.general(RAX) & mask;
+                compute(Arithmetic::Sub, wanted, old, width, &mut changed);
                 if wanted == old {
                     source
                 } else {
-                    write(&mut registers.general[RAX], old, width, 0);
+                    write(registers, RAX, old, width, 0);
                     old
                 }
             }
             Operation::BitSet | Operation::BitReset | Operation::BitComplement => {
                 let bit = 1 << (source & u64::from(width.bits() - 1));
-                registers.flags = flags & !CF | if old & bit != 0 { CF } else { 0 };
+                changed = flags & !CF | if old & bit != 0 { CF } else { 0 };
                 match self.operation {
                     Operation::BitSet => old | bit,
                     Operation::BitReset => old & !bit,
@@ -388,26 +431,26 @@ impl Store {
             }
         };
         if ends {
-            registers.ip = registers.ip.wrapping_add(self.length.into()) & self.pointer.mask();
+            registers.set_ip(registers.ip().wrapping_add(self.length.into()) & self.pointer.mask());
         }
+        registers.set_flags(changed);
         new
     }
 
-    fn write_register(&self, registers: &mut Registers, value: u64) {
+    fn write_register(&self, registers: &mut impl RegisterFile, value: u64) {
         if let Source::Register { number, shift } = self.source {
-            write(&mut registers.general[usize::from(number)], value, self.width, shift);
+            write(registers, number, value, self.width, shift);
         }
     }
 
     /// A string instruction's registers go on by one; true when it is at its end.
-    fn step(&self, registers: &mut Registers) -> bool {
+    fn step(&self, registers: &mut impl RegisterFile) -> bool {
         let bytes = self.width.bytes();
-        let step = if registers.flags & DF == 0 { bytes } else { bytes.wrapping_neg() };
-        let mut advance = |number: usize, by: u64| {
-            let register = &mut registers.general[number];
-            let value = register.wrapping_add(by);
-            write(register, value, self.address, 0);
-            *register & self.address.mask()
+        let step = if registers.flags() & DF == 0 { bytes } else { bytes.wrapping_neg() };
+        let mut advance = |number: u8, by: u64| {
+            let value = registers.general(number).wrapping_add(by);
+            write(registers, number, value, self.address, 0);
+            value & self.address.mask()
         };
         advance(RDI, step);
         if self.operation == Operation::MoveString {
@@ -418,12 +461,62 @@ impl Store {
 }
 
 /// Writes a part of a register: 32 bits clear what is above them, fewer leave it alone.
-fn write(register: &mut u64, value: u64, width: Width, shift: u8) {
+fn write(registers: &mut impl RegisterFile, number: u8, value: u64, width: Width, shift: u8) {
     let mask = width.mask();
-    *register = match width {
+    let value = match width {
         Width::Long | Width::Quad => value & mask,
-        Width::Byte | Width::Word => *register & !(mask << shift) | (value & mask) << shift,
+        Width::Byte | Width::Word => registers.general(number) & !(mask << shift) | (value & mask) << shift,
     };
+    registers.set_general(number, value);
+}
+
+/// The one form that almost every store has, `mov` from a full register: what [`decode`] and [`Store::carry_out`] would make of
+/// it, in a fraction of the time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Move {
+    /// What is stored.
+    pub value: u64,
+    /// The size of the operand.
+    pub width: Width,
+    /// Where the instruction ends.
+    pub next: u64,
+}
+
+impl Move {
+    /// Decodes it; `None` if it is anything else.
+    #[inline(always)]
+    pub fn decode(bytes: &[u8; 16], code: CodeWidth, registers: &impl RegisterFile) -> Option<Self> {
+        let [a, b, c, d, ..] = *bytes;
+        let mut word = u64::from(u32::from_le_bytes([a, b, c, d]));
+        let long = code == CodeWidth::Bits64;
+        let (mut rex, mut length) = (0, 2);
+        if long && word & 0xf0 == 0x40 {
+            (rex, length) = (word as u8, 3);
+            word >>= 8;
+        }
+        let (modrm, sib) = (word >> 8 & 0xff, word >> 16 & 7);
+        if word & 0xff != 0x89 || modrm >= 0xc0 {
+            return None;
+        }
+        let (mode, rm) = (modrm >> 6, modrm & 7);
+        if modrm & 0xc7 > 7 || rm == 4 || modrm & 0xc7 == 5 {
+            length += u64::from(rm == 4)
+                + match mode {
+                    1 => 1,
+                    2 => 4,
+                    _ if rm == 5 || rm == 4 && sib == 5 => 4,
+                    _ => 0,
+                };
+        }
+        let width = if rex & 8 != 0 { Width::Quad } else { Width::Long };
+        let pointer = if long { Width::Quad } else { Width::Long };
+        let number = (modrm >> 3 & 7) as u8 | (rex & 4) << 1;
+        Some(Self {
+            value: registers.general(number) & width.mask(),
+            width,
+            next: registers.ip().wrapping_add(length) & pointer.mask(),
+        })
+    }
 }
 
 /// The result of arithmetic and the flags it sets.

@@ -58,6 +58,23 @@ impl<H: Hardware> Pager<'_, H> {
         self.host.put_frame(mfn, info);
     }
 
+    /// [`get_l1_target`](Self::get_l1_target) for what most entries are: a mapping of a frame of the domain's own, writable only if
+    /// the frame is mapped writable already. False says nothing.
+    #[inline]
+    pub(super) fn get_own_target<F: Format>(&self, entry: Pte) -> bool {
+        let mfn = entry.mfn();
+        // What has the domain as its owner is RAM, so only the first MiB needs a look.
+        let Some(info) = self.host.frames.info(mfn) else { return false };
+        if entry.0 & F::REFUSED != 0 || is_low_io(mfn) || info.get(self.dom.id).is_err() {
+            return false;
+        }
+        if !entry.writable() || info.is_writable_once_more() {
+            return true;
+        }
+        self.host.put_frame(mfn, info);
+        false
+    }
+
     /// Takes the reference that a present L1 entry needs: to I/O memory, or to a frame of whom `target` says, as
     /// writable memory if the entry allows writes.
     #[inline]

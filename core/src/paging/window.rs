@@ -22,7 +22,7 @@
 use super::format::{Format, Pte, bits};
 use super::writable::{RefusedEntry, WINDOWS, Written};
 use super::{Pager, PagingError, PagingState, Target};
-use crate::addr::{GuestVirt, MachineAddr, Mfn, PAGE_SIZE};
+use crate::addr::{GuestVirt, Mfn, PAGE_SIZE};
 use crate::frame::{FrameType, TypeRest};
 use crate::frame_alloc::Zone;
 use crate::host::Hardware;
@@ -140,17 +140,17 @@ impl<H: Hardware> Pager<'_, H> {
 
     /// Checks the entries in which a table differs from its copy. Nobody else can write to the table now.
     fn check_changes<F: Format>(&self, state: &mut PagingState, table: Mfn, snapshot: Mfn) -> usize {
+        const LINE: usize = 64;
         let hw = &self.host.hw;
-        let in_word = PAGE_SIZE / 8;
+        let per_line = F::ENTRIES * LINE / PAGE_SIZE;
         let mut changes = 0;
-        for word in 0..in_word {
-            let offset = 8 * word as u64;
-            let before = hw.load64(MachineAddr(snapshot.addr().0 + offset));
-            if before == hw.load64(MachineAddr(table.addr().0 + offset)) {
+        for line in 0..PAGE_SIZE / LINE {
+            let first = line * per_line;
+            // Most of a table is usually as it was.
+            if hw.is_same_line(F::entry_addr(table, first), F::entry_addr(snapshot, first)) {
                 continue;
             }
-            let first = word * F::ENTRIES / in_word;
-            for index in first..first + F::ENTRIES / in_word {
+            for index in first..first + per_line {
                 let (old, new) = (F::load(hw, snapshot, index), F::load(hw, table, index));
                 if old == new {
                     continue;
@@ -166,31 +166,48 @@ impl<H: Hardware> Pager<'_, H> {
         changes
     }
 
-    #[inline]
+    #[inline(always)]
     fn check_change<F: Format>(&self, table: Mfn, index: usize, old: Pte, new: Pte) -> Result<(), PagingError> {
+        // What a fault, a fork and an exit do to most entries has a short way each: something where nothing was, less
+        // than before of the same frame (whosever that is), and nothing.
         if new.present() {
             if new.0 & F::REFUSED != 0 {
                 return Err(PagingError::RefusedBits);
             }
-            if old.differs_harmlessly(new) {
-                self.write_shadow::<F>(1, table, index, new);
-                return Ok(());
+            if old.present() {
+                return self.check_replacement::<F>(table, index, old, new);
             }
-            // What a fork does to most entries: less than before, of the same frame, whosever that is.
-            if old.differs_harmlessly(Pte(new.0 | bits::RW)) && self.host.is_ram(new.mfn()) {
-                self.write_shadow::<F>(1, table, index, new);
-                let info = self.host.frames.info(new.mfn()).expect("RAM is in the frame table");
-                let _: TypeRest = info.put_type(|| self.host.hw.stamp());
-                return Ok(());
+            if !self.get_own_target::<F>(new) {
+                self.get_l1_target::<F>(new, Target::Own)?;
             }
-            self.get_l1_target::<F>(new, Target::Own)?;
         }
+        self.write_shadow::<F>(1, table, index, new);
+        if old.present() {
+            self.put_l1_target(old);
+        }
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn check_replacement<F: Format>(&self, table: Mfn, index: usize, old: Pte, new: Pte) -> Result<(), PagingError> {
+        if old.differs_harmlessly(new) {
+            self.write_shadow::<F>(1, table, index, new);
+            return Ok(());
+        }
+        if old.differs_harmlessly(Pte(new.0 | bits::RW)) && self.host.is_ram(new.mfn()) {
+            self.write_shadow::<F>(1, table, index, new);
+            let info = self.host.frames.info(new.mfn()).expect("RAM is in the frame table");
+            let _: TypeRest = info.put_type(|| self.host.hw.stamp());
+            return Ok(());
+        }
+        self.get_l1_target::<F>(new, Target::Own)?;
         self.write_shadow::<F>(1, table, index, new);
         self.put_l1_target(old);
         Ok(())
     }
 
     /// The entries from `from` on become again what they were.
+    #[cold]
     fn put_back<F: Format>(&self, table: Mfn, snapshot: Mfn, from: usize) {
         for index in from..F::ENTRIES {
             let old = F::load(&self.host.hw, snapshot, index);

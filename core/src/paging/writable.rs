@@ -124,6 +124,7 @@ impl WritableTables {
 
     /// Whether a table is open, or maps one that is.
     #[must_use]
+    #[inline]
     pub fn involves(&self, table: Mfn) -> bool {
         self.windows.iter().flatten().any(|window| window.table == table || window.mapper == table)
     }
@@ -136,6 +137,7 @@ impl WritableTables {
     }
 
     /// The guest writes to a table once more: true when the table should be opened.
+    #[inline]
     fn count(&mut self, table: Mfn) -> bool {
         if self.recent[0].0 != table {
             self.recent.swap(0, 1);
@@ -208,6 +210,7 @@ impl<'a, H: Hardware> Pager<'a, H> {
 
     /// Looks whether a fault of the guest's, or of the hypervisor's at a guest's address, has to do with writable tables. An
     /// access by a guest's applications never has.
+    #[inline(always)]
     pub fn table_fault<F: Format>(&self, state: &mut PagingState, at: GuestVirt, access: Access) -> TableFault {
         let by_kernel = !F::SHADOWED || !access.user;
         let written = if access.write && by_kernel && self.dom.is_assisted(VmAssistType::WritablePagetables) {
@@ -237,6 +240,7 @@ impl<'a, H: Hardware> Pager<'a, H> {
     }
 
     /// Closes all tables because the guest touched what it cannot while they are open.
+    #[cold]
     fn close_all_in_the_way(&self, state: &mut PagingState) {
         for which in 0..WINDOWS {
             let table = state.writable.windows[which].map(|window| window.table);
@@ -251,6 +255,7 @@ impl<'a, H: Hardware> Pager<'a, H> {
     }
 
     /// The L1 table that lies at an address, if the guest's tables would let it write there but for what the frame is.
+    #[inline(always)]
     fn written_table<F: Format>(&self, state: &PagingState, at: GuestVirt) -> Option<Written> {
         // Bits above the format's reach would be dropped by the walk.
         if F::SHADOWED && at.0 >> 32 != 0 {
@@ -274,6 +279,7 @@ impl<'a, H: Hardware> Pager<'a, H> {
     }
 
     /// Whether a frame is a validated L1 table of the domain's.
+    #[inline]
     pub(super) fn is_own_l1(&self, mfn: Mfn) -> bool {
         let Some(info) = self.host.frames.info(mfn).filter(|_| self.host.is_ram(mfn)) else { return false };
         let word = info.type_word();
@@ -281,10 +287,13 @@ impl<'a, H: Hardware> Pager<'a, H> {
     }
 
     /// Counts a store to a table and opens it, if it is written to often; true when the guest can go on by itself.
+    #[inline]
     pub fn open_if_busy<F: Format>(&self, state: &mut PagingState, written: &Written) -> bool {
-        if !state.writable.count(written.table) {
-            return false;
-        }
+        state.writable.count(written.table) && self.open_busy::<F>(state, written)
+    }
+
+    #[cold]
+    fn open_busy<F: Format>(&self, state: &mut PagingState, written: &Written) -> bool {
         let opened = self.open::<F>(state, written).is_ok();
         if !opened {
             state.writable.penalise(written.table);
@@ -311,6 +320,7 @@ impl<'a, H: Hardware> Pager<'a, H> {
 
     /// Carries out a store of `bytes` bytes: `compute` makes of what is there what is to be there. False when there is no
     /// such table any more, or the store is not within one entry of it.
+    #[inline]
     pub fn store_entry<F: Format>(
         &self,
         state: &mut PagingState,
@@ -320,14 +330,18 @@ impl<'a, H: Hardware> Pager<'a, H> {
     ) -> bool {
         let width = F::entry_addr(Mfn(0), 1).0;
         let within = written.at.0 % width;
-        if within + bytes > width || !self.is_own_l1(written.table) || state.writable.involves(written.table) {
+        if within + bytes > width
+            || !self.is_own_l1(written.table)
+            || state.writable.is_open() && state.writable.involves(written.table)
+        {
             return false;
         }
         let index = written.at.page_offset() / width as usize;
         let old = F::load(&self.host.hw, written.table, index);
         let (shift, mask) = (8 * within, u64::MAX >> (64 - 8 * bytes));
         let value = compute(old.0 >> shift & mask);
-        let new = F::truncate(old.0 & !(mask << shift) | (value & mask) << shift);
+        let new =
+            if bytes == width { Pte(value) } else { F::truncate(old.0 & !(mask << shift) | (value & mask) << shift) };
         if new != old
             && let Err(error) = self.update_l1::<F>(written.table, index, new, Target::Own)
         {
@@ -337,6 +351,7 @@ impl<'a, H: Hardware> Pager<'a, H> {
     }
 
     /// Ends the domain for an entry that it wrote. The one place where that is decided.
+    #[cold]
     pub(super) fn refuse(&self, state: &mut PagingState, refused: RefusedEntry) {
         state.writable.refused.get_or_insert(refused);
         self.dom.set_state(RunState::CRASHED);

@@ -178,7 +178,7 @@ impl SimHardware {
             }
             self.on_cpu(|cpu| cpu.forget_after_fault(at));
             let fetched = Fetched { store, read: 0 };
-            let outcome = match assist::page_fault(&host, &dom, at, access) {
+            let outcome = match assist::look(&host, &dom, at, access) {
                 TableFault::Store(written) => assist::store(&host, &dom, &written, registers, |_| Some(fetched)),
                 TableFault::TryAgain => Outcome::Resolved,
                 TableFault::Other => Outcome::Other,

@@ -90,7 +90,9 @@ fn flushed() {
             check!((0..count).all(|index| !probe::is_writable(range.page(index))), "{what}, {count}: read-only");
         }
     }
-    (0..40).for_each(|index| drop(range.write(index, Pte::NONE)));
+    (0..40).for_each(|index| {
+        check!(range.write(index, Pte::NONE));
+    });
 }
 
 /// Requests on the table, on its entries and on others, in the middle of many stores.
@@ -138,7 +140,9 @@ fn requests() {
         // SAFETY: the range is the test's own.
         unsafe { memory::write_entry(parent, Pte::NONE).and_then(|()| memory::write_entry(parent, above)) }.is_ok()
     });
-    (0..16 * 12).for_each(|index| drop(range.write(index, Pte::NONE)));
+    (0..16 * 12).for_each(|index| {
+        check!(range.write(index, Pte::NONE));
+    });
 }
 
 /// What a fork does: from one table to another, taking the right to write from both.

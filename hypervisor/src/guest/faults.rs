@@ -12,6 +12,7 @@ use crate::ex_table;
 use crate::mm::layout;
 use core::arch::asm;
 use core::sync::atomic::{AtomicU32, Ordering};
+use proxenos_abi::hypercall::VmAssistType;
 use proxenos_abi::{Selector, X86_32, X86_64};
 use proxenos_core::addr::GuestVirt;
 use proxenos_core::assist::{self, Outcome};
@@ -20,8 +21,8 @@ use proxenos_core::machine::CpuTables;
 use proxenos_core::paging::Pager;
 use proxenos_core::paging::format::TwoLevel;
 use proxenos_core::paging::shadow::Access;
-use proxenos_core::paging::writable::{TableFault, Written};
-use proxenos_core::store::Registers;
+use proxenos_core::personality::Personality;
+use proxenos_core::store::RegisterFile;
 use x86_64::instructions::tables::{lidt, sidt};
 use x86_64::registers::control::Cr2;
 use x86_64::structures::DescriptorTablePointer;
@@ -75,7 +76,7 @@ pub fn page_fault(run: &mut Running, frame: &mut TrapFrame) {
         return fault_in_hypervisor_range(run, frame, at);
     }
     let mut code = frame.error_code;
-    if table_fault(run, frame, GuestVirt(at), access(code)) == Outcome::Resolved {
+    if table_fault(run, frame, GuestVirt(at)) == Outcome::Resolved {
         return;
     }
     if run.dom.arch == Arch::X86_32 {
@@ -93,31 +94,26 @@ pub fn page_fault(run: &mut Running, frame: &mut TrapFrame) {
 }
 
 /// A fault that comes of writable page tables, perhaps.
-fn table_fault(run: &mut Running, frame: &mut TrapFrame, at: GuestVirt, access: Access) -> Outcome {
-    match assist::page_fault(run.host, &run.dom, at, access) {
-        TableFault::Other => Outcome::Other,
-        TableFault::TryAgain => Outcome::Resolved,
-        TableFault::Store(written) => table_store(run, frame, &written),
+#[inline]
+fn table_fault(run: &mut Running, frame: &mut TrapFrame, at: GuestVirt) -> Outcome {
+    if !run.dom.is_assisted(VmAssistType::WritablePagetables) {
+        return Outcome::Other;
+    }
+    match run.dom.arch {
+        Arch::X86_32 => table_fault_of::<X86_32>(run, frame, at),
+        Arch::X86_64 => table_fault_of::<X86_64>(run, frame, at),
     }
 }
 
-/// A guest's kernel stores to a page table of its own.
-#[cold]
-fn table_store(run: &mut Running, frame: &mut TrapFrame, written: &Written) -> Outcome {
-    let mut registers = registers(frame);
-    let (host, dom, segments) = (run.host, &run.dom, &mut run.vcpu.segments);
-    let (cs, ds) = (Selector(frame.cs as u16), data_selector());
-    let outcome = assist::store(host, dom, written, &mut registers, |registers| {
-        let segments = match dom.arch {
-            Arch::X86_32 => segments.code_segments::<X86_32, Hw>(host, dom, cs, ds),
-            Arch::X86_64 => segments.code_segments::<X86_64, Hw>(host, dom, cs, ds),
-        }?;
-        assist::fetch(host, dom.arch, &segments, registers)
+fn table_fault_of<P: Personality>(run: &mut Running, frame: &mut TrapFrame, at: GuestVirt) -> Outcome {
+    let (host, dom, segments) = (run.host, &*run.dom, &mut run.vcpu.segments);
+    let (cs, before, access) = (Selector(frame.cs as u16), frame.rip, access(frame.error_code));
+    let outcome = assist::page_fault::<P, Hw, _>(host, dom, at, access, frame, || {
+        segments.code_segments::<P, Hw>(host, dom, cs, data_selector())
     });
-    let is_done = frame.rip != registers.ip;
-    let steps = frame.rflags & TRAP_FLAG != 0;
-    set_registers(frame, &registers);
-    if is_done {
+    if frame.rip != before {
+        // The instruction is done, as far as breakpoints and single steps are concerned too.
+        let steps = frame.rflags & TRAP_FLAG != 0;
         frame.rflags &= !RESUME_FLAG;
         if steps {
             debug(run, frame);
@@ -134,18 +130,77 @@ fn data_selector() -> Selector {
     Selector(ds)
 }
 
-fn registers(frame: &TrapFrame) -> Registers {
-    let f = frame;
-    let general =
-        [f.rax, f.rcx, f.rdx, f.rbx, f.rsp, f.rbp, f.rsi, f.rdi, f.r8, f.r9, f.r10, f.r11, f.r12, f.r13, f.r14, f.r15];
-    Registers { general, ip: f.rip, flags: f.rflags }
+impl TrapFrame {
+    /// A general register, by the number that instructions have for it.
+    fn register(&mut self, number: u8) -> &mut u64 {
+        match number & 15 {
+            0 => &mut self.rax,
+            1 => &mut self.rcx,
+            2 => &mut self.rdx,
+            3 => &mut self.rbx,
+            4 => &mut self.rsp,
+            5 => &mut self.rbp,
+            6 => &mut self.rsi,
+            7 => &mut self.rdi,
+            8 => &mut self.r8,
+            9 => &mut self.r9,
+            10 => &mut self.r10,
+            11 => &mut self.r11,
+            12 => &mut self.r12,
+            13 => &mut self.r13,
+            14 => &mut self.r14,
+            _ => &mut self.r15,
+        }
+    }
 }
 
-fn set_registers(frame: &mut TrapFrame, registers: &Registers) {
-    let f = frame;
-    [f.rax, f.rcx, f.rdx, f.rbx, f.rsp, f.rbp, f.rsi, f.rdi, f.r8, f.r9, f.r10, f.r11, f.r12, f.r13, f.r14, f.r15] =
-        registers.general;
-    (f.rip, f.rflags) = (registers.ip, registers.flags);
+impl RegisterFile for TrapFrame {
+    #[inline]
+    fn general(&self, number: u8) -> u64 {
+        match number & 15 {
+            0 => self.rax,
+            1 => self.rcx,
+            2 => self.rdx,
+            3 => self.rbx,
+            4 => self.rsp,
+            5 => self.rbp,
+            6 => self.rsi,
+            7 => self.rdi,
+            8 => self.r8,
+            9 => self.r9,
+            10 => self.r10,
+            11 => self.r11,
+            12 => self.r12,
+            13 => self.r13,
+            14 => self.r14,
+            _ => self.r15,
+        }
+    }
+
+    #[inline]
+    fn set_general(&mut self, number: u8, value: u64) {
+        *self.register(number) = value;
+    }
+
+    #[inline]
+    fn ip(&self) -> u64 {
+        self.rip
+    }
+
+    #[inline]
+    fn set_ip(&mut self, value: u64) {
+        self.rip = value;
+    }
+
+    #[inline]
+    fn flags(&self) -> u64 {
+        self.rflags
+    }
+
+    #[inline]
+    fn set_flags(&mut self, value: u64) {
+        self.rflags = value;
+    }
 }
 
 /// A fault at an address of ours: either the CPU looked into the guest's LDT, which is mapped on demand, or the guest

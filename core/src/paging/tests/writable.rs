@@ -436,12 +436,12 @@ fn what_cannot_be_decoded_opens_a_table_at_once() {
         guest.run();
         let (at, access) = (guest.va(SPARE), Access { write: true, user: guest.top_level() == 4 });
         let mut registers = Registers { ip: 0x1234, ..Registers::default() };
-        let fault = || assist::page_fault(&guest.host, &guest.dom, at, access);
+        let fault = || assist::look(&guest.host, &guest.dom, at, access);
         let TableFault::Store(written) = fault() else { panic!("a store") };
         let outcome = assist::store(&guest.host, &guest.dom, &written, &mut registers, |_| None);
         assert_eq!((outcome, guest.open_tables()), (Outcome::Resolved, 1));
         // If a fault closes it again before the instruction is done, it is not helped a second time.
-        assert_eq!(assist::page_fault(&guest.host, &guest.dom, guest.va(WINDOW + 7), access), TableFault::TryAgain);
+        assert_eq!(assist::look(&guest.host, &guest.dom, guest.va(WINDOW + 7), access), TableFault::TryAgain);
         let TableFault::Store(written) = fault() else { panic!("a store") };
         let outcome = assist::store(&guest.host, &guest.dom, &written, &mut registers, |_| None);
         assert_eq!((outcome, guest.open_tables()), (Outcome::Other, 0));
@@ -454,7 +454,7 @@ fn what_cannot_be_decoded_opens_a_table_at_once() {
             let outcome = assist::store(&guest.host, &guest.dom, &written, &mut registers, |_| Some(fetched));
             assert_eq!((outcome, guest.open_tables(), registers.general[1]), (Outcome::Resolved, opened, left));
             assert_eq!(registers.ip, 0x1234);
-            let _ = assist::page_fault(&guest.host, &guest.dom, guest.va(WINDOW + 7), access);
+            let _ = assist::look(&guest.host, &guest.dom, guest.va(WINDOW + 7), access);
         }
     });
 }
@@ -465,7 +465,7 @@ fn an_application_is_not_helped() {
     world.hang(SPARE, 1);
     let guest = &world.guests[1];
     let access = Access { write: true, user: true };
-    assert_eq!(assist::page_fault(&guest.host, &guest.dom, guest.va(SPARE), access), TableFault::Other);
+    assert_eq!(assist::look(&guest.host, &guest.dom, guest.va(SPARE), access), TableFault::Other);
 }
 
 #[test]
