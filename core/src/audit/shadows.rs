@@ -58,7 +58,7 @@ impl<H: Hardware> Audit<'_, H> {
         let (refs, word) = (info.refs(), info.type_word());
         let directory = word.count() > 0 && word.kind() == FrameType::L2;
         let shadowed = self.subject(refs.owner()).is_some_and(|subject| subject.dom.arch == Arch::X86_32);
-        let view = info.view().filter(|_| directory && shadowed);
+        let view = info.view().filter(|_| directory && shadowed && info.shadow().is_some());
         let uses = view.map_or(0, |view| self.info(view).view_uses());
         self.expect(Invariant::TypeIsHeld, mfn, "linear entries that lead here", counted.into(), uses.into());
         self.expect(Invariant::ShadowFollows, mfn, "a view", (counted > 0).into(), view.is_some().into());

@@ -78,7 +78,10 @@ impl<H: Hardware> Audit<'_, H> {
         if entry.writable() {
             self.report(Invariant::WritableOrTable, table, "writable linear entries", 0, entry.0);
         }
-        self.tallies[entry.mfn().0 as usize].linear += 1;
+        // A directory that has no shadow shows itself to nobody.
+        if self.info(entry.mfn()).shadow().is_some() {
+            self.tallies[entry.mfn().0 as usize].linear += 1;
+        }
         if entry.mfn() != table {
             self.refer_as(entry.mfn(), FrameType::L2);
         }

@@ -62,7 +62,7 @@ impl Doomed {
 
 /// Links of a frame that is in use, under the paging lock of its owner.
 impl FrameInfo {
-    /// First frame of a directory's view. Meaningless for any other frame.
+    /// First frame of a directory's view. Meaningless for any other frame, and while the directory has no shadow.
     pub(crate) fn view(&self) -> Option<Mfn> {
         match self.prev.load(Relaxed) {
             0 => None,
@@ -145,7 +145,7 @@ impl<H: Hardware> Pager<'_, H> {
         if !info.is_directory() {
             return false;
         }
-        // Without a shadow it is a table whose validation has failed.
+        // Without a shadow it is a table whose validation has failed, or that is being taken down: it has no view.
         if info.shadow().is_some() {
             self.close_view(info);
         }
@@ -176,6 +176,13 @@ impl<H: Hardware> Pager<'_, H> {
         let uses = self.record(view).view_uses() - 1;
         self.record(view).set_view_uses(uses);
         if uses == 0 {
+            self.destroy_view(info);
+        }
+    }
+
+    /// Frees a directory's view, if it has one: nothing uses it any more, or only the directory itself, which goes.
+    pub(super) fn destroy_view(&self, info: &FrameInfo) {
+        if let Some(view) = info.view() {
             info.set_view(None);
             self.host.free_hypervisor(view, VIEW_ORDER);
         }

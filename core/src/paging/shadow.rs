@@ -70,10 +70,14 @@ impl<H: Hardware> Pager<'_, H> {
         Ok(())
     }
 
-    /// Frees the shadow of a table that is none any more. The allocator flushes the TLBs before it is used again.
+    /// Frees the shadow of a table that is none any more, and its view. The allocator flushes the TLBs before they are used
+    /// again.
     pub(super) fn destroy_shadow(&self, table: Mfn, level: u8) {
         let info = self.host.frames.info(table).expect("a table is RAM");
         if let Some(first) = info.shadow() {
+            if level == 2 {
+                self.destroy_view(info);
+            }
             info.set_shadow(None);
             self.host.free_hypervisor(first, order(level));
         }
