@@ -316,11 +316,11 @@ impl<H: Hardware> Attempt<'_, H> {
     /// Whether the guest's own tables allow an access to a word.
     fn may_touch(&self, at: GuestVirt, access: Access) -> Step<()> {
         let needed = bits::P | if access.user { bits::US } else { 0 } | if access.write { bits::RW } else { 0 };
-        let state = self.dom.paging.lock();
+        // No table is open then: what an open one says has not been looked at.
+        let pager = Pager::new(self.host, self.dom);
+        let state = pager.lock();
         for at in [at, wrapping(at, 3)] {
-            let found = X86_32::in_guest_range(at, 1)
-                .then(|| Pager::new(self.host, self.dom).walk::<TwoLevel>(&state, at))
-                .flatten();
+            let found = X86_32::in_guest_range(at, 1).then(|| pager.walk::<TwoLevel>(&state, at)).flatten();
             let allowed = found.is_some_and(|found| found.entry.0 & (found.rights | bits::P) & needed == needed);
             if !allowed {
                 return Err(Outcome::PageFault { at, access });

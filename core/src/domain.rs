@@ -9,6 +9,7 @@ use crate::event::{EventChannels, EventDomain, EventError, PirqSharing};
 use crate::paging::PagingState;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use proxenos_abi::Pirq;
+use proxenos_abi::hypercall::VmAssistType;
 use spin::Mutex;
 
 /// A guest's architecture, where it is chosen at run time.
@@ -67,6 +68,10 @@ pub struct Domain {
     pub max_pages: AtomicU32,
     /// Tables of its stand half validated (`paging::partial`); written under the paging lock.
     pub(crate) unsettled: AtomicBool,
+    /// A mapping of one of its descriptor pages is gone, so its LDT may lie elsewhere: see [`Domain::ldt_may_have_moved`].
+    ldt_moved: AtomicBool,
+    /// What it has turned on with `vm_assist`, a bit each.
+    assists: AtomicU32,
     run: AtomicU32,
     /// Why it shut down, once it has (SCHEDOP_shutdown's reason).
     reason: AtomicU32,
@@ -87,6 +92,8 @@ impl Domain {
             total_pages: AtomicU32::new(0),
             max_pages: AtomicU32::new(u32::MAX),
             unsettled: AtomicBool::new(false),
+            ldt_moved: AtomicBool::new(false),
+            assists: AtomicU32::new(0),
             run: AtomicU32::new(0),
             reason: AtomicU32::new(0),
         }
@@ -109,6 +116,40 @@ impl Domain {
     /// Whether tables of its stand half validated, which a request may be refused for.
     pub fn is_unsettled(&self) -> bool {
         self.unsettled.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a mapping of one of its descriptor pages is gone. Which addresses its LDT lies at, and so which mapping
+    /// counts, only its virtual CPU knows: it forgets all the LDT's pages when it next looks
+    /// ([`Segments::drop_moved_ldt`](crate::segments::Segments::drop_moved_ldt)).
+    pub fn ldt_may_have_moved(&self) {
+        self.ldt_moved.store(true, Ordering::Release);
+    }
+
+    /// Whether that was noted, and not yet acted upon.
+    pub fn has_ldt_moved(&self) -> bool {
+        self.ldt_moved.load(Ordering::Relaxed)
+    }
+
+    /// Takes the note back, or takes note of having acted upon it.
+    pub fn ldt_has_not_moved(&self) {
+        self.ldt_moved.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether it has turned on an assistance.
+    #[inline]
+    #[must_use]
+    pub fn is_assisted(&self, kind: VmAssistType) -> bool {
+        self.assists.load(Ordering::Relaxed) & 1 << kind.raw() != 0
+    }
+
+    /// Records that an assistance is on.
+    pub(crate) fn assist(&self, kind: VmAssistType) {
+        self.assists.fetch_or(1 << kind.raw(), Ordering::Relaxed);
+    }
+
+    /// Records that an assistance is off.
+    pub(crate) fn do_not_assist(&self, kind: VmAssistType) {
+        self.assists.fetch_and(!(1 << kind.raw()), Ordering::Relaxed);
     }
 
     /// Its run state, now.

@@ -196,7 +196,8 @@ pub enum TypeRest {
 pub struct FrameInfo {
     refs: AtomicU64,
     kind: AtomicU64,
-    /// Free-list links (frame numbers), for the allocator alone.
+    /// Free-list links (frame numbers), for the allocator alone while the frame is free. What they are while it is a
+    /// two-level guest's directory, [`crate::paging::linear`] says; a four-level guest's L1, [`FrameInfo::note_parent`].
     pub(crate) next: AtomicU32,
     pub(crate) prev: AtomicU32,
     /// First frame of this table's shadow; zero when it has none.
@@ -242,6 +243,18 @@ impl FrameInfo {
     /// Records (or forgets) the shadow. Called under the owner's paging lock.
     pub fn set_shadow(&self, shadow: Option<Mfn>) {
         self.shadow.store(shadow.map_or(0, |m| m.0 as u32), Ordering::Relaxed);
+    }
+
+    /// Notes which slot of which table led to this one last. A hint: nobody takes it back. It lies where a free frame has its
+    /// links, and is read only of frames that are in use.
+    pub(crate) fn note_parent(&self, table: Mfn, index: usize) {
+        self.next.store(table.0 as u32, Ordering::Relaxed);
+        self.prev.store(index as u32, Ordering::Relaxed);
+    }
+
+    /// What was noted last; perhaps no longer true, or never.
+    pub(crate) fn noted_parent(&self) -> (Mfn, usize) {
+        (Mfn(self.next.load(Ordering::Relaxed).into()), self.prev.load(Ordering::Relaxed) as usize)
     }
 
     /// TLB clock when the frame's last type or owner let go of it.
@@ -297,6 +310,7 @@ impl FrameInfo {
 
     /// Takes a reference, if the frame is `owner`'s. It stays so until the last reference is gone, though the owner may
     /// have given up its own before.
+    #[inline]
     pub fn get(&self, owner: DomId) -> Result<(), RefError> {
         let mut now = self.refs.load(Ordering::Relaxed);
         loop {
@@ -343,6 +357,18 @@ impl FrameInfo {
         true
     }
 
+    /// Takes one more reference to the frame as writable memory, if it is that already: what [`get_type`](Self::get_type)
+    /// does then. False if it is not, or if somebody else was faster.
+    #[inline]
+    #[must_use]
+    pub fn is_writable_once_more(&self) -> bool {
+        let now = self.kind.load(Ordering::Acquire);
+        let count = now & TypeWord::COUNT;
+        now - count == TypeWord::new(FrameType::Writable, 0).0 | TypeWord::VALIDATED
+            && (1..TypeWord::COUNT).contains(&count)
+            && self.kind.compare_exchange(now, now + 1, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
     /// Takes a reference to the frame *as* `kind`. The caller already holds a plain reference. `flush` is called with
     /// the frame's stamp when the type changes, before anyone can rely on the new one (invariant I5).
     ///
@@ -382,6 +408,24 @@ impl FrameInfo {
                     }
                     return Ok(TypeGrant::Held);
                 }
+                Err(seen) => now = seen,
+            }
+        }
+    }
+
+    /// Takes one more reference to the frame as `kind`, if it is validated as that and somebody relies on it already.
+    pub(crate) fn get_held_type(&self, kind: FrameType) -> Result<(), RefError> {
+        let mut now = self.kind.load(Ordering::Acquire);
+        loop {
+            let word = TypeWord(now);
+            if word.count() == 0 || word.kind() != kind || !word.is_validated() {
+                return Err(RefError::WrongType);
+            }
+            if word.0 & TypeWord::COUNT == TypeWord::COUNT {
+                return Err(RefError::Overflow);
+            }
+            match self.kind.compare_exchange_weak(now, now + 1, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Ok(()),
                 Err(seen) => now = seen,
             }
         }

@@ -43,13 +43,20 @@ impl FreeLists {
 pub struct FrameAllocator {
     table: FrameTable,
     zones: [FreeLists; 2],
+    /// Free frames that no guest's request may take.
+    reserve: u64,
 }
 
 impl FrameAllocator {
     /// An allocator with nothing to give; fill it with [`release_range`](Self::release_range).
     #[must_use]
     pub const fn new(table: FrameTable) -> Self {
-        Self { table, zones: [FreeLists::new(), FreeLists::new()] }
+        Self { table, zones: [FreeLists::new(), FreeLists::new()], reserve: 0 }
+    }
+
+    /// Keeps this many free frames for the hypervisor itself: [`alloc_for_guest`](Self::alloc_for_guest) leaves them.
+    pub const fn set_reserve(&mut self, frames: u64) {
+        self.reserve = frames;
     }
 
     /// Free frames, in a zone (`Any`: all of them).
@@ -126,6 +133,15 @@ impl FrameAllocator {
             self.record(mfn).assign(DomId::XEN);
         }
         Some(first)
+    }
+
+    /// As [`alloc_hypervisor`](Self::alloc_hypervisor), for what a guest's request costs: refused while the
+    /// hypervisor's own reserve would be touched, so that no guest can use up what the hypervisor needs to go on.
+    pub fn alloc_for_guest<M: MachineMemory + Tlb>(&mut self, order: u32, machine: &M) -> Option<Mfn> {
+        if self.free_frames(Zone::Any) < self.reserve + (1 << order) {
+            return None;
+        }
+        self.alloc_hypervisor(order, Zone::Any, machine)
     }
 
     /// Takes back 2^`order` frames that nobody refers to any more.

@@ -4,19 +4,20 @@
 //! nowhere else. Arguments are taken as wide as the interface has them: an `int` is the register's low 32 bits.
 
 use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn};
+use crate::assist;
 use crate::bounce::Callback;
 use crate::domain::{Arch, Domain, RunState};
 use crate::event::{self, Reply};
 use crate::host::{Hardware, Host};
 use crate::mmu::{self, Abandoned};
-use crate::paging::Target;
 use crate::paging::partial::Drained;
+use crate::paging::{Pager, Target};
 use crate::personality::Personality;
 use crate::preempt::{Answer, Call, Place, Poll, Progress, Stop, cost};
 use crate::reservation;
 use crate::segments::{INITIAL_GDT_ENTRIES, TABLE_PAGES};
 use crate::vcpu::Vcpu;
-use proxenos_abi::context::TrapInfo;
+use proxenos_abi::context::{NR_TRAPS, TrapInfo};
 use proxenos_abi::event_channel::EvtchnOp;
 use proxenos_abi::hypercall::{
     ARGS_PER_MULTICALL_ENTRY, ConsoleIo, MULTICALL_RESULT_ARG, MulticallEntry, SCHEDOP_CMDMASK, SCHEDOP_REASONSHIFT,
@@ -52,12 +53,19 @@ enum Nesting {
 }
 
 impl<H: Hardware> Caller<'_, H> {
-    /// Carries out a call, or as much of it as there is time for.
+    /// Carries out a call by its raw number, or as much of it as there is time for.
     pub fn hypercall(&mut self, number: u64, args: &Args) -> Answer {
-        let result = match self.dom.arch {
-            Arch::X86_32 => self.dispatch::<X86_32>(number, args, Nesting::Alone),
-            Arch::X86_64 => self.dispatch::<X86_64>(number, args, Nesting::Alone),
-        };
+        let Some(number) = decode(number) else { return Answer::Done(to_register(Err(Errno::ENOSYS))) };
+        match self.dom.arch {
+            Arch::X86_32 => self.call::<X86_32>(number, args),
+            Arch::X86_64 => self.call::<X86_64>(number, args),
+        }
+    }
+
+    /// Carries out a call of a guest of a known architecture. Inlined where the number is a constant, it is that one call.
+    #[inline(always)]
+    pub fn call<P: Personality>(&mut self, number: Hypercall, args: &Args) -> Answer {
+        let result = self.dispatch::<P>(number, args, Nesting::Alone);
         self.vcpu.call_made_way = result == Err(Stop::Preempted);
         match result {
             Ok(value) => Answer::Done(value),
@@ -67,7 +75,7 @@ impl<H: Hardware> Caller<'_, H> {
     }
 
     /// A call that is made here, as it is recognised when it is made again.
-    pub(crate) fn call(&self, number: Hypercall, args: [u64; 5]) -> Call {
+    pub(crate) const fn recognised(&self, number: Hypercall, args: [u64; 5]) -> Call {
         Call { number, args, place: self.place }
     }
 
@@ -87,8 +95,29 @@ impl<H: Hardware> Caller<'_, H> {
         self.host.hw.copy_to_guest(to, from).map_err(|_| Errno::EFAULT)
     }
 
-    fn dispatch<P: Personality>(&mut self, number: u64, args: &Args, nesting: Nesting) -> Result<u64, Stop> {
-        let number = u32::try_from(number).ok().and_then(Hypercall::from_raw).ok_or(Errno::ENOSYS)?;
+    #[inline(always)]
+    fn dispatch<P: Personality>(&mut self, number: Hypercall, args: &Args, nesting: Nesting) -> Result<u64, Stop> {
+        let changes_mappings = matches!(
+            number,
+            Hypercall::UpdateVaMapping
+                | Hypercall::UpdateVaMappingOtherdomain
+                | Hypercall::SetGdt
+                | Hypercall::UpdateDescriptor
+        );
+        loop {
+            let result = self.attempt::<P>(number, args, nesting);
+            if !changes_mappings || result != Err(Stop::Error(Errno::EINVAL)) || !self.dom.is_unsettled() {
+                return result;
+            }
+            // What a call never came back for may be what stands in the way.
+            if mmu::settle(self.host, self.dom, &mut Poll::begin(), Abandoned::Undo) == Drained::Partly {
+                return Err(Stop::Preempted);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn attempt<P: Personality>(&mut self, number: Hypercall, args: &Args, nesting: Nesting) -> Result<u64, Stop> {
         let [a, b, c, d, e, _] = *args;
         let result = match number {
             Hypercall::MmuUpdate => return mmu::mmu_update::<P, H>(self, GuestVirt(a), b as u32, GuestVirt(c)),
@@ -103,7 +132,7 @@ impl<H: Hardware> Caller<'_, H> {
             Hypercall::SchedOp => self.sched_op(a as u32),
             Hypercall::Multicall if nesting == Nesting::Alone => return self.multicall::<P>(GuestVirt(a), b as u32),
             Hypercall::Multicall => Err(Errno::EINVAL),
-            Hypercall::SetTrapTable => return self.set_trap_table::<P>(GuestVirt(a)),
+            Hypercall::SetTrapTable => self.set_trap_table::<P>(GuestVirt(a)),
             Hypercall::SetCallbacks => self.set_callbacks::<P>(a, b, c, d),
             Hypercall::StackSwitch => self.stack_switch::<P>(a, b),
             Hypercall::FpuTaskswitch => {
@@ -117,8 +146,9 @@ impl<H: Hardware> Caller<'_, H> {
                 self.vcpu.set_timer((a as u32 as u64) << 32 | b & 0xffff_ffff);
                 Ok(0)
             }
-            Hypercall::XenVersion => (a as u32 == 0).then_some(XEN_VERSION.into()).ok_or(Errno::ENOSYS),
+            Hypercall::XenVersion => Ok(xen_version(a)),
             Hypercall::ConsoleIo => self.console_io::<P>(a as u32, b as u32 as i32, GuestVirt(c)),
+            Hypercall::VmAssist => assist::vm_assist(self.host, self.dom, a as u32, b as u32),
             // Of the rest none exists, rather than half of one (SPECIFICATION.md says which issue brings it).
             Hypercall::Dom0Op
             | Hypercall::SetDebugreg
@@ -126,25 +156,16 @@ impl<H: Hardware> Caller<'_, H> {
             | Hypercall::SetFastTrap
             | Hypercall::PhysdevOp
             | Hypercall::GrantTableOp
-            | Hypercall::VmAssist
             | Hypercall::SwitchToUser
             | Hypercall::SetSegmentBase => Err(Errno::ENOSYS),
         };
-        let changes_mappings = matches!(
-            number,
-            Hypercall::UpdateVaMapping
-                | Hypercall::UpdateVaMappingOtherdomain
-                | Hypercall::SetGdt
-                | Hypercall::UpdateDescriptor
-        );
-        if result == Err(Errno::EINVAL) && changes_mappings && self.dom.is_unsettled() {
-            // What a call never came back for may be what stands in the way.
-            return match mmu::settle(self.host, self.dom, &mut Poll::begin(), Abandoned::Undo) {
-                Drained::Wholly => self.dispatch::<P>(u64::from(number.raw()), args, nesting),
-                Drained::Partly => Err(Stop::Preempted),
-            };
-        }
         Ok(result?)
+    }
+
+    /// One call of a multicall's list.
+    fn call_in_multicall<P: Personality>(&mut self, number: u64, args: &Args) -> Result<u64, Stop> {
+        let number = decode(number).ok_or(Errno::ENOSYS)?;
+        self.dispatch::<P>(number, args, Nesting::InMulticall)
     }
 
     /// `multicall(list, n)`: calls in order, each result written into its entry. Makes way between two calls, and where one of
@@ -154,7 +175,7 @@ impl<H: Hardware> Caller<'_, H> {
         if !P::in_guest_range(list, u64::from(count) * size) {
             return Err(Errno::EFAULT.into());
         }
-        let call = self.call(Hypercall::Multicall, [list.0, count.into(), 0, 0, 0]);
+        let call = self.recognised(Hypercall::Multicall, [list.0, count.into(), 0, 0, 0]);
         let mut index = match self.vcpu.unfinished.take(&call) {
             Some(Progress::Multicall(done)) => done,
             _ => 0,
@@ -169,7 +190,7 @@ impl<H: Hardware> Caller<'_, H> {
             let op = entry.op;
             let preempted = poll.is_due(&self.host.hw) || {
                 self.place.entry = Some(index);
-                let result = self.dispatch::<P>(op.to_u64(), &args, Nesting::InMulticall);
+                let result = self.call_in_multicall::<P>(op.to_u64(), &args);
                 self.place.entry = None;
                 match result {
                     Err(Stop::Preempted) => true,
@@ -209,7 +230,10 @@ impl<H: Hardware> Caller<'_, H> {
     }
 
     fn sched_op(&mut self, op: u32) -> Result<u64, Errno> {
-        match SchedOp::from_raw(op & SCHEDOP_CMDMASK).ok_or(Errno::ENOSYS)? {
+        let op_kind = SchedOp::from_raw(op & SCHEDOP_CMDMASK).ok_or(Errno::ENOSYS)?;
+        // Another domain's turn may come: no table stays open meanwhile.
+        drop(Pager::new(self.host, self.dom).lock());
+        match op_kind {
             SchedOp::Yield => self.vcpu.reschedule = true,
             SchedOp::Block => {
                 let page = self.dom.shared_info.addr();
@@ -226,21 +250,11 @@ impl<H: Hardware> Caller<'_, H> {
         Ok(0)
     }
 
-    /// `set_trap_table(table)`: installs until an entry with address 0. Nothing bounds the table, so this makes way too.
-    fn set_trap_table<P: Personality>(&mut self, table: GuestVirt) -> Result<u64, Stop> {
+    /// `set_trap_table(table)`: installs until an entry with address 0.
+    fn set_trap_table<P: Personality>(&mut self, table: GuestVirt) -> Result<u64, Errno> {
         let size = size_of::<TrapInfo<P>>() as u64;
-        let call = self.call(Hypercall::SetTrapTable, [table.0, 0, 0, 0, 0]);
-        let mut index = match self.vcpu.unfinished.take(&call) {
-            Some(Progress::TrapTable(done)) => done,
-            _ => 0,
-        };
-        let mut poll = Poll::begin();
-        loop {
-            if poll.is_due(&self.host.hw) {
-                self.vcpu.unfinished.keep(call, Progress::TrapTable(index));
-                return Err(Stop::Preempted);
-            }
-            poll.step(cost::ENTRY);
+        // A table has an end: each vector once is all there can be to say (2.0 read on for as long as it found memory).
+        for index in 0..=NR_TRAPS as u64 {
             let mut entry = TrapInfo::<P>::new_zeroed();
             self.copy_from_guest::<P>(table.offset(index * size), entry.as_mut_bytes())?;
             let address = entry.address;
@@ -248,8 +262,8 @@ impl<H: Hardware> Caller<'_, H> {
                 return Ok(0);
             }
             self.vcpu.traps.set::<P>(&entry)?;
-            index += 1;
         }
+        Err(Errno::EINVAL)
     }
 
     fn set_callbacks<P: Personality>(
@@ -342,6 +356,18 @@ impl<H: Hardware> Caller<'_, H> {
             }
         }
     }
+}
+
+/// The call with this number.
+fn decode(number: u64) -> Option<Hypercall> {
+    u32::try_from(number).ok().and_then(Hypercall::from_raw)
+}
+
+/// `xen_version(command)`: command 0 is the only one. It concerns nobody, so it needs no caller.
+#[inline]
+#[must_use]
+pub fn xen_version(command: u64) -> u64 {
+    if command as u32 == 0 { XEN_VERSION.into() } else { to_register(Err(Errno::ENOSYS)) }
 }
 
 /// A result as the guest's register has it; for x86_32 the caller keeps the low half.

@@ -9,6 +9,7 @@
 extern crate alloc;
 
 pub mod addr;
+pub mod assist;
 pub mod audit;
 pub mod bounce;
 pub mod builder;
@@ -33,6 +34,7 @@ pub mod segments;
 pub mod sim;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim_hw;
+pub mod store;
 pub mod teardown;
 pub mod timekeeping;
 pub mod vcpu;

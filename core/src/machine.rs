@@ -5,7 +5,7 @@
 //! is a single, aligned, atomic load or store of the width named, and a value read once is never assumed to be there
 //! at the second look.
 
-use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn};
+use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn, PAGE_SIZE};
 
 /// RAM, by machine address. Callers pass only addresses inside frames that exist (see `FrameTable::contains`), aligned
 /// to the access; implementations may panic otherwise.
@@ -30,6 +30,18 @@ pub trait MachineMemory {
     fn or32(&self, at: MachineAddr, bits: u32) -> u32;
     /// Fills a frame with zeroes.
     fn clear_frame(&self, frame: Mfn);
+    /// Copies a frame to another.
+    fn copy_frame(&self, from: Mfn, to: Mfn) {
+        for offset in (0..PAGE_SIZE as u64).step_by(8) {
+            let word = self.load64(MachineAddr(from.addr().0 + offset));
+            self.store64(MachineAddr(to.addr().0 + offset), word);
+        }
+    }
+    /// Whether 64 bytes at two addresses, aligned to that, are the same.
+    #[inline]
+    fn is_same_line(&self, one: MachineAddr, other: MachineAddr) -> bool {
+        (0..64).step_by(8).all(|at| self.load64(MachineAddr(one.0 + at)) == self.load64(MachineAddr(other.0 + at)))
+    }
     /// Copies bytes out of machine memory; the range may cross frames.
     fn read(&self, at: MachineAddr, into: &mut [u8]);
     /// Copies bytes into machine memory; the range may cross frames.

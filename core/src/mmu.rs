@@ -71,21 +71,25 @@ pub fn mmu_update<P: Personality, H: Hardware>(
     if !P::in_guest_range(list, u64::from(count) * size) {
         return Err(Errno::EFAULT.into());
     }
-    let call = |caller: &Caller<'_, H>| caller.call(Hypercall::MmuUpdate, [list.0, count.into(), done.0, 0, 0]);
+    // What the guest wrote to its tables itself comes before what it asks for.
+    drop(Pager::new(caller.host, caller.dom).lock());
+    let call = |caller: &Caller<'_, H>| caller.recognised(Hypercall::MmuUpdate, [list.0, count.into(), done.0, 0, 0]);
     let mut batch = Batch::new(caller.dom);
     let mut result = Ok(0);
     let mut completed = 0;
+    // Another domain may have let go of a page of this one's.
+    caller.vcpu.segments.drop_moved_ldt::<P, H>(caller.host, caller.dom);
     if !caller.vcpu.unfinished.is_empty()
         && let Some(progress) = caller.vcpu.unfinished.take(&call(caller))
     {
         (completed, result) = batch.resume(caller, progress);
         if !batch.settle(caller) {
-            return Err(batch.suspend(caller, call(caller), completed, result.is_err()));
+            return Err(batch.suspend::<P, H>(caller, call(caller), completed, result.is_err()));
         }
     }
     while result.is_ok() && completed < count {
         if batch.poll.is_due(&caller.host.hw) {
-            return Err(batch.suspend(caller, call(caller), completed, false));
+            return Err(batch.suspend::<P, H>(caller, call(caller), completed, false));
         }
         let mut request = MmuUpdate::<P>::new_zeroed();
         let at = list.offset(u64::from(completed) * size);
@@ -98,23 +102,25 @@ pub fn mmu_update<P: Personality, H: Hardware>(
         batch.poll.step(cost::ENTRY);
         match carried_out {
             Ok(()) => completed += 1,
-            Err(Refused) if batch.waits => return Err(batch.suspend(caller, call(caller), completed, false)),
+            Err(Refused) if batch.waits => return Err(batch.suspend::<P, H>(caller, call(caller), completed, false)),
             Err(Refused) if batch.unsettled => {
                 // What a call never came back for may be what stands in the way.
                 batch.unsettled = false;
                 if !batch.sweep(caller) {
-                    return Err(batch.suspend(caller, call(caller), completed, false));
+                    return Err(batch.suspend::<P, H>(caller, call(caller), completed, false));
                 }
             }
             Err(Refused) => result = Err(Errno::EINVAL),
         }
+        caller.vcpu.segments.drop_moved_ldt::<P, H>(caller.host, caller.dom);
         if batch.left_over {
-            return Err(batch.suspend(caller, call(caller), completed, result.is_err()));
+            return Err(batch.suspend::<P, H>(caller, call(caller), completed, result.is_err()));
         }
     }
     if batch.flush_tlb {
         caller.host.hw.flush_all();
     }
+    caller.vcpu.segments.reload_ldt::<P, H>(caller.host, caller.dom);
     if done.0 != 0 {
         // As in 2.0, a bad pointer here is not worth an error: the requests have been carried out.
         let _ = caller.copy_to_guest::<P>(done, completed.as_bytes());
@@ -136,10 +142,18 @@ impl Batch {
     }
 
     /// Notes how far the call has come. The guest goes on with no translation that it wanted flushed.
-    fn suspend<H: Hardware>(&self, caller: &mut Caller<'_, H>, call: Call, completed: u32, refused: bool) -> Stop {
+    fn suspend<P: Personality, H: Hardware>(
+        &self,
+        caller: &mut Caller<'_, H>,
+        call: Call,
+        completed: u32,
+        refused: bool,
+    ) -> Stop {
         if self.flush_tlb {
             caller.host.hw.flush_all();
         }
+        caller.vcpu.segments.drop_moved_ldt::<P, H>(caller.host, caller.dom);
+        caller.vcpu.segments.reload_ldt::<P, H>(caller.host, caller.dom);
         let progress = Progress::MmuUpdate { completed, refused, target: self.target, unsettled: self.unsettled };
         caller.vcpu.unfinished.keep(call, progress);
         Stop::Preempted
@@ -221,7 +235,7 @@ impl Batch {
         }
         let info = host.frames.get(at.mfn(), dom.id)?;
         let pager = Pager::new(host, dom);
-        let mut state = dom.paging.lock();
+        let mut state = pager.lock();
         let result = match pager.locate::<P::Tables>(at) {
             Some((table, level, index)) => {
                 let (entry, target) = (P::Tables::truncate(value), self.target);
@@ -331,7 +345,7 @@ impl Batch {
         if !caller.host.is_ram(frame) {
             return Err(Refused);
         }
-        self.paging(&mut subject.paging.lock(), |state| match subject.arch {
+        self.paging(&mut pager.lock(), |state| match subject.arch {
             Arch::X86_32 => of_format::<TwoLevel, H>(pager, state, frame, level),
             Arch::X86_64 => of_format::<FourLevel, H>(pager, state, frame, level),
         })
@@ -341,9 +355,9 @@ impl Batch {
         if !caller.host.is_ram(frame) {
             return Err(Refused);
         }
-        let mut state = caller.dom.paging.lock();
-        let load = |root| caller.host.hw.load_root(root);
         let pager = Pager::new(caller.host, caller.dom);
+        let mut state = pager.lock();
+        let load = |root| caller.host.hw.load_root(root);
         self.paging(&mut state, |state| pager.switch_base::<P::Tables>(state, frame, load))?;
         drop(state);
         caller.vcpu.segments.drop_ldt::<P, H>(caller.host, caller.dom);
@@ -404,7 +418,8 @@ pub fn settle<H: Hardware>(host: &Host<H>, dom: &Domain, poll: &mut Poll, abando
     if !dom.is_unsettled() {
         return Drained::Wholly;
     }
-    let (pager, mut state) = (Pager::new(host, dom), dom.paging.lock());
+    let pager = Pager::new(host, dom);
+    let mut state = pager.lock();
     if abandoned == Abandoned::Undo {
         pager.condemn_suspended(&mut state);
     }
@@ -447,10 +462,14 @@ pub fn update_va_mapping<P: Personality, H: Hardware>(
     if !P::in_guest_range(at, 4096) {
         return Err(Errno::EINVAL);
     }
+    // Another domain may have let go of a page of this one's.
+    caller.vcpu.segments.drop_moved_ldt::<P, H>(host, dom);
     let pager = Pager::new(host, dom);
-    let state = dom.paging.lock();
+    let state = pager.lock();
     let result = pager
         .walk::<P::Tables>(&state, at)
+        // A directory that is read as an L1 table is not changed as one.
+        .filter(|found| found.level == 1)
         .ok_or(PagingError::NoTable)
         .and_then(|found| pager.update_l1::<P::Tables>(found.table, found.index, P::Tables::truncate(value), target));
     drop(state);
@@ -460,6 +479,8 @@ pub fn update_va_mapping<P: Personality, H: Hardware>(
     } else if flags.contains(UpdateVaFlags::INVLPG) {
         host.hw.flush_page(at);
     }
+    caller.vcpu.segments.drop_moved_ldt::<P, H>(host, dom);
+    caller.vcpu.segments.reload_ldt::<P, H>(host, dom);
     result.map(|()| 0).map_err(|_| Errno::EINVAL)
 }
 

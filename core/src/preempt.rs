@@ -141,8 +141,6 @@ pub enum Progress {
     Reservation(u64),
     /// `multicall`: calls done.
     Multicall(u32),
-    /// `set_trap_table`: entries done.
-    TrapTable(u64),
 }
 
 /// How many unfinished calls a virtual CPU can have: the one it makes, that call's multicall, and so on for those that were

@@ -82,7 +82,7 @@ pub fn dom_mem_op<P: Personality, H: Hardware>(
         return Ok(0);
     }
     let args = [u64::from(op.raw()), list.0, count, order.into(), id.0.into()];
-    let call = caller.call(Hypercall::DomMemOp, args);
+    let call = caller.recognised(Hypercall::DomMemOp, args);
     let mut done = match caller.vcpu.unfinished.take(&call) {
         Some(Progress::Reservation(done)) => done,
         _ => 0,
@@ -107,6 +107,8 @@ pub fn dom_mem_op<P: Personality, H: Hardware>(
         poll.step(cost::TABLE.saturating_mul(order.frames() as u32));
         preempted = mmu::settle(caller.host, subject, &mut poll, Abandoned::Keep) == Drained::Partly;
     }
+    caller.vcpu.segments.drop_moved_ldt::<P, H>(caller.host, caller.dom);
+    caller.vcpu.segments.reload_ldt::<P, H>(caller.host, caller.dom);
     if preempted {
         caller.vcpu.unfinished.keep(call, Progress::Reservation(done));
         return Err(Stop::Preempted);
@@ -204,7 +206,8 @@ fn give_back<H: Hardware>(host: &Host<H>, subject: &Domain, first: Mfn, order: O
 }
 
 fn unpin<H: Hardware>(host: &Host<H>, subject: &Domain, mfn: Mfn, poll: &mut Poll) {
-    let (pager, mut state) = (Pager::new(host, subject), subject.paging.lock());
+    let pager = Pager::new(host, subject);
+    let mut state = pager.lock();
     state.poll = *poll;
     // Somebody else may have unpinned it first, which is as good.
     let _ = match subject.arch {

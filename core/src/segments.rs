@@ -5,18 +5,23 @@
 //! 256..295 are reserved in it. The copy is the domain's own, not the CPU's: a domain has one virtual CPU, and the task
 //! register keeps the TSS that it was loaded with whichever table is current.
 //!
-//! The LDT is filled in on demand: a page of it is taken when the CPU first faults on it ([`Segments::ldt_fault`]).
+//! The LDT is filled in on demand: a page of it is taken when the CPU first faults on it ([`Segments::ldt_fault`]); the
+//! first one also at the end of the request that sets the LDT or makes it look elsewhere, as in 2.0. A page that is taken
+//! cannot become anything else, so all are given up when a mapping of any descriptor page of the domain's goes
+//! ([`Segments::drop_moved_ldt`]), and looked up anew.
 //!
 //! Owned by whoever runs the virtual CPU; no lock, but taking a frame as a descriptor table takes the paging lock.
 
 use crate::addr::{GuestVirt, MachineAddr, Mfn};
+use crate::assist::CodeSegments;
 use crate::descriptor;
-use crate::domain::Domain;
+use crate::domain::{Arch, Domain};
 use crate::frame::FrameType;
 use crate::host::{Hardware, Host};
 use crate::machine::DescriptorPage;
 use crate::paging::Pager;
 use crate::personality::Personality;
+use crate::store::CodeWidth;
 use proxenos_abi::arch::{FIRST_RESERVED_GDT_ENTRY, LAST_RESERVED_GDT_ENTRY};
 use proxenos_abi::{Errno, Selector};
 
@@ -39,6 +44,8 @@ pub struct Segments {
     ldt_base: GuestVirt,
     ldt_entries: u16,
     ldt: [Option<Mfn>; TABLE_PAGES],
+    /// Its first page is to be taken before the guest goes on.
+    ldt_first_page_due: bool,
 }
 
 impl Default for Segments {
@@ -57,6 +64,7 @@ impl Segments {
             ldt_base: GuestVirt(0),
             ldt_entries: 0,
             ldt: [None; TABLE_PAGES],
+            ldt_first_page_due: false,
         }
     }
 
@@ -88,7 +96,7 @@ impl Segments {
         entries: u16,
     ) -> Result<(), Errno> {
         let pager = Pager::new(host, dom);
-        let mut state = dom.paging.lock();
+        let mut state = pager.lock();
         for (taken, &frame) in frames.iter().enumerate() {
             let result = pager.get_frame_and_type::<P::Tables>(&mut state, frame, dom.id, FrameType::Descriptor);
             if result.is_err() {
@@ -137,7 +145,7 @@ impl Segments {
         }
         let info = host.frames.get(mfn, dom.id).map_err(|_| Errno::EINVAL)?;
         let pager = Pager::new(host, dom);
-        let mut state = dom.paging.lock();
+        let mut state = pager.lock();
         let word = info.type_word();
         let kind = match word.kind() {
             FrameType::Descriptor if word.count() > 0 => FrameType::Descriptor,
@@ -167,9 +175,13 @@ impl Segments {
         if base.page_offset() != 0 || entries > TABLE_ENTRIES || !P::in_guest_range(base, entries * 8) {
             return Err(Errno::EINVAL);
         }
+        if (base, entries) == (self.ldt_base, u64::from(self.ldt_entries)) {
+            return Ok(());
+        }
         self.drop_ldt::<P, H>(host, dom);
         self.ldt_base = base;
         self.ldt_entries = entries as u16;
+        self.ldt_first_page_due = entries != 0;
         self.write_ldt_descriptor(host, dom);
         host.hw.load_ldt(self.ldt_entries);
         Ok(())
@@ -180,8 +192,9 @@ impl Segments {
         if self.ldt.iter().all(Option::is_none) {
             return;
         }
+        self.ldt_first_page_due = true;
         let pager = Pager::new(host, dom);
-        let mut state = dom.paging.lock();
+        let mut state = pager.lock();
         for (page, slot) in self.ldt.iter_mut().enumerate() {
             if let Some(old) = slot.take() {
                 host.hw.map_descriptors(dom.id, DescriptorPage::Ldt(page as u8), None);
@@ -196,13 +209,32 @@ impl Segments {
         self.ldt_entries = 0;
         self.gdt_entries = INITIAL_GDT_ENTRIES;
         let pager = Pager::new(host, dom);
-        let mut state = dom.paging.lock();
+        let mut state = pager.lock();
         for (page, slot) in self.gdt.iter_mut().enumerate() {
             let Some(old) = slot.take() else { continue };
             if page > 0 {
                 host.hw.map_descriptors(dom.id, DescriptorPage::Gdt(page as u8), None);
             }
             pager.put_frame_and_type::<P::Tables>(&mut state, old);
+        }
+    }
+
+    /// Gives the LDT's pages up if a mapping of a descriptor page has gone since the last look: what was mapped there may now
+    /// become something else, and something else be mapped there. To be called after each request that changes mappings.
+    #[inline]
+    pub fn drop_moved_ldt<P: Personality, H: Hardware>(&mut self, host: &Host<H>, dom: &Domain) {
+        if dom.has_ldt_moved() {
+            dom.ldt_has_not_moved();
+            self.drop_ldt::<P, H>(host, dom);
+        }
+    }
+
+    /// Takes the LDT's first page, if it has been set or dropped: at the end of a hypercall that may have done so. That
+    /// there is none is no error yet.
+    #[inline]
+    pub fn reload_ldt<P: Personality, H: Hardware>(&mut self, host: &Host<H>, dom: &Domain) {
+        if core::mem::take(&mut self.ldt_first_page_due) {
+            let _: bool = self.ldt_fault::<P, H>(host, dom, 0);
         }
     }
 
@@ -215,7 +247,7 @@ impl Segments {
             return false;
         }
         let pager = Pager::new(host, dom);
-        let mut state = dom.paging.lock();
+        let mut state = pager.lock();
         let Some(found) = pager.walk::<P::Tables>(&state, self.ldt_address(offset)) else { return false };
         if !found.entry.present() {
             return false;
@@ -248,6 +280,31 @@ impl Segments {
         }
         let raw = self.descriptor::<P, H>(host, dom, ss)?;
         writable_data_base(raw)
+    }
+
+    /// Where the guest's code and data segments lie, to look at the instruction that it executes; `None` if that is none that
+    /// is looked at (16-bit code).
+    pub fn code_segments<P: Personality, H: Hardware>(
+        &mut self,
+        host: &Host<H>,
+        dom: &Domain,
+        cs: Selector,
+        ds: Selector,
+    ) -> Option<CodeSegments> {
+        const LONG: u64 = 1 << 53;
+        const DEFAULT_32: u64 = 1 << 54;
+        let own = if P::ARCH == Arch::X86_64 { CodeWidth::Bits64 } else { CodeWidth::Bits32 };
+        let (width, code) = if cs == P::FLAT_GUESTOS_CS {
+            (own, 0)
+        } else {
+            match self.descriptor::<P, H>(host, dom, cs)? {
+                raw if raw & LONG != 0 => (CodeWidth::Bits64, 0),
+                raw if raw & DEFAULT_32 != 0 => (CodeWidth::Bits32, base(raw)),
+                _ => return None,
+            }
+        };
+        let data = if width == CodeWidth::Bits64 { Some(0) } else { self.stack_base::<P, H>(host, dom, ds) };
+        Some(CodeSegments { width, code, data })
     }
 
     /// The descriptor that a selector names now.
@@ -295,7 +352,12 @@ const fn writable_data_base(raw: u64) -> Option<u64> {
     if raw & MASK != PRESENT_WRITABLE_DATA {
         return None;
     }
-    Some(raw >> 16 & 0xff_ffff | (raw >> 56) << 24)
+    Some(base(raw))
+}
+
+/// Linear base of a code or data segment.
+const fn base(raw: u64) -> u64 {
+    raw >> 16 & 0xff_ffff | (raw >> 56) << 24
 }
 
 fn is_reserved(index: u16) -> bool {

@@ -28,6 +28,8 @@ pub enum Teardown {
     Begun,
     /// Pins are given up, those of frames before this one.
     Pins(Mfn),
+    /// Directories that name each other are taken apart, frames before this one.
+    Links(Mfn),
     /// Nothing is a table any more. Frames are given up, those before this one.
     Frames(Mfn),
     /// The domain has no memory of its own.
@@ -50,13 +52,20 @@ impl Teardown {
                     give_up_pin(host, dom, mfn, poll);
                     Self::Pins(Mfn(mfn.0 + 1))
                 }
-                Self::Pins(_) => Self::Frames(Mfn(0)),
+                Self::Pins(_) => Self::Links(Mfn(0)),
+                Self::Links(mfn) if dom.arch == Arch::X86_32 && mfn.0 < host.frames.len() => {
+                    unlink(host, dom, mfn, poll);
+                    Self::Links(Mfn(mfn.0 + 1))
+                }
+                Self::Links(_) => Self::Frames(Mfn(0)),
                 Self::Frames(mfn) if mfn.0 < host.frames.len() => {
                     give_up(host, dom, mfn, poll);
                     Self::Frames(Mfn(mfn.0 + 1))
                 }
                 Self::Frames(_) => {
-                    Pager::new(host, dom).destroy_upper_tables(&mut dom.paging.lock());
+                    let pager = Pager::new(host, dom);
+                    pager.release_writable_tables();
+                    pager.destroy_upper_tables(&mut pager.lock());
                     Self::Done
                 }
                 Self::Done => return,
@@ -71,7 +80,7 @@ fn give_up_roots<H: Hardware>(host: &Host<H>, dom: &Domain, segments: &mut Segme
         Arch::X86_32 => segments.release::<X86_32, H>(host, dom),
         Arch::X86_64 => segments.release::<X86_64, H>(host, dom),
     }
-    in_time(dom, poll, |state| match dom.arch {
+    in_time(host, dom, poll, |state| match dom.arch {
         Arch::X86_32 => Pager::new(host, dom).clear_base::<TwoLevel>(state),
         Arch::X86_64 => Pager::new(host, dom).clear_base::<FourLevel>(state),
     });
@@ -83,13 +92,22 @@ fn give_up_pin<H: Hardware>(host: &Host<H>, dom: &Domain, mfn: Mfn, poll: &mut P
     if info.refs().owner() != dom.id || !info.type_word().is_pinned() {
         return;
     }
-    in_time(dom, poll, |state| {
+    in_time(host, dom, poll, |state| {
         // Only the domain itself and this could unpin it.
         let _ = match dom.arch {
             Arch::X86_32 => Pager::new(host, dom).unpin::<TwoLevel>(state, mfn),
             Arch::X86_64 => Pager::new(host, dom).unpin::<FourLevel>(state, mfn),
         };
     });
+}
+
+fn unlink<H: Hardware>(host: &Host<H>, dom: &Domain, mfn: Mfn, poll: &mut Poll) {
+    let info = host.frames.info(mfn).expect("within the table");
+    poll.step(cost::EMPTY);
+    if info.refs().owner() == dom.id && info.is_directory() {
+        poll.step(cost::TABLE);
+        in_time(host, dom, poll, |state| Pager::new(host, dom).unlink_directory::<TwoLevel>(state, mfn));
+    }
 }
 
 fn give_up<H: Hardware>(host: &Host<H>, dom: &Domain, mfn: Mfn, poll: &mut Poll) {
@@ -103,8 +121,8 @@ fn give_up<H: Hardware>(host: &Host<H>, dom: &Domain, mfn: Mfn, poll: &mut Poll)
 }
 
 /// Works with the paging state within the time there is.
-fn in_time(dom: &Domain, poll: &mut Poll, work: impl FnOnce(&mut PagingState)) {
-    let mut state = dom.paging.lock();
+fn in_time<H: Hardware>(host: &Host<H>, dom: &Domain, poll: &mut Poll, work: impl FnOnce(&mut PagingState)) {
+    let mut state = Pager::new(host, dom).lock();
     state.poll = *poll;
     work(&mut state);
     *poll = core::mem::replace(&mut state.poll, Poll::NEVER);

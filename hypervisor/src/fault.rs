@@ -62,6 +62,7 @@ fn describe_trap(out: &mut impl Write, frame: &TrapFrame) -> fmt::Result {
         code_bytes(out, frame.rip)?;
         writeln!(out, "(px) backtrace:")?;
         writeln!(out, "(px)   {:#018x} {}", frame.rip, Symbolised(VirtAddr::new_truncate(frame.rip)))?;
+        caller(out, frame)?;
         backtrace(out, frame.rbp)?;
     }
     Ok(())
@@ -117,14 +118,31 @@ fn code_bytes(out: &mut impl Write, rip: u64) -> fmt::Result {
     writeln!(out)
 }
 
+/// Where a call to what is no code came from. There was no function yet to begin a frame, so the frame pointers do not lead
+/// there: it is the word on top of the stack, if that is a call's.
+fn caller(out: &mut impl Write, frame: &TrapFrame) -> fmt::Result {
+    let in_text = |at: u64| VirtAddr::try_new(at).is_ok_and(|at| layout::text().contains(&at));
+    if in_text(frame.rip) || !in_stack(frame.rsp) {
+        return Ok(());
+    }
+    let word: *const u64 = VirtAddr::new_truncate(frame.rsp).as_ptr();
+    // SAFETY: the word lies in the mapped part of a stack; it is read as a number, whatever it means.
+    let ret = unsafe { word.read_volatile() };
+    if !in_text(ret) {
+        return Ok(());
+    }
+    writeln!(out, "(px)   {ret:#018x} {}", Symbolised(VirtAddr::new_truncate(ret.wrapping_sub(1))))
+}
+
+/// Whether two words can be read at an address because it lies in a stack of this CPU.
+fn in_stack(at: u64) -> bool {
+    let cpu = Cpu::try_current().map_or(CpuId::BOOT, |cpu| cpu.id);
+    let is_stack = |at: u64| VirtAddr::try_new(at).is_ok_and(|at| percpu::classify(cpu, at) == StackAddress::Stack);
+    at.is_multiple_of(8) && is_stack(at) && is_stack(at.wrapping_add(8))
+}
+
 /// Follows the frame pointers from `rbp` on, as long as they lead upwards within one stack.
 fn backtrace(out: &mut impl Write, rbp: u64) -> fmt::Result {
-    let cpu = Cpu::try_current().map_or(CpuId::BOOT, |cpu| cpu.id);
-    let in_stack = |at: u64| {
-        at.is_multiple_of(8)
-            && VirtAddr::try_new(at).is_ok_and(|at| percpu::classify(cpu, at) == StackAddress::Stack)
-            && VirtAddr::try_new(at + 8).is_ok_and(|at| percpu::classify(cpu, at) == StackAddress::Stack)
-    };
     let mut frame = rbp;
     // Recursion is told once, not line by line.
     let (mut last, mut repeats) = (0, 0u32);

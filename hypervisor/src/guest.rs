@@ -7,13 +7,15 @@
 //! | module | what |
 //! |---|---|
 //! | [`start`] | builds domain 0 and enters it |
-//! | [`syscall`] | the entry of `syscall` |
+//! | [`calls`] | hypercalls: the fast path of `int 0x82` and `syscall` |
+//! | [`syscall`] | where `syscall` arrives |
 //! | [`faults`] | page faults, #GP, #NM: which are the guest's own |
 //! | [`deliver`] | pushes frames on the guest's stack: exceptions, events, failsafe |
 //! | [`timer`] | ticks, timer events, the clock guests read |
 //! | [`hw`], [`memory`], [`fpu`] | the machine as `core` sees it |
 //! | [`end`] | a domain that shuts down or has to be stopped |
 
+mod calls;
 mod deliver;
 mod end;
 mod faults;
@@ -24,26 +26,32 @@ mod start;
 mod syscall;
 mod timer;
 
+pub use calls::enters_guest;
+pub use end::stop_lawless;
 pub use start::start;
 
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::idt::Vector;
 use crate::cpu::percpu::{Cpu, Pending};
+use crate::mm::layout;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::cell::{Cell, UnsafeCell};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
 use hw::Hw;
+use proxenos_abi::hypercall::VmAssistType;
 use proxenos_abi::shared_info::SharedInfo;
 use proxenos_core::addr::{GuestVirt, MachineAddr};
+use proxenos_core::assist;
 use proxenos_core::domain::{Arch, Domain, RunState};
 use proxenos_core::host::Host;
 use proxenos_core::hypercall::Caller;
 use proxenos_core::machine::MachineMemory;
-use proxenos_core::preempt::{Answer, Place};
+use proxenos_core::preempt::Place;
 use proxenos_core::vcpu::Vcpu;
 use timer::Timer;
+use x86_64::VirtAddr;
 use x86_64::registers::control::Cr2;
 
 /// The domain that runs on a CPU, with its virtual CPU.
@@ -55,7 +63,6 @@ pub struct Running {
 }
 
 /// What guest code keeps per CPU, in [`Cpu::local`].
-#[derive(Default)]
 pub struct CpuLocal {
     /// The flush clock when this CPU's TLB was last emptied.
     last_flush: AtomicU32,
@@ -63,6 +70,22 @@ pub struct CpuLocal {
     running: UnsafeCell<Option<Running>>,
     /// The same domain, for traps that come while the hypervisor works on `running`.
     domain: Cell<Option<(&'static Host<Hw>, NonNull<Domain>)>>,
+    /// The first two bytes of the page that it shares with us: upcall pending, upcall mask.
+    shared: Cell<VirtAddr>,
+    /// Not zero: a call left something to do before its guest goes on (see [`calls`]).
+    attention: AtomicU32,
+}
+
+impl Default for CpuLocal {
+    fn default() -> Self {
+        Self {
+            last_flush: AtomicU32::new(0),
+            running: UnsafeCell::new(None),
+            domain: Cell::new(None),
+            shared: Cell::new(VirtAddr::zero()),
+            attention: AtomicU32::new(0),
+        }
+    }
 }
 
 impl CpuLocal {
@@ -77,7 +100,7 @@ impl CpuLocal {
     /// Who runs here.
     ///
     /// # Safety
-    /// At most one reference at a time: taken by [`trap`] or [`syscall::arrive`], once for each entry from a guest (interrupts
+    /// At most one reference at a time: taken by [`trap`], by a call's handler or behind it, once for each entry from a guest (interrupts
     /// are disabled and the hypervisor's own traps never come here, but through [`Self::domain`]).
     #[expect(clippy::mut_from_ref, reason = "the contents of a cell, exclusive by this function's contract")]
     unsafe fn running(&self) -> Option<&mut Running> {
@@ -89,6 +112,7 @@ impl CpuLocal {
     #[expect(clippy::mut_from_ref, reason = "the contents of a cell, to which nobody else has a reference yet")]
     fn install(&self, running: Running) -> &mut Running {
         self.domain.set(Some((running.host, NonNull::from(&*running.dom))));
+        self.shared.set(layout::direct_frame(running.dom.shared_info));
         // SAFETY: nothing of a guest's runs on this CPU yet, so there is no other reference.
         unsafe { (*self.running.get()).insert(running) }
     }
@@ -107,7 +131,6 @@ pub fn trap(frame: &mut TrapFrame) {
     // SAFETY: the one reference of this entry.
     let Some(run) = (unsafe { cpu.local.running() }) else { crate::fault::report_trap(frame) };
     match frame.vector() {
-        Vector::HYPERCALL => hypercall_x86_32(run, frame),
         Vector::TIMER => {}
         Vector::PAGE_FAULT => faults::page_fault(run, frame),
         Vector(13) => faults::general_protection(run, frame),
@@ -118,28 +141,6 @@ pub fn trap(frame: &mut TrapFrame) {
         _ => {}
     }
     leave(cpu, run, frame);
-}
-
-/// `int 0x82` from ring 1: number in eax, arguments in ebx, ecx, edx, esi, edi. Every register but eax is preserved.
-fn hypercall_x86_32(run: &mut Running, frame: &mut TrapFrame) {
-    let low = |register: u64| register & 0xffff_ffff;
-    let args = [low(frame.rbx), low(frame.rcx), low(frame.rdx), low(frame.rsi), low(frame.rdi), 0];
-    let number = low(frame.rax);
-    match run.caller(frame).hypercall(number, &args) {
-        Answer::Done(result) => frame.rax = low(result),
-        Answer::Again => {
-            frame.rip = low(frame.rip.wrapping_sub(CALL_BYTES));
-            made_way();
-        }
-    }
-}
-
-/// Length of `int 0x82`, and of `syscall`: a call that made way is made again from so far back.
-const CALL_BYTES: u64 = 2;
-
-/// A call made way because this CPU's timer is due: [`leave`] serves it, though its interrupt has not been taken yet.
-fn made_way() {
-    Cpu::current().set_pending(Pending::TIMER);
 }
 
 impl Running {
@@ -162,7 +163,23 @@ impl Running {
 }
 
 /// What is due before the guest goes on. When this returns, `frame` is what it goes on with.
+#[inline]
 fn leave(cpu: &Cpu, run: &mut Running, frame: &mut TrapFrame) {
+    if cpu.has_pending() || run.vcpu.timer_changed || run.vcpu.reschedule || !run.dom.run_state().is_empty() {
+        attend(cpu, run, frame);
+    }
+    if run.upcall_is_due() {
+        deliver::event(run, frame);
+        if run.dom.run_state().contains(RunState::CRASHED) {
+            end::ended(run);
+        }
+    }
+}
+
+/// Time has come for something, or the domain does not go on by itself.
+#[cold]
+#[inline(never)]
+fn attend(cpu: &Cpu, run: &mut Running, frame: &TrapFrame) {
     loop {
         if cpu.take_pending().contains(Pending::TIMER) || core::mem::take(&mut run.vcpu.timer_changed) {
             timer::serve(run);
@@ -172,6 +189,7 @@ fn leave(cpu: &Cpu, run: &mut Running, frame: &mut TrapFrame) {
             break;
         }
         if state.intersects(RunState::SHUTDOWN | RunState::CRASHED) {
+            end::explain(run, frame);
             end::ended(run);
         }
         // Within a multicall, what follows a call that waits is done first.
@@ -182,12 +200,6 @@ fn leave(cpu: &Cpu, run: &mut Running, frame: &mut TrapFrame) {
     }
     // Giving up the CPU changes nothing where nobody else wants it.
     run.vcpu.reschedule = false;
-    if run.upcall_is_due() {
-        deliver::event(run, frame);
-        if run.dom.run_state().contains(RunState::CRASHED) {
-            end::ended(run);
-        }
-    }
 }
 
 /// Waits until the domain has something to do.
@@ -201,17 +213,17 @@ fn idle(cpu: &Cpu, run: &mut Running) {
     timer::resume(run);
 }
 
-/// A page fault while the hypervisor ran: one at an address of the guest's, that shadowing caused, is repaired, and the
-/// access tried again. No paging lock is held (see [`memory`]).
+/// A page fault while the hypervisor ran: one at an address of the guest's, that shadowing or an open page table caused, is
+/// repaired, and the access tried again. No paging lock is held (see [`memory`]).
 pub fn repair_access(fault: &TrapFrame) -> Repair {
     let at = GuestVirt(Cr2::read_raw());
-    match Cpu::current().local.domain() {
-        Some((host, dom)) if dom.arch == Arch::X86_32 => {
-            let repaired = faults::resolve(host, dom, at, faults::access(fault.error_code));
-            if repaired { Repair::TryAgain } else { Repair::None }
-        }
-        _ => Repair::None,
+    let Some((host, dom)) = Cpu::current().local.domain() else { return Repair::None };
+    // A four-level guest's tables are the CPU's own: nothing but writable ones can be in the way.
+    if dom.arch == Arch::X86_64 && !dom.is_assisted(VmAssistType::WritablePagetables) {
+        return Repair::None;
     }
+    let repaired = assist::repair_access(host, dom, at, faults::access(fault.error_code));
+    if repaired { Repair::TryAgain } else { Repair::None }
 }
 
 /// The `iretq` to a guest faulted. A page of its LDT may have been missing, and the way back is tried again; else the guest is

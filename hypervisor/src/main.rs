@@ -24,6 +24,7 @@ mod guest;
 mod mm;
 mod options;
 mod power;
+mod provoke;
 mod symbols;
 mod time;
 
@@ -32,5 +33,8 @@ mod time;
 extern "C" fn kmain() -> ! {
     acpi::init();
     time::init();
+    if let Some(what) = boot::options().provoke {
+        provoke::provoke(what);
+    }
     guest::start()
 }

@@ -9,6 +9,7 @@
 //! | `noreboot`         | after a fatal error, halt instead of rebooting                                     |
 //! | `p2m=scrambled`    | give domain 0 its frames in no order, to find guests that rely on one              |
 //! | `debug-exit=PORT`  | there is an isa-debug-exit device at this I/O port: leave QEMU through it          |
+//! | `provoke=FAULT`    | for tests of the fault reports only: once booted, fault like this ([`Provocation`])  |
 //!
 //! What follows the word `--` is not ours but domain 0's ([`split_guest_part`]).
 //!
@@ -62,6 +63,25 @@ pub enum P2m {
     Scrambled,
 }
 
+/// A fault that the hypervisor makes on purpose once it has booted, for tests of the reports.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Provocation {
+    /// `panic`: a panic.
+    Panic,
+    /// `page-fault`: a read where nothing is mapped.
+    PageFault,
+    /// `invalid-opcode`: an instruction that does not exist.
+    InvalidOpcode,
+    /// `stack-overflow`: recursion into the guard page below the stack.
+    StackOverflow,
+    /// `write-text`: a write to the hypervisor's code.
+    WriteText,
+    /// `execute-data`: a jump to one of its variables.
+    ExecuteData,
+    /// `double-fault`: a fault without a stack for it.
+    DoubleFault,
+}
+
 /// An I/O port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct IoPort(pub u16);
@@ -81,6 +101,8 @@ pub struct Options {
     pub p2m: P2m,
     /// `debug-exit`.
     pub debug_exit: Option<IoPort>,
+    /// `provoke`.
+    pub provoke: Option<Provocation>,
 }
 
 /// A word of the command line that was not understood, and is ignored.
@@ -110,6 +132,7 @@ impl Options {
         on_fatal: OnFatal::Reboot,
         p2m: P2m::Natural,
         debug_exit: None,
+        provoke: None,
     };
 
     /// Reads a command line, up to the word `--`. Each word that is not understood is passed to `complain` and
@@ -139,7 +162,8 @@ impl Options {
             ("loglvl", Some(value)) => self.log_level = log_level(value).ok_or(bad)?,
             ("p2m", Some("scrambled")) => self.p2m = P2m::Scrambled,
             ("debug-exit", Some(value)) => self.debug_exit = Some(IoPort(port(value).ok_or(bad)?)),
-            ("noreboot" | "dom0_mem" | "com1" | "loglvl" | "p2m" | "debug-exit", _) => return Err(bad),
+            ("provoke", Some(value)) => self.provoke = Some(provocation(value).ok_or(bad)?),
+            ("noreboot" | "dom0_mem" | "com1" | "loglvl" | "p2m" | "debug-exit" | "provoke", _) => return Err(bad),
             _ => return Err(Complaint::Unknown(word)),
         }
         Ok(())
@@ -187,6 +211,19 @@ fn log_level(text: &str) -> Option<LogLevel> {
         "info" => Some(LogLevel::Info),
         "debug" => Some(LogLevel::Debug),
         "trace" | "all" => Some(LogLevel::Trace),
+        _ => None,
+    }
+}
+
+fn provocation(text: &str) -> Option<Provocation> {
+    match text {
+        "panic" => Some(Provocation::Panic),
+        "page-fault" => Some(Provocation::PageFault),
+        "invalid-opcode" => Some(Provocation::InvalidOpcode),
+        "stack-overflow" => Some(Provocation::StackOverflow),
+        "write-text" => Some(Provocation::WriteText),
+        "execute-data" => Some(Provocation::ExecuteData),
+        "double-fault" => Some(Provocation::DoubleFault),
         _ => None,
     }
 }

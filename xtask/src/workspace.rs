@@ -28,6 +28,9 @@ pub struct Workspace {
     metadata: Metadata,
 }
 
+/// The package of the guest SDK.
+const GUEST_SDK: &str = "proxenos-guest";
+
 impl Workspace {
     /// Asks cargo. Offline and quick: dependencies are not resolved.
     pub fn load() -> Result<Self> {
@@ -54,9 +57,11 @@ impl Workspace {
         Ok(dir)
     }
 
-    /// Names of the packages that run on the host: the default members.
+    /// Names of the packages with tests for the host: the default members, and the guest SDK, whose arithmetic is tested
+    /// here though it is built for guests only.
     pub fn host_packages(&self) -> Vec<String> {
-        self.metadata.workspace_default_packages().iter().map(|p| p.name.to_string()).collect()
+        let default = self.metadata.workspace_default_packages().into_iter().map(|p| p.name.to_string());
+        default.chain([GUEST_SDK.to_owned()]).collect()
     }
 
     /// Whether the workspace has the hypervisor in a buildable state.

@@ -15,6 +15,7 @@ mod shadows;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod windows;
 
 use crate::addr::{DomId, Mfn};
 use crate::domain::Domain;
@@ -104,6 +105,8 @@ struct Tally {
     /// References as `kind`.
     uses: u32,
     kind: Option<FrameType>,
+    /// Entries of directories that name it as a directory, its own included.
+    linear: u32,
     /// Part of a free block, a shadow, an upper table or a descriptor page: at most one of these.
     claimed: bool,
 }
@@ -212,6 +215,7 @@ impl<'a, H: Hardware> Audit<'a, H> {
                 self.claim_own(l4, "claims on an upper L4");
                 self.claim_own(l3, "claims on an upper L3");
             }
+            self.claim_snapshots(index);
         }
     }
 
@@ -256,6 +260,7 @@ impl<'a, H: Hardware> Audit<'a, H> {
             self.check_gdt_copy(dom);
             self.check_upper(dom, index);
             self.check_partial(dom, index);
+            self.tally_windows(dom, index);
         }
         let listed: usize = self
             .states
@@ -296,6 +301,7 @@ impl<'a, H: Hardware> Audit<'a, H> {
             let validated = word.partial().is_none();
             self.expect(Invariant::TypeIsHeld, mfn, "validated", validated.into(), word.is_validated().into());
         }
+        self.check_linear_uses(mfn, tally.linear);
         if word.count() > refs.count() {
             self.report(Invariant::Counted, mfn, "type count at most", refs.count().into(), word.count().into());
         }

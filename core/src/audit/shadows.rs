@@ -3,7 +3,8 @@
 
 use super::{Audit, Invariant};
 use crate::addr::{MachineAddr, Mfn};
-use crate::domain::Domain;
+use crate::domain::{Arch, Domain};
+use crate::frame::FrameType;
 use crate::host::Hardware;
 use crate::paging::format::{Format, HYPERVISOR_L4_FIRST, HYPERVISOR_L4_SLOTS, Pte, bits};
 
@@ -32,6 +33,35 @@ impl<H: Hardware> Audit<'_, H> {
             let found = self.slot(first, slot);
             self.expect(Invariant::ShadowFollows, table, "an entry of its shadow", expected, found);
         }
+        if let Some(view) = self.info(table).view().filter(|_| level == 2) {
+            self.check_view::<F>(table, view);
+        }
+    }
+
+    /// Checks what is shown of a directory where it is read as an L1 table: the tables that it names, and those only to be read.
+    fn check_view<F: Format>(&mut self, table: Mfn, view: Mfn) {
+        for mfn in [view, Mfn(view.0 + 1)] {
+            self.claim_own(mfn, "claims on a view");
+            self.census.shadows += 1;
+        }
+        for slot in 0..2 * ENTRIES {
+            let entry = F::load(&self.host.hw, table, slot as usize);
+            let shown = entry.present() && F::is_guest_slot(2, slot as usize);
+            let expected = if shown { entry.0 & COPIED | bits::P | bits::A } else { 0 };
+            self.expect(Invariant::ShadowFollows, table, "an entry of its view", expected, self.slot(view, slot));
+        }
+    }
+
+    /// A directory has a view exactly while entries lead to it, and knows how many.
+    pub(super) fn check_linear_uses(&mut self, mfn: Mfn, counted: u32) {
+        let info = self.info(mfn);
+        let (refs, word) = (info.refs(), info.type_word());
+        let directory = word.count() > 0 && word.kind() == FrameType::L2;
+        let shadowed = self.subject(refs.owner()).is_some_and(|subject| subject.dom.arch == Arch::X86_32);
+        let view = info.view().filter(|_| directory && shadowed && info.shadow().is_some());
+        let uses = view.map_or(0, |view| self.info(view).view_uses());
+        self.expect(Invariant::TypeIsHeld, mfn, "linear entries that lead here", counted.into(), uses.into());
+        self.expect(Invariant::ShadowFollows, mfn, "a view", (counted > 0).into(), view.is_some().into());
     }
 
     fn slot(&self, first: Mfn, slot: u64) -> u64 {
@@ -40,7 +70,9 @@ impl<H: Hardware> Audit<'_, H> {
 
     /// Not present until accessed, not writable until dirty.
     fn l1_slot<F: Format>(&self, table: Mfn, slot: u64) -> u64 {
-        let entry = F::load(&self.host.hw, table, slot as usize);
+        let entry = self.entry::<F>(table, slot as usize);
+        let opened = if self.is_open_at(table, slot as usize) { bits::A | bits::RW | bits::D } else { 0 };
+        let entry = Pte(entry.0 | opened);
         match (entry.has(bits::P | bits::A), entry.has(bits::RW | bits::D)) {
             (false, _) => 0,
             (true, false) => entry.0 & COPIED | bits::P | bits::A,
@@ -58,7 +90,10 @@ impl<H: Hardware> Audit<'_, H> {
                 .map_or(0, |m2p| (m2p.addr().0 + (half << 21)) | bits::P | bits::A | bits::PAT_OR_PS | bits::NX);
         }
         let entry = F::load(&self.host.hw, table, index);
-        let shadow = |entry: Pte| self.host.frames.info(entry.mfn())?.shadow();
+        let shadow = |entry: Pte| {
+            let child = self.host.frames.info(entry.mfn())?;
+            if child.type_word().kind() == FrameType::L2 { child.view() } else { child.shadow() }
+        };
         let below = Some(entry).filter(|entry| entry.present()).and_then(shadow);
         below.map_or(0, |first| Mfn(first.0 + slot % 2).addr().0 | entry.0 & (bits::RW | bits::US) | bits::P | bits::A)
     }
@@ -67,7 +102,7 @@ impl<H: Hardware> Audit<'_, H> {
     pub(super) fn check_upper(&mut self, dom: &Domain, index: usize) {
         let state = &self.states[index];
         let (base, Some((l4, l3))) = (state.base, state.upper) else {
-            if let Some(base) = state.base.filter(|_| dom.arch == crate::domain::Arch::X86_32) {
+            if let Some(base) = state.base.filter(|_| dom.arch == Arch::X86_32) {
                 self.report(Invariant::ShadowFollows, base, "tables above the shadow of a base", 1, 0);
             }
             return;

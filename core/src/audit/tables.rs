@@ -40,7 +40,7 @@ impl<H: Hardware> Audit<'_, H> {
         // Of a table that is half validated only the first entries refer to anything.
         let partial = self.info(table).type_word().partial();
         for index in 0..partial.map_or(F::ENTRIES, |(done, _)| done) {
-            let entry = F::load(&self.host.hw, table, index);
+            let entry = self.entry::<F>(table, index);
             if !entry.present() || !F::is_guest_slot(level, index) {
                 continue;
             }
@@ -76,7 +76,25 @@ impl<H: Hardware> Audit<'_, H> {
             return self.report(Invariant::Rightful, table, "child that is RAM", 0, entry.0);
         }
         self.expect_owner(entry.mfn(), dom);
+        let child = self.info(entry.mfn()).type_word();
+        if dom.arch == Arch::X86_32 && child.kind() == FrameType::L2 && child.count() > 0 {
+            return self.tally_linear(table, entry);
+        }
         self.refer_as(entry.mfn(), FrameType::table(level - 1));
+    }
+
+    /// A directory that is read as an L1 table: never writable, and held, but by no entry of its own.
+    fn tally_linear(&mut self, table: Mfn, entry: Pte) {
+        if entry.writable() {
+            self.report(Invariant::WritableOrTable, table, "writable linear entries", 0, entry.0);
+        }
+        // A directory that has no shadow shows itself to nobody.
+        if self.info(entry.mfn()).shadow().is_some() {
+            self.tallies[entry.mfn().0 as usize].linear += 1;
+        }
+        if entry.mfn() != table {
+            self.refer_as(entry.mfn(), FrameType::L2);
+        }
     }
 
     fn tally_mapping(&mut self, table: Mfn, dom: &Domain, entry: Pte) {

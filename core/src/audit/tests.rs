@@ -94,6 +94,30 @@ fn a_shadow_that_lags_is_seen() {
 }
 
 #[test]
+fn what_is_wrong_with_a_linear_table_is_seen() {
+    let seen = |invariant: &str, deed: &dyn Fn(&World, &FrameInfo)| {
+        let mut world = World::of(Arch::X86_32);
+        let request = world.guests[1].set(world.guests[1].frames[TOP], 1, world.guests[1].entry(TOP, 0));
+        assert_eq!(world.guest(1).request(request), OK);
+        world.check();
+        deed(&world, world.host.frames.info(world.guests[1].frames[TOP]).expect("RAM"));
+        let found = world.verdict().expect_err("the damage is seen");
+        assert!(found.iter().any(|text| text.starts_with(invariant)), "expected {invariant}: {found:#?}");
+    };
+    seen("I1", &|world, _| poke(world, TOP, 1, world.guests[1].entry(TOP, RW)));
+    seen("I2", &|world, _| poke(world, TOP, 2, world.guests[1].entry(TOP, 0)));
+    seen("I3", &|world, _| poke(world, TOP, 2, world.guests[1].entry(L1, 0)));
+    // A view that lags, one that lets tables be written to, one that shows what nobody has looked at.
+    let in_view = |info: &FrameInfo, slot: u64| MachineAddr(info.view().expect("a view").addr().0 + 8 * slot);
+    seen("I6", &|world, info| world.host.hw.store64(in_view(info, 0x300), 0));
+    seen("I6", &|world, info| {
+        let at = in_view(info, 0x300);
+        world.host.hw.store64(at, world.host.hw.load64(at) | RW);
+    });
+    seen("I6", &|world, info| world.host.hw.store64(in_view(info, 1010), world.guests[1].entry(DATA, 0)));
+}
+
+#[test]
 fn a_missed_flush_is_seen() {
     damage(Invariant::Flushed, |world| {
         let guest = &world.guests[1];

@@ -17,7 +17,7 @@ pub use handlers::{Callback, SoftwareInterrupt, TrapHandler, TrapTable};
 use crate::addr::GuestVirt;
 use crate::domain::Arch;
 use crate::personality::Personality;
-use arrayvec::ArrayVec;
+use proxenos_abi::zerocopy::IntoBytes;
 use proxenos_abi::{GuestWord, Selector};
 
 /// Whether a guest is in its kernel or in an application.
@@ -113,21 +113,44 @@ pub struct Frame {
     pub sp: u64,
     /// Bytes in a word of it: 4 or 8.
     word: usize,
-    /// Its words, the lowest first.
-    words: ArrayVec<u64, FRAME_WORDS>,
+    /// Its words, the lowest first; those from `len` on are not part of it.
+    words: [u64; FRAME_WORDS],
+    /// How many words it has.
+    len: usize,
 }
 
 impl Frame {
     /// Its words, the lowest first.
     #[must_use]
     pub fn words(&self) -> &[u64] {
-        &self.words
+        &self.words[..self.len]
     }
 
-    /// Its bytes, as they are to lie in memory.
+    /// Puts words above those it has.
+    #[inline(always)]
+    fn push<const N: usize>(&mut self, words: [u64; N]) {
+        self.words[self.len..self.len + N].copy_from_slice(&words);
+        self.len += N;
+    }
+
+    /// Passes its bytes, as they are to lie in memory, to `write`.
+    #[inline]
+    pub fn with_bytes<R>(&self, write: impl FnOnce(&[u8]) -> R) -> R {
+        if self.word == 8 {
+            return write(self.words().as_bytes());
+        }
+        let mut narrow = [0u32; FRAME_WORDS];
+        for (narrow, word) in narrow.iter_mut().zip(self.words()) {
+            *narrow = *word as u32;
+        }
+        write(narrow[..self.len].as_bytes())
+    }
+
+    /// How many bytes it has.
+    #[inline]
     #[must_use]
-    pub fn bytes(&self) -> ArrayVec<u8, { FRAME_WORDS * 8 }> {
-        self.words.iter().flat_map(|word| word.to_le_bytes().into_iter().take(self.word)).collect()
+    pub fn size(&self) -> u64 {
+        (self.len * self.word) as u64
     }
 }
 
@@ -153,6 +176,7 @@ const STACK_ALIGN: u64 = 16;
 ///
 /// `kernel_stack` is what `stack_switch` set. An interrupted application is left for it; an interrupted kernel goes on
 /// with its own stack.
+#[inline]
 #[must_use]
 pub fn enter<P: Personality>(
     context: &Context,
@@ -165,45 +189,39 @@ pub fn enter<P: Personality>(
         Mode::Kernel => (context.ss, context.sp),
         Mode::User => (kernel_stack.0, kernel_stack.1.0),
     };
-    let mut words = ArrayVec::new();
-    let segments = match cause {
-        Cause::Failsafe(DataSegments { ds, es, fs, gs }) => {
-            Some([ds, es, fs, gs].map(|selector| u64::from(selector.0)))
-        }
-        _ => None,
-    };
+    let mut frame = Frame { ss: stack_ss, sp: 0, word: P::Word::BYTES, words: [0; FRAME_WORDS], len: 0 };
     if P::ARCH == Arch::X86_64 {
-        words.extend([context.rcx, context.r11]);
+        frame.push([context.rcx, context.r11]);
     }
-    words.extend(segments.into_iter().flatten());
     match *cause {
-        Cause::Plain | Cause::Failsafe(_) => {}
-        Cause::Code(code) => words.push(u64::from(code)),
-        Cause::PageFault { code, at } => words.extend([at.0, u64::from(page_fault_code(P::ARCH, mode, code))]),
+        Cause::Plain => {}
+        Cause::Code(code) => frame.push([u64::from(code)]),
+        Cause::PageFault { code, at } => frame.push([at.0, u64::from(page_fault_code(P::ARCH, mode, code))]),
+        Cause::Failsafe(DataSegments { ds, es, fs, gs }) => {
+            frame.push([ds, es, fs, gs].map(|selector| u64::from(selector.0)));
+        }
     }
-    words.extend([context.ip, u64::from(context.cs.0), context.flags]);
+    frame.push([context.ip, u64::from(context.cs.0), context.flags]);
     if P::ARCH == Arch::X86_64 || mode == Mode::User {
-        words.extend([context.sp, u64::from(context.ss.0)]);
+        frame.push([context.sp, u64::from(context.ss.0)]);
     }
 
-    let size = (words.len() * P::Word::BYTES) as u64;
-    let (ss, sp) = match P::ARCH {
+    let size = frame.size();
+    (frame.ss, frame.sp) = match P::ARCH {
         Arch::X86_32 => (stack_ss, u64::from((stack_sp as u32).wrapping_sub(size as u32))),
         // The kernel's data segment is flat and always the same; an application may have left any in ss.
         Arch::X86_64 => (P::FLAT_GUESTOS_DS, (stack_sp & !(STACK_ALIGN - 1)).wrapping_sub(size)),
     };
-    Entry {
-        frame: Frame { ss, sp, word: P::Word::BYTES, words },
-        context: Context {
-            ip: to.ip.0,
-            cs: to.cs,
-            flags: context.flags & !CLEARED_FLAGS,
-            sp,
-            ss,
-            rcx: context.rcx,
-            r11: context.r11,
-        },
-    }
+    let context = Context {
+        ip: to.ip.0,
+        cs: to.cs,
+        flags: context.flags & !CLEARED_FLAGS,
+        sp: frame.sp,
+        ss: frame.ss,
+        rcx: context.rcx,
+        r11: context.r11,
+    };
+    Entry { frame, context }
 }
 
 /// A page fault's error code as the guest gets it. An x86_64 kernel runs in ring 3, so to the CPU all its faults are an

@@ -44,7 +44,7 @@ fn enter64(mode: Mode, cause: Cause) -> Entry {
 
 /// What must be so in every entry.
 fn check(entry: &Entry, context: &Context, bytes: u64) {
-    assert_eq!(entry.frame.words().len() as u64 * bytes, entry.frame.bytes().len() as u64);
+    assert_eq!(entry.frame.words().len() as u64 * bytes, entry.frame.size());
     assert_eq!((entry.context.sp, entry.context.ss), (entry.frame.sp, entry.frame.ss));
     assert_eq!((entry.context.ip, entry.context.cs), (HANDLER.ip.0, HANDLER.cs));
     assert_eq!(entry.context.flags, 0x202);
@@ -75,7 +75,7 @@ fn x86_32_from_an_application() {
     check(&entry, &USER32, 4);
     assert_eq!(entry.frame.words(), [6, 0x804_8000, 0x82b, FLAGS, 0xbfff_fff0, 0x833]);
     assert_eq!((entry.frame.ss, entry.frame.sp), (Selector(0x821), 0xc020_0000 - 24));
-    assert_eq!(entry.frame.bytes()[..8], [6, 0, 0, 0, 0x00, 0x80, 0x04, 0x08]);
+    entry.frame.with_bytes(|bytes| assert_eq!(bytes[..8], [6, 0, 0, 0, 0x00, 0x80, 0x04, 0x08]));
     // Ring 2 is left like ring 3.
     let ring2 = Context { cs: Selector(0x0a), ..USER32 };
     assert_eq!(enter32(&ring2, Cause::Plain).frame.words().len(), 5);
@@ -213,7 +213,7 @@ proptest! {
         let words = &entry.frame.words()[usize::from(code.is_some())..];
         prop_assert_eq!(&words[..3], &[context.ip, u64::from(context.cs.0), context.flags]);
         let base = if ring == 1 { sp } else { STACK.1.0 as u32 };
-        prop_assert_eq!(entry.frame.sp as u32, base.wrapping_sub(entry.frame.bytes().len() as u32));
+        prop_assert_eq!(entry.frame.sp as u32, base.wrapping_sub(entry.frame.size() as u32));
         prop_assert_eq!(words.len(), if ring == 1 { 3 } else { 5 });
         prop_assert_eq!(entry.context.flags & CLEARED_FLAGS, 0);
         prop_assert!(entry.frame.sp <= u64::from(u32::MAX));

@@ -37,7 +37,9 @@ impl<H: Hardware> Pager<'_, H> {
                 return Err(PagingError::RefusedBits);
             }
             if !old.differs_harmlessly(new) {
-                self.get_l1_target::<F>(new, target)?;
+                if target != Target::Own || !self.get_own_target::<F>(new) {
+                    self.get_l1_target::<F>(new, target)?;
+                }
                 // The CPU may set A or D in the old entry meanwhile; its frame and rights cannot change, and with them
                 // the reference that is given back: we hold the paging lock.
                 while let Err(seen) = F::cas(&self.host.hw, table, index, old, new) {
@@ -76,14 +78,15 @@ impl<H: Hardware> Pager<'_, H> {
         }
         let same_reference = new.present() && old.differs_harmlessly(new);
         if !same_reference {
-            self.get_child::<F>(state, level, new)?;
+            self.get_child::<F>(state, level, table, new)?;
+            self.note_parent::<F>(level, new, table, index);
         }
         while let Err(seen) = F::cas(&self.host.hw, table, index, old, new) {
             old = seen;
         }
         self.write_shadow::<F>(level, table, index, new);
         if !same_reference {
-            self.put_child::<F>(state, old);
+            self.put_child::<F>(state, table, old);
         }
         Ok(())
     }

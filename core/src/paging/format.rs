@@ -93,6 +93,8 @@ pub trait Format {
     const REFUSED: u64;
     /// Whether the CPU cannot walk these tables and walks shadows instead.
     const SHADOWED: bool;
+    /// Whether a top-level table may be hung in as a table of the lowest level, to be read ([`super::linear`]).
+    const LINEAR: bool;
 
     /// Machine address of an entry.
     fn entry_addr(table: Mfn, index: usize) -> MachineAddr;
@@ -133,6 +135,7 @@ impl Format for TwoLevel {
     const INDEX_BITS: u32 = 10;
     const REFUSED: u64 = bits::G | bits::PAT_OR_PS;
     const SHADOWED: bool = true;
+    const LINEAR: bool = true;
 
     #[inline]
     fn entry_addr(table: Mfn, index: usize) -> MachineAddr {
@@ -171,6 +174,7 @@ impl Format for FourLevel {
     const INDEX_BITS: u32 = 9;
     const REFUSED: u64 = bits::G | bits::PAT_OR_PS | bits::KEYS;
     const SHADOWED: bool = false;
+    const LINEAR: bool = false;
 
     #[inline]
     fn entry_addr(table: Mfn, index: usize) -> MachineAddr {

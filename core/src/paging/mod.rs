@@ -6,17 +6,23 @@
 //! shadows* ([`shadow`]): each validated change writes the shadow too, so a shadow is at all times a function of the
 //! guest's tables (invariant I6) and never scanned for differences.
 //!
+//! A guest may also write to its L1 tables as if they were memory ([`writable`]): its stores are carried out one by one in
+//! the same way, or it is let write for a while and what it did is checked before the CPU may walk it ([`window`]).
+//!
 //! Everything here is generic over the guest's [`Format`] and dispatched statically; callers choose by
 //! [`Domain::arch`](crate::domain::Domain). Lock: the owner's paging lock. Functions that need it take the
 //! [`PagingState`] that it guards. Taking and dropping references to frames that are *not* tables needs no lock.
 
 pub mod entry;
 pub mod format;
+pub mod linear;
 pub mod partial;
 pub mod shadow;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod types;
+pub mod window;
+pub mod writable;
 
 use crate::addr::{DomId, GuestVirt, Mfn};
 use crate::domain::Domain;
@@ -25,6 +31,7 @@ use crate::host::{Hardware, Host};
 use crate::preempt::Poll;
 use format::{Format, Pte, bits};
 use proxenos_abi::Errno;
+use writable::WritableTables;
 
 /// Why a paging request was refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -90,13 +97,22 @@ pub struct PagingState {
     pub(crate) condemned: Option<Mfn>,
     /// Whether what is done now may make way: that of the request that holds the lock.
     pub(crate) poll: Poll,
+    /// What the guest's writes to its own tables have come to.
+    pub writable: WritableTables,
 }
 
 impl PagingState {
     /// No address space yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self { base: None, upper: None, suspended: None, condemned: None, poll: Poll::NEVER }
+        Self {
+            base: None,
+            upper: None,
+            suspended: None,
+            condemned: None,
+            poll: Poll::NEVER,
+            writable: WritableTables::new(),
+        }
     }
 
     /// Whether tables wait to be undone.
@@ -134,11 +150,13 @@ impl<H> Clone for Pager<'_, H> {
 
 impl<H> Copy for Pager<'_, H> {}
 
-/// Where a virtual address is translated: the L1 table's frame, the slot in it and the entry.
+/// Where a virtual address is translated: the frame of the last table, the slot in it and the entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Translation {
-    /// The L1 table.
+    /// The last table.
     pub table: Mfn,
+    /// Its level: 1, or that of a directory where the guest has hung one in as an L1 table, to read it there.
+    pub level: u8,
     /// The slot.
     pub index: usize,
     /// Its entry.
@@ -155,7 +173,7 @@ impl<'a, H: Hardware> Pager<'a, H> {
     }
 
     /// Walks the guest's own tables down to the L1 slot of `at`. The tables are validated, so every step leads to a table
-    /// of the next level.
+    /// of the next level, but where a directory stands in the place of an L1 table.
     #[inline]
     pub fn walk<F: Format>(&self, state: &PagingState, at: GuestVirt) -> Option<Translation> {
         let mut table = state.base?;
@@ -175,7 +193,12 @@ impl<'a, H: Hardware> Pager<'a, H> {
             level -= 1;
         }
         let index = F::index(1, at);
-        Some(Translation { table, index, entry: F::load(&self.host.hw, table, index), rights })
+        let level = if F::LINEAR && self.host.frames.info(table)?.is_directory() { 2 } else { 1 };
+        // What lies in the hypervisor's slots of a directory has never been looked at.
+        if !F::is_guest_slot(level, index) {
+            return None;
+        }
+        Some(Translation { table, level, index, entry: F::load(&self.host.hw, table, index), rights })
     }
 
     /// Makes `table` the base of a domain that does not run.

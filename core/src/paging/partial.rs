@@ -19,6 +19,9 @@
 //! returns to the guest for good. What a guest suspends and never comes back for stays suspended, accounted for, until a request
 //! is refused: that may be its fault, so it is condemned and drained, and the request tried again.
 //!
+//! The list's link is the record's `next`. A directory's `prev` is its view ([`super::linear`]), which it has only while it is
+//! validated. Tables are dropped only with none open ([`Pager::lock`]).
+//!
 //! Lock: the owner's paging lock.
 
 use super::format::Format;
@@ -122,6 +125,9 @@ impl<H: Hardware> Pager<'_, H> {
             return state.poll.step(cost::EMPTY);
         }
         state.poll.step(cost::ENTRY);
+        if F::LINEAR && self.put_linear(table, entry) {
+            return;
+        }
         let word = self.host.frames.info(entry.mfn()).expect("an entry names a table").type_word();
         match word.kind().level() {
             Some(below @ 2..) if word.count() == 1 => self.condemn::<F>(state, entry.mfn(), below),

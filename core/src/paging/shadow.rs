@@ -10,6 +10,7 @@
 //! ([`Pager::resolve_shadow_fault`]). L2 entries are shadowed as if accessed: a CPU may set A in those at any time.
 
 use super::format::{Format, HYPERVISOR_L4_FIRST, Pte, TwoLevel, bits};
+use super::linear::view_entry;
 use super::{Pager, PagingError, PagingState};
 use crate::addr::{GuestVirt, MachineAddr, Mfn};
 use crate::frame_alloc::Zone;
@@ -47,17 +48,19 @@ fn l1_shadow(entry: Pte) -> u64 {
 impl<H: Hardware> Pager<'_, H> {
     /// Makes the shadow of a table whose entries have just been validated.
     pub(super) fn create_shadow<F: Format>(&self, table: Mfn, level: u8) -> Result<(), PagingError> {
-        let first = self
-            .host
-            .alloc
-            .lock()
-            .alloc_hypervisor(order(level), Zone::Any, &self.host.hw)
-            .ok_or(PagingError::NoMemory)?;
+        let first = self.host.alloc.lock().alloc_for_guest(order(level), &self.host.hw).ok_or(PagingError::NoMemory)?;
         let info = self.host.frames.info(table).expect("a table is RAM");
         info.set_shadow(Some(first));
+        if F::LINEAR && level == 2 {
+            info.set_view(None);
+        }
         for index in 0..F::ENTRIES {
             let entry = F::load(&self.host.hw, table, index);
             if entry.present() && F::is_guest_slot(level, index) {
+                if F::LINEAR && level == 2 && entry.mfn() == table {
+                    // Its first entry that names itself: nothing but memory can be missing.
+                    self.open_view::<F>(table).inspect_err(|_| self.destroy_shadow(table, level))?;
+                }
                 self.write_shadow::<F>(level, table, index, entry);
             }
         }
@@ -67,10 +70,14 @@ impl<H: Hardware> Pager<'_, H> {
         Ok(())
     }
 
-    /// Frees the shadow of a table that is none any more. The allocator flushes the TLBs before it is used again.
+    /// Frees the shadow of a table that is none any more, and its view. The allocator flushes the TLBs before they are used
+    /// again.
     pub(super) fn destroy_shadow(&self, table: Mfn, level: u8) {
         let info = self.host.frames.info(table).expect("a table is RAM");
         if let Some(first) = info.shadow() {
+            if level == 2 {
+                self.destroy_view(info);
+            }
             info.set_shadow(None);
             self.host.free_hypervisor(first, order(level));
         }
@@ -89,13 +96,28 @@ impl<H: Hardware> Pager<'_, H> {
             hw.store64(slot(shadow, index), l1_shadow(entry));
             return;
         }
-        // One guest L2 entry spans 4 MiB: two slots of the shadow, one for each half of the L1's shadow.
-        let child = if entry.present() { self.host.frames.info(entry.mfn()).and_then(|l1| l1.shadow()) } else { None };
+        // One guest L2 entry spans 4 MiB: two slots of the shadow, one for each half of the L1's shadow (or of a
+        // directory's view).
+        let child = if entry.present() { self.host.frames.info(entry.mfn()) } else { None };
+        let child =
+            child.and_then(|child| if F::LINEAR && child.is_directory() { child.view() } else { child.shadow() });
         let flags = entry.0 & (bits::RW | bits::US) | bits::P | bits::A;
         for half in 0..2 {
             let value = child.map_or(0, |first| Mfn(first.0 + half).addr().0 | flags);
             hw.store64(slot(shadow, 2 * index + half as usize), value);
         }
+        if F::LINEAR
+            && let Some(view) = info.view()
+        {
+            hw.store64(slot(view, index), view_entry(entry));
+        }
+    }
+
+    /// Writes the shadow of an L1 entry so that the CPU may write through it, whatever the guest's own entry says.
+    pub(super) fn open_shadow(&self, table: Mfn, index: usize, entry: Pte) {
+        let Some(shadow) = self.host.frames.info(table).and_then(|info| info.shadow()) else { return };
+        let writable = Pte(entry.0 | bits::A | bits::RW | bits::D);
+        self.host.hw.store64(slot(shadow, index), l1_shadow(writable));
     }
 
     /// Maps the machine-to-physical table into an L2 shadow, at 0xFC000000: readable in ring 1, not in ring 3.
@@ -151,6 +173,10 @@ impl<H: Hardware> Pager<'_, H> {
             return false;
         }
         let Some(found) = self.walk::<TwoLevel>(state, at) else { return false };
+        // A directory's entries are shadowed as if accessed, and show nothing to be written to.
+        if found.level != 1 {
+            return false;
+        }
         let needed = bits::P | if access.user { bits::US } else { 0 } | if access.write { bits::RW } else { 0 };
         if !Pte(found.rights & found.entry.0 | found.entry.0 & bits::P).has(needed) {
             return false;
@@ -174,6 +200,6 @@ impl<H: Hardware> Pager<'_, H> {
 }
 
 /// Machine address of a slot in a shadow of several frames (or of one).
-fn slot(first: Mfn, index: usize) -> MachineAddr {
+pub(super) fn slot(first: Mfn, index: usize) -> MachineAddr {
     MachineAddr(first.addr().0 + 8 * index as u64)
 }

@@ -9,6 +9,7 @@ use super::partial::Drained;
 use super::{Pager, PagingError, PagingState, Target};
 use crate::addr::{DomId, FIRST_RAM_FRAME, MachineAddr, Mfn, PAGE_SIZE};
 use crate::descriptor;
+use crate::event::EventDomains;
 use crate::frame::{Condition, FrameType, RefError, TypeGrant, TypeRest};
 use crate::host::Hardware;
 use crate::preempt::cost;
@@ -24,9 +25,14 @@ impl<H: Hardware> Pager<'_, H> {
     ) -> Result<(), PagingError> {
         let info = self.host.frames.get(mfn, owner)?;
         let taken = info.get_type(kind, |stamp| self.host.hw.flush_if_older(stamp));
+        // Whether all that a failure undoes is what was done here.
+        let mut untouched = false;
         let result = match taken {
             Ok(TypeGrant::Held) => return Ok(()),
-            Ok(TypeGrant::MustValidate) => self.validate::<F>(state, mfn, kind, 0),
+            Ok(TypeGrant::MustValidate) => {
+                untouched = state.condemned.is_none();
+                self.validate::<F>(state, mfn, kind, 0)
+            }
             Err(error) => match self.adopt(state, mfn, kind) {
                 Some(done) => {
                     // It comes with a reference to the frame: that is one too many.
@@ -48,7 +54,11 @@ impl<H: Hardware> Pager<'_, H> {
                 match info.type_word().partial() {
                     Some((_, Condition::Suspended)) => {}
                     Some((_, Condition::Condemned)) => {
-                        let _: Drained = self.drain::<F>(state);
+                        let _: Drained = if untouched {
+                            self.mapped_nothing(|| self.drain::<F>(state))
+                        } else {
+                            self.drain::<F>(state)
+                        };
                     }
                     None => {
                         info.abandon_type();
@@ -78,6 +88,23 @@ impl<H: Hardware> Pager<'_, H> {
         }
         let _: TypeRest = info.put_type(|| self.host.hw.stamp());
         self.host.put_frame(mfn, info);
+    }
+
+    /// [`get_l1_target`](Self::get_l1_target) for what most entries are: a mapping of a frame of the domain's own, writable only if
+    /// the frame is mapped writable already. False says nothing.
+    #[inline]
+    pub(super) fn get_own_target<F: Format>(&self, entry: Pte) -> bool {
+        let mfn = entry.mfn();
+        // What has the domain as its owner is RAM, so only the first MiB needs a look.
+        let Some(info) = self.host.frames.info(mfn) else { return false };
+        if entry.0 & F::REFUSED != 0 || is_low_io(mfn) || info.get(self.dom.id).is_err() {
+            return false;
+        }
+        if !entry.writable() || info.is_writable_once_more() {
+            return true;
+        }
+        self.host.put_frame(mfn, info);
+        false
     }
 
     /// Takes the reference that a present L1 entry needs: to I/O memory, or to a frame of whom `target` says, as
@@ -128,16 +155,32 @@ impl<H: Hardware> Pager<'_, H> {
         } else {
             // A page that is only read may still be in a TLB when it is given to somebody else.
             info.set_stamp(self.host.hw.stamp());
+            let word = info.type_word();
+            if word.kind() == FrameType::Descriptor && word.count() > 0 {
+                self.descriptors_unmapped(info.refs().owner());
+            }
         }
         self.host.put_frame(mfn, info);
     }
 
-    /// Takes the reference that a present entry above L1 needs: to a table of the next level, the domain's own.
+    /// A mapping of a descriptor page is gone, perhaps the one at which its owner's LDT was found.
+    #[cold]
+    fn descriptors_unmapped(&self, owner: DomId) {
+        if owner == self.dom.id {
+            self.dom.ldt_may_have_moved();
+        } else if let Some(owner) = self.host.domains.find(owner) {
+            owner.ldt_may_have_moved();
+        }
+    }
+
+    /// Takes the reference that a present entry of `table`, above L1, needs: to a table of the next level, the domain's own
+    /// (or to a directory, where [`super::linear`] allows it).
     #[inline]
     pub(super) fn get_child<F: Format>(
         &self,
         state: &mut PagingState,
         level: u8,
+        table: Mfn,
         entry: Pte,
     ) -> Result<(), PagingError> {
         if !entry.present() {
@@ -146,19 +189,32 @@ impl<H: Hardware> Pager<'_, H> {
         if entry.0 & F::REFUSED != 0 {
             return Err(PagingError::RefusedBits);
         }
-        self.get_frame_and_type::<F>(state, entry.mfn(), self.dom.id, FrameType::table(level - 1))
+        match self.get_frame_and_type::<F>(state, entry.mfn(), self.dom.id, FrameType::table(level - 1)) {
+            Err(PagingError::Frame(RefError::WrongType)) if F::LINEAR => self.get_linear::<F>(table, entry),
+            result => result,
+        }
     }
 
-    /// Gives back the reference of an entry above L1 that is gone.
+    /// Gives back the reference of an entry above L1 that is gone from `table`.
     #[inline]
-    pub(super) fn put_child<F: Format>(&self, state: &mut PagingState, entry: Pte) {
-        if entry.present() {
+    pub(super) fn put_child<F: Format>(&self, state: &mut PagingState, table: Mfn, entry: Pte) {
+        if entry.present() && !(F::LINEAR && self.put_linear(table, entry)) {
             self.put_frame_and_type::<F>(state, entry.mfn());
         }
     }
 
-    fn get_entry<F: Format>(&self, state: &mut PagingState, level: u8, entry: Pte) -> Result<(), PagingError> {
-        if level == 1 { self.get_l1_target::<F>(entry, Target::Own) } else { self.get_child::<F>(state, level, entry) }
+    fn get_entry<F: Format>(
+        &self,
+        state: &mut PagingState,
+        level: u8,
+        table: Mfn,
+        entry: Pte,
+    ) -> Result<(), PagingError> {
+        if level == 1 {
+            self.get_l1_target::<F>(entry, Target::Own)
+        } else {
+            self.get_child::<F>(state, level, table, entry)
+        }
     }
 
     /// Checks a frame as `kind`, taking a reference for each entry from the one on that is named. When it fails, or has to make
@@ -183,7 +239,8 @@ impl<H: Hardware> Pager<'_, H> {
             }
             if F::is_guest_slot(level, index) {
                 let entry = F::load(&self.host.hw, mfn, index);
-                self.get_entry::<F>(state, level, entry)?;
+                self.get_entry::<F>(state, level, mfn, entry)?;
+                self.note_parent::<F>(level, entry, mfn, index);
                 if level > 1 {
                     state.poll.step(if entry.present() { cost::ENTRY } else { cost::EMPTY });
                 }
@@ -198,7 +255,7 @@ impl<H: Hardware> Pager<'_, H> {
         if let Err(error) = result {
             let preempted = error == PagingError::Preempted;
             match level {
-                1 => self.put_l1_entries::<F>(mfn, done),
+                1 => self.mapped_nothing(|| self.put_l1_entries::<F>(mfn, done)),
                 _ if preempted => self.set_aside(state, mfn, done, Condition::Suspended),
                 _ => self.set_aside(state, mfn, done, Condition::Condemned),
             }
@@ -207,6 +264,16 @@ impl<H: Hardware> Pager<'_, H> {
                 let at = F::entry_addr(mfn, HYPERVISOR_L4_FIRST + slot);
                 self.host.hw.store64(at, *entry);
             }
+        }
+        result
+    }
+
+    /// Gives back references of a table that has never been one, so that what it named was mapped by none of them.
+    fn mapped_nothing<R>(&self, give_back: impl FnOnce() -> R) -> R {
+        let moved = self.dom.has_ldt_moved();
+        let result = give_back();
+        if !moved {
+            self.dom.ldt_has_not_moved();
         }
         result
     }

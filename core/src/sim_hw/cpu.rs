@@ -5,15 +5,17 @@
 
 use super::SimHardware;
 use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn};
+use crate::assist::{self, Fetched, Outcome};
 use crate::audit::{Invariant, Violation};
 use crate::domain::Arch;
 use crate::event::EventDomains;
 use crate::frame::FrameType;
 use crate::host::Host;
 use crate::machine::MachineMemory;
-use crate::paging::Pager;
 use crate::paging::format::{Pte, bits};
 use crate::paging::shadow::Access;
+use crate::paging::writable::TableFault;
+use crate::store::{CodeWidth, Registers, decode};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
@@ -96,12 +98,17 @@ impl Cpu {
 impl Seen {
     fn now(host: &Host<SimHardware>, frame: Mfn) -> Option<Self> {
         let owner = host.frames.info(frame)?.refs().owner();
-        // Two frames at least shadow an L1 table, four an L2 table, and no frame is part of two shadows.
+        // Two frames at least shadow an L1 table, four an L2 table, two show it where it is read as an L1 table, and no
+        // frame is part of two shadows.
         let part = |table: u64| {
             let info = host.frames.info(Mfn(table))?;
             let frames = if info.type_word().kind() == FrameType::L1 { 2 } else { 4 };
             let part = frame.0.wrapping_sub(info.shadow()?.0);
-            (part < frames).then_some((Mfn(table), part))
+            if part < frames {
+                return Some((Mfn(table), part));
+            }
+            let part = frame.0.wrapping_sub(info.view().filter(|_| info.is_directory())?.0);
+            (part < 2).then(|| (Mfn(table), frames + part))
         };
         let shadows = if owner == DomId::XEN { (0..host.frames.len()).find_map(part) } else { None };
         Some(Self { owner, shadows, was_free: false })
@@ -143,6 +150,49 @@ impl SimHardware {
         Ok(())
     }
 
+    /// A guest's kernel executes an instruction that writes to `at`: if it faults, as the hypervisor would deal with it. What
+    /// is written where nothing stands in the way is the result of the same instruction.
+    ///
+    /// # Errors
+    /// The access faults.
+    ///
+    /// # Panics
+    /// If the instruction is not one store within a word, or faults for ever.
+    pub fn guest_execute(&self, at: GuestVirt, code: &[u8], registers: &mut Registers) -> Result<(), Fault> {
+        let access = self.access_of(Mode::Kernel, true);
+        let host = self.host().ok_or(Fault)?;
+        let domain = self.on_cpu(|cpu| cpu.domain).ok_or(Fault)?;
+        let dom = host.domains.find(domain).ok_or(Fault)?;
+        let width = if dom.arch == Arch::X86_32 { CodeWidth::Bits32 } else { CodeWidth::Bits64 };
+        let store = decode(code, width).expect("a store");
+        let start = registers.ip;
+        for _ in 0..5 {
+            if let Ok(found) = self.translate(at, access) {
+                let (word, shift) = (MachineAddr(found.0 & !7), 8 * (found.0 & 7));
+                if word.mfn().0 < self.machine.frames() {
+                    let (old, mask) = (self.load64(word), store.width.mask());
+                    let new = store.carry_out(registers, old >> shift & mask, 0);
+                    self.store64(word, old & !(mask << shift) | new << shift);
+                }
+                return Ok(());
+            }
+            self.on_cpu(|cpu| cpu.forget_after_fault(at));
+            let fetched = Fetched { store, read: 0 };
+            let outcome = match assist::look(&host, &dom, at, access) {
+                TableFault::Store(written) => assist::store(&host, &dom, &written, registers, |_| Some(fetched)),
+                TableFault::TryAgain => Outcome::Resolved,
+                TableFault::Other => Outcome::Other,
+            };
+            match outcome {
+                Outcome::Resolved if registers.ip != start => return Ok(()),
+                Outcome::Resolved => {}
+                Outcome::Other if assist::repair_access(&host, &dom, at, access) => {}
+                Outcome::Other => return Err(Fault),
+            }
+        }
+        panic!("the store at {:#x} faults for ever, though the fault is said to be resolved", at.0);
+    }
+
     fn access_of(&self, mode: Mode, write: bool) -> Access {
         let domain = self.on_cpu(|cpu| cpu.domain).expect("a CPU on which a guest runs");
         let dom = self.host().and_then(|host| host.domains.find(domain)).expect("a domain that exists");
@@ -151,8 +201,8 @@ impl SimHardware {
 
     /// Translates an access of the executing CPU, resolving the faults that exist only because of shadowing.
     pub(super) fn access(&self, at: GuestVirt, access: Access) -> Result<MachineAddr, Fault> {
-        // A fault for the accessed bit, one for the dirty bit, and it must work.
-        for _ in 0..3 {
+        // A fault that closes tables, one that opens one or sets the accessed bit, one for the dirty bit, and it must work.
+        for _ in 0..4 {
             if let Ok(found) = self.translate(at, access) {
                 return Ok(found);
             }
@@ -160,9 +210,7 @@ impl SimHardware {
             let domain = self.on_cpu(|cpu| cpu.domain).ok_or(Fault)?;
             let host = self.host().ok_or(Fault)?;
             let dom = host.domains.find(domain).ok_or(Fault)?;
-            let state = dom.paging.lock();
-            let shadowed = dom.arch == Arch::X86_32;
-            if !shadowed || !Pager::new(&*host, &dom).resolve_shadow_fault(&state, at, access) {
+            if !assist::repair_access(&host, &dom, at, access) {
                 return Err(Fault);
             }
         }
@@ -240,6 +288,10 @@ impl SimHardware {
         };
         let mut cpus = self.cpus.lock();
         for cpu in cpus.iter_mut() {
+            let dom = cpu.domain.and_then(|domain| host.domains.find(domain));
+            let windows: Vec<_> = dom
+                .map_or_else(Vec::new, |dom| dom.paging.lock().writable.windows().map(|(window, _)| *window).collect());
+            let open = |frame| windows.iter().any(|window| window.table == frame);
             for found in cpu.translations.values_mut() {
                 let Some((seen, info)) = found.seen.as_mut().zip(host.frames.info(found.frame)) else { continue };
                 let (refs, word) = (info.refs(), info.type_word());
@@ -252,7 +304,8 @@ impl SimHardware {
                 }
                 expect(found.frame, "owner of a cached frame", seen.owner.0.into(), refs.owner().0.into());
                 expect(found.frame, "new uses of a cached frame", 0, seen.was_free.into());
-                if found.rights & bits::RW != 0 && word.count() > 0 && word.kind().needs_validation() {
+                let is_table = word.count() > 0 && word.kind().needs_validation();
+                if found.rights & bits::RW != 0 && is_table && !open(found.frame) {
                     expect(found.frame, "writable translations of a table", 0, 1);
                 }
             }
@@ -263,6 +316,7 @@ impl SimHardware {
                     continue;
                 }
                 expect(found.frame, "owner of a cached table", seen.owner.0.into(), info.refs().owner().0.into());
+                expect(found.frame, "cached tables that the guest can write to", 0, open(found.frame).into());
                 let kind = info.type_word().kind();
                 if seen.owner == DomId::XEN {
                     let now = Seen::now(&host, found.frame).and_then(|now| now.shadows);

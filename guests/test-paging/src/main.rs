@@ -3,6 +3,7 @@
 #![no_main]
 
 mod bits;
+mod ldt;
 mod mappings;
 mod tables;
 
@@ -19,6 +20,7 @@ fn main(_: &StartInfo) {
     mappings::run();
     bits::run();
     tables::run();
+    ldt::run();
     mappings::all_of_memory();
 }
 

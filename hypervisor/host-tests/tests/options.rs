@@ -3,7 +3,7 @@
 #[path = "../../src/options.rs"]
 mod options;
 
-use options::{Bytes, Com1, Complaint, IoPort, LogLevel, OnFatal, Options, P2m, split_guest_part};
+use options::{Bytes, Com1, Complaint, IoPort, LogLevel, OnFatal, Options, P2m, Provocation, split_guest_part};
 use proptest::prelude::*;
 
 /// The options of a line that must be wholly understood.
@@ -33,11 +33,28 @@ fn every_option_is_understood() {
         on_fatal: OnFatal::Halt,
         p2m: P2m::Scrambled,
         debug_exit: Some(IoPort(0xf4)),
+        provoke: Some(Provocation::Panic),
     };
-    assert_eq!(understood("dom0_mem=64M com1=9600,8n1 loglvl=debug noreboot p2m=scrambled debug-exit=0xf4"), expected);
+    let line = "dom0_mem=64M com1=9600,8n1 loglvl=debug noreboot p2m=scrambled debug-exit=0xf4 provoke=panic";
+    assert_eq!(understood(line), expected);
     assert_eq!(understood("com1=off").com1, Com1::Off);
     assert_eq!(understood("loglvl=all").log_level, LogLevel::Trace);
     assert_eq!(understood("debug-exit=244").debug_exit, Some(IoPort(244)));
+}
+
+#[test]
+fn every_fault_can_be_provoked() {
+    for (text, fault) in [
+        ("panic", Provocation::Panic),
+        ("page-fault", Provocation::PageFault),
+        ("invalid-opcode", Provocation::InvalidOpcode),
+        ("stack-overflow", Provocation::StackOverflow),
+        ("write-text", Provocation::WriteText),
+        ("execute-data", Provocation::ExecuteData),
+        ("double-fault", Provocation::DoubleFault),
+    ] {
+        assert_eq!(understood(&format!("provoke={text}")).provoke, Some(fault), "{text}");
+    }
 }
 
 #[test]
@@ -83,6 +100,10 @@ fn values_without_sense_are_complained_about() {
         "debug-exit=0x",
         "debug-exit=0x+4",
         "debug-exit=70000",
+        "provoke",
+        "provoke=",
+        "provoke=PANIC",
+        "provoke=triple-fault",
     ];
     for word in words {
         assert_eq!(complaints(word), [Complaint::BadValue(word)]);
@@ -105,7 +126,7 @@ proptest! {
     }
 
     #[test]
-    fn no_value_panics(name in "dom0_mem|com1|loglvl|p2m|debug-exit", value in "\\PC{0,24}") {
+    fn no_value_panics(name in "dom0_mem|com1|loglvl|p2m|debug-exit|provoke", value in "\\PC{0,24}") {
         Options::parse(&format!("{name}={value}"), &mut |_| {});
     }
 }

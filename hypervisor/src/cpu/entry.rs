@@ -77,12 +77,28 @@ pub enum Origin {
     Guest,
 }
 
+/// Flags: virtual-8086 mode, where a selector's low bits say nothing about a ring.
+const VM: u64 = 1 << 17;
+/// Flags: I/O privilege level.
+const IOPL: u64 = 3 << 12;
+
 impl TrapFrame {
     /// Whether a guest or the hypervisor was interrupted.
     #[inline]
     #[must_use]
     pub const fn origin(&self) -> Origin {
-        if self.cs & 3 == 0 { Origin::Hypervisor } else { Origin::Guest }
+        if self.cs & 3 == 0 && self.rflags & VM == 0 { Origin::Hypervisor } else { Origin::Guest }
+    }
+
+    /// Whether a guest was interrupted that runs with flags which no guest can have by the manual: IOPL is given to none, and long
+    /// mode has no virtual-8086 mode (Intel SDM vol. 3 §21.1). QEMU's emulation (7.2 at least) lets any 32-bit code have both: its
+    /// `iretd` does not look at the privilege level before it obeys VM. A return to such a guest would give it I/O ports,
+    /// or, since its code selector can be any number, ring 0.
+    #[inline]
+    #[must_use]
+    pub const fn has_forbidden_flags(&self) -> bool {
+        // The first test alone decides it for all that is not forbidden, but for a hypervisor that was entered with IOPL.
+        self.rflags & (VM | IOPL) != 0 && matches!(self.origin(), Origin::Guest)
     }
 
     /// The vector.
@@ -105,15 +121,21 @@ global_asm!(
     ".balign 16",
     // The list of `Vector::has_error_code`.
     "has_code = (vector == 8) || ((vector >= 10) && (vector <= 14)) || (vector == 17) || (vector == 21)",
+    // Hypercalls have an entry of their own (`guest::calls`).
+    ".if vector == {hypercall}",
+    "   jmp hypercall_entry",
+    ".else",
     ".if has_code || (vector == 29) || (vector == 30)",
     ".else",
     "   pushq $0",
     ".endif",
     "   pushq $vector",
     "   jmp trap_common",
+    ".endif",
     "vector = vector + 1",
     ".endr",
     ".balign 16",
+    ".globl trap_common",
     "trap_common:",
     "   pushq %rdi",
     "   pushq %rsi",
@@ -168,8 +190,10 @@ global_asm!(
     ".globl trap_debug",
     "trap_debug:",
     "   testb $3, 8(%rsp)",
+    "   jnz 1f",
+    "   testl ${vm}, 16(%rsp)",
     "   jz trap_stubs + 16",
-    "   pushq %rax",
+    "1: pushq %rax",
     "   movq %rsp, %rax",
     "   orq ${stack_mask}, %rax",
     "   movq -7(%rax), %rax",
@@ -191,6 +215,8 @@ global_asm!(
     "   jmp trap_stubs + 16",
     ".popsection",
     trap_entry = sym trap_entry,
+    hypercall = const Vector::HYPERCALL.0,
+    vm = const VM,
     stack_mask = const STACK_SIZE - 1,
     below_top = const percpu::RESERVED as usize + size_of::<TrapFrame>(),
     options(att_syntax)
@@ -204,15 +230,16 @@ unsafe extern "C" {
     /// Page tables, descriptor tables and frame must be a guest's, validated: the frame's selectors in rings 1 to 3,
     /// its flags without IOPL and with IF. Runs on the CPU's own stack.
     pub fn resume_guest() -> !;
-
-    /// The `iretq` by which every guest is entered: a fault there is the guest's.
-    static trap_iret: u8;
 }
 
 /// Where every trap arrives.
 extern "C" fn trap_entry(frame: &mut TrapFrame) {
     let vector = frame.vector();
-    if vector.0 >= 32 && interrupt(vector) == Handled::Wholly {
+    let handled = if vector.0 >= 32 { interrupt(vector) } else { Handled::NotYet };
+    if frame.has_forbidden_flags() {
+        guest::stop_lawless(frame);
+    }
+    if handled == Handled::Wholly {
         return;
     }
     match frame.origin() {
@@ -260,8 +287,11 @@ fn hypervisor_trap(frame: &mut TrapFrame) {
         // A guest can make one be reported at the first instruction of the hypervisor (a breakpoint held off by `mov
         // ss` before `syscall` or `int`: CVE-2018-8897). It means nothing here.
         Vector::DEBUG => clear_dr6(),
-        _ if frame.rip == (&raw const trap_iret).addr() as u64 => guest::return_faulted(frame),
-        Vector::PAGE_FAULT if guest::repair_access(frame) == guest::Repair::TryAgain => {}
+        _ if guest::enters_guest(frame.rip) => guest::return_faulted(frame),
+        // Only where the hypervisor touches guest memory knowingly: a wild pointer of its own must not be repaired.
+        Vector::PAGE_FAULT
+            if extable::fixup(VirtAddr::new_truncate(frame.rip)).is_some()
+                && guest::repair_access(frame) == guest::Repair::TryAgain => {}
         _ => match extable::fixup(VirtAddr::new_truncate(frame.rip)) {
             Some(fixup) => {
                 extable::note_error_code(frame.error_code);

@@ -96,6 +96,13 @@ impl Cpu {
         self.pending.fetch_or(what.bits(), Ordering::Relaxed);
     }
 
+    /// Whether interrupts left anything to do.
+    #[inline]
+    #[must_use]
+    pub fn has_pending(&self) -> bool {
+        self.pending.load(Ordering::Relaxed) != 0
+    }
+
     /// What interrupts left to do since the last call.
     #[must_use]
     pub fn take_pending(&self) -> Pending {

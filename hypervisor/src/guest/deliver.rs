@@ -22,8 +22,10 @@ use proxenos_core::personality::Personality;
 /// An exception is the guest's to handle. `at` is the address of a page fault.
 pub fn exception(run: &mut Running, frame: &mut TrapFrame, vector: Vector, code: u32, at: Option<GuestVirt>) {
     let Some(handler) = run.vcpu.traps.get(vector.0) else {
-        let at = at.map_or(0, |at| at.0);
-        return crash(run, frame, format_args!("{} with no handler for it (address {at:#x})", vector.name()));
+        return match at {
+            Some(at) => crash(run, frame, format_args!("{} at {:#x} with no handler for it", vector.name(), at.0)),
+            None => crash(run, frame, format_args!("{} with no handler for it", vector.name())),
+        };
     };
     let cause = Cause::exception(vector.0, code, at.unwrap_or_default());
     enter_handler(run, frame, &handler, &cause);
@@ -100,8 +102,8 @@ fn enter_kernel_of<P: Personality>(run: &mut Running, frame: &mut TrapFrame, to:
     if P::ARCH == Arch::X86_32 {
         at.0 &= 0xffff_ffff;
     }
-    let bytes = entry.frame.bytes();
-    if !P::in_guest_range(at, bytes.len() as u64) || run.host.hw.copy_to_guest(at, &bytes).is_err() {
+    let write = |bytes: &[u8]| run.host.hw.copy_to_guest(at, bytes);
+    if !P::in_guest_range(at, entry.frame.size()) || entry.frame.with_bytes(write).is_err() {
         return crash(run, frame, format_args!("its kernel's stack at {:#x} cannot be written", at.0));
     }
     frame.rip = entry.context.ip;
@@ -117,6 +119,10 @@ fn enter_kernel_of<P: Personality>(run: &mut Running, frame: &mut TrapFrame, to:
 /// `fault` is the frame of the fault, taken in the hypervisor; the guest's general registers are in it, and its `rsp` points to the
 /// five words that `iretq` was to load.
 pub fn return_failed(fault: &TrapFrame) -> ! {
+    // What `iretq` itself raises for what it loads. A machine check or a double fault there is no fault of the guest's.
+    if !matches!(fault.vector().0, 10..=14) {
+        crate::fault::report_trap(fault);
+    }
     // SAFETY: the stack of this CPU, where `trap_return` had just come to the last five words of the guest's frame.
     let [rip, cs, rflags, rsp, ss] = unsafe { *(fault.rsp as *const [u64; 5]) };
     let mut frame = TrapFrame { rip, cs, rflags, rsp, ss, ..*fault };

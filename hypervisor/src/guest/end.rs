@@ -28,6 +28,24 @@ pub fn ended(run: &mut Running) -> ! {
     }
 }
 
+/// The end of a domain that runs with flags which it cannot have ([`TrapFrame::has_forbidden_flags`]): no return to it would be
+/// sound.
+#[cold]
+pub fn stop_lawless(frame: &TrapFrame) -> ! {
+    // SAFETY: the one reference of this entry, which has just begun and ends here.
+    let Some(run) = (unsafe { Cpu::current().local.running() }) else { crate::fault::report_trap(frame) };
+    crash(run, frame, format_args!("this CPU let it have flags that no guest may have"));
+    ended(run)
+}
+
+/// Says why `core` has stopped a domain, if it has.
+pub fn explain(run: &Running, frame: &TrapFrame) {
+    let refused = run.dom.paging.lock().writable.refused;
+    if let Some(refused) = refused {
+        crash(run, frame, format_args!("a page table of its own making cannot be: {refused:x?}"));
+    }
+}
+
 /// Stops a domain for what it did, and says what that was and where.
 pub fn crash(run: &Running, frame: &TrapFrame, why: core::fmt::Arguments<'_>) {
     log::error!("domain {} crashed: {why}", run.dom.id.0);

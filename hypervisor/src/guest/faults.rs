@@ -12,16 +12,19 @@ use crate::ex_table;
 use crate::mm::layout;
 use core::arch::asm;
 use core::sync::atomic::{AtomicU32, Ordering};
+use proxenos_abi::hypercall::VmAssistType;
 use proxenos_abi::{Selector, X86_32, X86_64};
 use proxenos_core::addr::GuestVirt;
+use proxenos_core::assist;
 use proxenos_core::bounce::DataSegments;
-use proxenos_core::call_gate::{self, Outcome};
-use proxenos_core::domain::{Arch, Domain};
-use proxenos_core::host::Host;
+use proxenos_core::call_gate;
+use proxenos_core::domain::Arch;
 use proxenos_core::machine::CpuTables;
 use proxenos_core::paging::Pager;
 use proxenos_core::paging::format::TwoLevel;
 use proxenos_core::paging::shadow::Access;
+use proxenos_core::personality::Personality;
+use proxenos_core::store::RegisterFile;
 use x86_64::instructions::tables::{lidt, sidt};
 use x86_64::registers::control::Cr2;
 use x86_64::structures::DescriptorTablePointer;
@@ -30,6 +33,9 @@ use x86_64::structures::DescriptorTablePointer;
 const PRESENT: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
 const USER: u64 = 1 << 2;
+/// Flags that say something of the instruction that was interrupted: it is stepped, and its breakpoint is done.
+const TRAP_FLAG: u64 = 1 << 8;
+const RESUME_FLAG: u64 = 1 << 16;
 /// Bytes of a full descriptor table.
 const FULL_TABLE: u64 = 8192 * 8;
 
@@ -65,12 +71,6 @@ pub fn access(error_code: u64) -> Access {
     Access { write: error_code & WRITE != 0, user: error_code & USER != 0 }
 }
 
-/// Lets `core` repair a fault that shadowing caused.
-pub fn resolve(host: &Host<Hw>, dom: &Domain, at: GuestVirt, access: Access) -> bool {
-    let state = dom.paging.lock();
-    Pager::new(host, dom).resolve_shadow_fault(&state, at, access)
-}
-
 /// A page fault in a guest.
 pub fn page_fault(run: &mut Running, frame: &mut TrapFrame) {
     let at = Cr2::read_raw();
@@ -78,6 +78,9 @@ pub fn page_fault(run: &mut Running, frame: &mut TrapFrame) {
         return fault_in_hypervisor_range(run, frame, at);
     }
     let mut code = frame.error_code;
+    if table_fault(run, frame, GuestVirt(at)) == assist::Outcome::Resolved {
+        return;
+    }
     if run.dom.arch == Arch::X86_32 {
         let at = GuestVirt(at);
         let state = run.dom.paging.lock();
@@ -90,6 +93,116 @@ pub fn page_fault(run: &mut Running, frame: &mut TrapFrame) {
         code = code & !PRESENT | if present { PRESENT } else { 0 };
     }
     deliver::exception(run, frame, Vector::PAGE_FAULT, code as u32, Some(GuestVirt(at)));
+}
+
+/// A fault that comes of writable page tables, perhaps.
+#[inline]
+fn table_fault(run: &mut Running, frame: &mut TrapFrame, at: GuestVirt) -> assist::Outcome {
+    if !run.dom.is_assisted(VmAssistType::WritablePagetables) {
+        return assist::Outcome::Other;
+    }
+    match run.dom.arch {
+        Arch::X86_32 => table_fault_of::<X86_32>(run, frame, at),
+        Arch::X86_64 => table_fault_of::<X86_64>(run, frame, at),
+    }
+}
+
+fn table_fault_of<P: Personality>(run: &mut Running, frame: &mut TrapFrame, at: GuestVirt) -> assist::Outcome {
+    let (host, dom, segments) = (run.host, &*run.dom, &mut run.vcpu.segments);
+    let (cs, before, access) = (Selector(frame.cs as u16), frame.rip, access(frame.error_code));
+    let outcome = assist::page_fault::<P, Hw, _>(host, dom, at, access, frame, || {
+        segments.code_segments::<P, Hw>(host, dom, cs, data_selector())
+    });
+    if frame.rip != before {
+        // The instruction is done, as far as breakpoints and single steps are concerned too.
+        let steps = frame.rflags & TRAP_FLAG != 0;
+        frame.rflags &= !RESUME_FLAG;
+        if steps {
+            debug(run, frame);
+        }
+    }
+    outcome
+}
+
+/// The guest's DS, which nothing on the way here has changed.
+fn data_selector() -> Selector {
+    let ds: u16;
+    // SAFETY: reads a segment register.
+    unsafe { asm!("mov {:x}, ds", out(reg) ds, options(nomem, nostack, preserves_flags)) }
+    Selector(ds)
+}
+
+impl TrapFrame {
+    /// A general register, by the number that instructions have for it.
+    fn register(&mut self, number: u8) -> &mut u64 {
+        match number & 15 {
+            0 => &mut self.rax,
+            1 => &mut self.rcx,
+            2 => &mut self.rdx,
+            3 => &mut self.rbx,
+            4 => &mut self.rsp,
+            5 => &mut self.rbp,
+            6 => &mut self.rsi,
+            7 => &mut self.rdi,
+            8 => &mut self.r8,
+            9 => &mut self.r9,
+            10 => &mut self.r10,
+            11 => &mut self.r11,
+            12 => &mut self.r12,
+            13 => &mut self.r13,
+            14 => &mut self.r14,
+            _ => &mut self.r15,
+        }
+    }
+}
+
+impl RegisterFile for TrapFrame {
+    #[inline]
+    fn general(&self, number: u8) -> u64 {
+        match number & 15 {
+            0 => self.rax,
+            1 => self.rcx,
+            2 => self.rdx,
+            3 => self.rbx,
+            4 => self.rsp,
+            5 => self.rbp,
+            6 => self.rsi,
+            7 => self.rdi,
+            8 => self.r8,
+            9 => self.r9,
+            10 => self.r10,
+            11 => self.r11,
+            12 => self.r12,
+            13 => self.r13,
+            14 => self.r14,
+            _ => self.r15,
+        }
+    }
+
+    #[inline]
+    fn set_general(&mut self, number: u8, value: u64) {
+        *self.register(number) = value;
+    }
+
+    #[inline]
+    fn ip(&self) -> u64 {
+        self.rip
+    }
+
+    #[inline]
+    fn set_ip(&mut self, value: u64) {
+        self.rip = value;
+    }
+
+    #[inline]
+    fn flags(&self) -> u64 {
+        self.rflags
+    }
+
+    #[inline]
+    fn set_flags(&mut self, value: u64) {
+        self.rflags = value;
+    }
 }
 
 /// A fault at an address of ours: either the CPU looked into the guest's LDT, which is mapped on demand, or the guest
@@ -146,18 +259,17 @@ fn call_gate(run: &mut Running, frame: &mut TrapFrame) -> bool {
     };
     let code = frame.error_code as u32;
     match call_gate::general_protection(run.host, &run.dom, &mut run.vcpu, &mut registers, code) {
-        Outcome::Other => return false,
-        Outcome::Done => {
+        call_gate::Outcome::Other => return false,
+        call_gate::Outcome::Done => {
             frame.rip = registers.ip.into();
             frame.rsp = registers.general[4].into();
             frame.cs = registers.cs.0.into();
             frame.ss = registers.ss.0.into();
         }
-        Outcome::Fault { vector, code } => deliver::exception(run, frame, Vector(vector), code, None),
-        Outcome::PageFault { at, access } => {
-            let state = run.dom.paging.lock();
-            let found = Pager::new(run.host, &run.dom).walk::<TwoLevel>(&state, at);
-            drop(state);
+        call_gate::Outcome::Fault { vector, code } => deliver::exception(run, frame, Vector(vector), code, None),
+        call_gate::Outcome::PageFault { at, access } => {
+            let pager = Pager::new(run.host, &run.dom);
+            let found = pager.walk::<TwoLevel>(&pager.lock(), at);
             let present = if found.is_some_and(|found| found.entry.present()) { PRESENT } else { 0 };
             let code = present | if access.write { WRITE } else { 0 } | if access.user { USER } else { 0 };
             deliver::exception(run, frame, Vector::PAGE_FAULT, code as u32, Some(at));

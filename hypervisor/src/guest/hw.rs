@@ -24,6 +24,11 @@ pub struct Hw;
 /// Counts TLB flushes of the whole machine: a stamp older than a CPU's last flush is of no concern to it.
 static FLUSH_CLOCK: AtomicU32 = AtomicU32::new(1);
 
+/// Begins a flush: the clock moves before the TLB is emptied, so a stamp taken in between counts as younger than the flush.
+fn tick_flush_clock() -> u32 {
+    FLUSH_CLOCK.fetch_add(1, Ordering::AcqRel).wrapping_add(1)
+}
+
 /// A byte of RAM, as an atomic of the width asked for.
 fn cell<T>(at: MachineAddr) -> &'static T {
     debug_assert!(at.0.is_multiple_of(align_of::<T>() as u64) && at.0 < layout::DIRECT_MAP_SIZE);
@@ -93,8 +98,24 @@ impl MachineMemory for Hw {
 
     fn clear_frame(&self, frame: Mfn) {
         let at: *mut u8 = layout::direct_frame(frame).as_mut_ptr();
-        // SAFETY: a frame of RAM that the caller owns; the direct map covers it.
-        unsafe { at.write_bytes(0, PAGE_SIZE as usize) }
+        // Words, where `write_bytes` would store bytes: fast on every CPU, and an eighth of the instructions where each
+        // repetition counts as one.
+        // SAFETY: a frame of RAM that the caller owns; the direct map covers it, and the direction flag is clear.
+        unsafe {
+            asm!(
+                "rep stosq",
+                inout("rcx") PAGE_SIZE / 8 => _, inout("rdi") at => _, in("rax") 0u64,
+                options(nostack, preserves_flags)
+            );
+        }
+    }
+
+    fn copy_frame(&self, from: Mfn, to: Mfn) {
+        let source: *const u64 = layout::direct_frame(from).as_ptr();
+        let target: *mut u64 = layout::direct_frame(to).as_mut_ptr();
+        // SAFETY: two frames of RAM, both in the direct map; the caller owns the second and nobody else writes to it. What
+        // changes the first meanwhile is seen or not, word by word.
+        unsafe { core::ptr::copy_nonoverlapping(source, target, PAGE_SIZE as usize / 8) }
     }
 
     fn read(&self, at: MachineAddr, into: &mut [u8]) {
@@ -125,10 +146,10 @@ impl GuestMemory for Hw {
 
 impl Tlb for Hw {
     fn flush_all(&self) {
+        let now = tick_flush_clock();
         // No translation is global, so reloading CR3 drops them all.
         // SAFETY: the tables stay the ones that are loaded.
         unsafe { asm!("mov {0}, cr3", "mov cr3, {0}", out(reg) _, options(nostack, preserves_flags)) }
-        let now = FLUSH_CLOCK.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
         Cpu::current().local.set_last_flush(now);
     }
 
@@ -166,9 +187,9 @@ fn gdt_base(domain: DomId) -> VirtAddr {
 
 impl CpuTables for Hw {
     fn load_root(&self, l4: Mfn) {
+        let now = tick_flush_clock();
         // SAFETY: `core` passes a validated L4 table, or one of its own making, whose upper slots are the hypervisor's.
         unsafe { asm!("mov cr3, {}", in(reg) l4.addr().0, options(nostack, preserves_flags)) }
-        let now = FLUSH_CLOCK.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
         Cpu::current().local.set_last_flush(now);
     }
 
@@ -183,8 +204,8 @@ impl CpuTables for Hw {
             paging::unmap(range.clone());
         }
         if let Some(frame) = frame {
-            // Writable, because the CPU may set accessed bits in a descriptor that it loads.
-            paging::map(range, frame.addr(), Flags::DATA);
+            // Read-only: every descriptor has its accessed bit set when it is stored, so the CPU has nothing to write.
+            paging::map(range, frame.addr(), Flags::RODATA);
         }
     }
 

@@ -46,6 +46,8 @@ static HOST: Once<Host<Hw>> = Once::new();
 const NARROW_FRAMES: u64 = 1024;
 /// Its alignment in frames: the shadows map it by two large pages.
 const NARROW_ALIGN: u64 = 512;
+/// Frames that no guest's request may take, whatever it costs the guest: 1 MiB for the hypervisor's heap and tables.
+const OWN_FRAMES: u64 = 256;
 /// What the hypervisor keeps of free memory for its own tables and shadows, when domain 0 takes all that there is: a
 /// sixteenth, within these bounds (in frames).
 const RESERVE_FRAMES: core::ops::RangeInclusive<u64> = 2048..=32768;
@@ -91,6 +93,7 @@ fn build_host() -> Host<Hw> {
     for range in free.iter() {
         alloc.release_range(range.start.mfn(), (range.end.0 - range.start.0) / PAGE_SIZE);
     }
+    alloc.set_reserve(OWN_FRAMES);
     Host {
         hw: Hw,
         frames,
@@ -218,6 +221,7 @@ fn build_domain0(
         host.m2p.set(&host.hw, frame(Pfn(pfn)), Pfn(pfn));
     }
     install_tables(host, &dom, top).map_err(Refusal::Tables)?;
+    proxenos_core::assist::follow_image(&dom, image.page_tables());
     host.domains.insert(dom.clone());
     let name = if arch == Arch::X86_32 { "x86_32" } else { "x86_64" };
     log::info!(

@@ -2,20 +2,18 @@
 //!
 //! The instruction changes neither stack nor any register but rcx and r11, which it loads with rip and rflags; so the entry has nothing to
 //! find its CPU with. Its code lies in a page that every CPU's area maps for itself (`.text.percpu`): what it
-//! reaches relative to rip is this CPU's. It builds a [`TrapFrame`] where every other trap from a guest has one, and goes on
-//! in the image.
+//! reaches relative to rip is this CPU's. It begins a [`TrapFrame`] where every other trap from a guest has one, and goes on
+//! in the image ([`super::calls`]).
 //!
 //! The same instruction in an x86_64 guest's 32-bit code exists on AMD's CPUs only, and leads to an entry of its own: to the
 //! guest it is an invalid opcode, as it is elsewhere.
 
-use super::{Running, leave};
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::percpu::{Area, Cpu, RESERVED};
 use crate::mm::layout;
 use core::arch::global_asm;
 use proxenos_abi::{GuestArch, X86_64};
 use proxenos_core::domain::Arch;
-use proxenos_core::preempt::Answer;
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::{Efer, EferFlags, LStar, Msr, SFMask};
 use x86_64::registers::rflags::RFlags;
@@ -25,9 +23,6 @@ const RSP_SLOT: i64 = (layout::CPU_STACK + layout::STACK_SIZE - RESERVED - 16) a
 const _: () = assert!(core::mem::offset_of!(TrapFrame, rsp) + 16 == size_of::<TrapFrame>());
 const IA32_STAR: u32 = 0xc000_0081;
 const AMD_CSTAR: u32 = 0xc000_0083;
-/// What the two entries leave as vector: no gate has it.
-const FROM_SYSCALL: u64 = 0x100;
-const FROM_COMPAT: u64 = 0x101;
 
 global_asm!(
     ".pushsection .text.percpu, \"ax\", @progbits",
@@ -41,9 +36,9 @@ global_asm!(
     "   pushq %r11",
     "   pushq ${cs64}",
     "   pushq %rcx",
-    "   pushq $0",
-    "   pushq ${from_syscall}",
     "   jmpq *1f(%rip)",
+    ".balign 8",
+    "1: .quad syscall_common",
     ".balign 16",
     ".globl syscall_entry_compat",
     "syscall_entry_compat:",
@@ -52,43 +47,20 @@ global_asm!(
     "2: movq ${ds}, 8(%rsp)",
     "   pushq %r11",
     "   pushq ${cs32}",
+    // Two bytes back: an invalid opcode is reported where it stands.
+    "   subl $2, %ecx",
     "   pushq %rcx",
     "   pushq $0",
-    "   pushq ${from_compat}",
+    "   pushq ${invalid_opcode}",
     "   jmpq *1f(%rip)",
     ".balign 8",
-    "1: .quad syscall_common",
-    ".popsection",
-    ".pushsection .text.entry, \"ax\", @progbits",
-    ".balign 16",
-    "syscall_common:",
-    "   pushq %rdi",
-    "   pushq %rsi",
-    "   pushq %rdx",
-    "   pushq %rcx",
-    "   pushq %rax",
-    "   pushq %r8",
-    "   pushq %r9",
-    "   pushq %r10",
-    "   pushq %r11",
-    "   pushq %rbx",
-    "   pushq %rbp",
-    "   pushq %r12",
-    "   pushq %r13",
-    "   pushq %r14",
-    "   pushq %r15",
-    "   xorl %ebp, %ebp",
-    "   movq %rsp, %rdi",
-    "   callq {arrive}",
-    "   jmp trap_return",
+    "1: .quad trap_common",
     ".popsection",
     slot = const RSP_SLOT,
     ds = const X86_64::FLAT_GUESTOS_DS.0,
     cs64 = const X86_64::FLAT_GUESTOS_CS.0,
     cs32 = const proxenos_abi::x86_64::FLAT_RING3_CS32.0,
-    from_syscall = const FROM_SYSCALL,
-    from_compat = const FROM_COMPAT,
-    arrive = sym arrive,
+    invalid_opcode = const 6,
     options(att_syntax)
 );
 
@@ -107,7 +79,8 @@ pub fn init() {
     let area = Cpu::current().area();
     let star = u64::from(crate::cpu::gdt::HYPERVISOR_CS.0) << 32;
     LStar::write(in_area(area, &raw const syscall_entry));
-    // Everything that would disturb the entry: interrupts, single steps, backward copies, NT (which makes iretq fault), AC.
+    // Everything that would disturb the entry: interrupts, single steps, backward copies, NT (which makes iretq fault), AC, VM
+    // (see `TrapFrame::has_forbidden_flags`: where a guest can have it, the hypervisor must not go on with it).
     SFMask::write(
         RFlags::INTERRUPT_FLAG
             | RFlags::TRAP_FLAG
@@ -115,6 +88,7 @@ pub fn init() {
             | RFlags::NESTED_TASK
             | RFlags::ALIGNMENT_CHECK
             | RFlags::RESUME_FLAG
+            | RFlags::VIRTUAL_8086_MODE
             | RFlags::IOPL_LOW
             | RFlags::IOPL_HIGH,
     );
@@ -131,31 +105,4 @@ pub fn init() {
 pub fn allow(arch: Arch) {
     // SAFETY: the entries are in place since `init`.
     unsafe { Efer::update(|flags| flags.set(EferFlags::SYSTEM_CALL_EXTENSIONS, arch == Arch::X86_64)) }
-}
-
-/// A guest executed `syscall`: number in rax, arguments in rdi, rsi, rdx, r10, r8, r9.
-extern "C" fn arrive(frame: &mut TrapFrame) {
-    let cpu = Cpu::current();
-    // SAFETY: the one reference of this entry.
-    let Some(run) = (unsafe { cpu.local.running() }) else { crate::fault::report_trap(frame) };
-    if frame.vector == FROM_COMPAT {
-        // Two bytes back: an invalid opcode is reported where it stands.
-        frame.rip = (frame.rip as u32).wrapping_sub(2).into();
-        super::deliver::exception(run, frame, crate::cpu::idt::Vector(6), 0, None);
-    } else {
-        let args = [frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8, frame.r9];
-        call(run, frame, &args);
-    }
-    leave(cpu, run, frame);
-}
-
-fn call(run: &mut Running, frame: &mut TrapFrame, args: &[u64; 6]) {
-    match run.caller(frame).hypercall(frame.rax, args) {
-        Answer::Done(result) => frame.rax = result,
-        // The instruction is made again, and loads rcx and r11 once more.
-        Answer::Again => {
-            frame.rip = frame.rip.wrapping_sub(super::CALL_BYTES);
-            super::made_way();
-        }
-    }
 }

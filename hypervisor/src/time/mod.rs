@@ -13,6 +13,7 @@ pub use apic::{cancel_deadline, set_deadline};
 pub use tsc::now_ns;
 
 use crate::cpu::percpu::Cpu;
+pub use proxenos_core::timekeeping::Ratio;
 use spin::Once;
 
 /// Nanoseconds of UTC since 1970-01-01T00:00:00.
@@ -48,29 +49,5 @@ pub fn init() {
             log::info!("UTC is {}", rtc::Date(*zero));
         }
         None => log::warn!("no real-time clock: the date is unknown"),
-    }
-}
-
-/// A factor in 64.64 fixed point: what turns ticks of one clock into ticks of another.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Ratio {
-    whole: u64,
-    fraction: u64,
-}
-
-impl Ratio {
-    /// `numerator / denominator`, the latter not 0.
-    #[must_use]
-    pub const fn new(numerator: u64, denominator: u64) -> Self {
-        let fraction = ((numerator % denominator) as u128) << 64;
-        Self { whole: numerator / denominator, fraction: (fraction / denominator as u128) as u64 }
-    }
-
-    /// `ticks` times the factor, rounded down; wraps as the clock itself would.
-    #[inline(always)]
-    #[must_use]
-    pub const fn apply(self, ticks: u64) -> u64 {
-        let fraction = (ticks as u128 * self.fraction as u128) >> 64;
-        ticks.wrapping_mul(self.whole).wrapping_add(fraction as u64)
     }
 }

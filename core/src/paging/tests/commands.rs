@@ -631,21 +631,107 @@ fn ldt_pages_come_when_they_are_needed_and_go_with_the_address_space() {
         // Pages 6, 7 and 8: two of zeroes, and one that is writable.
         world.done(|guest| extended(MmuExtCommand::SetLdt, at(guest, SPARE), 1100));
         let kind = |world: &World, pfn| world.guests[1].type_of(world.guests[1].frames[pfn]);
-        assert_eq!(kind(world, SPARE), (FrameType::None, 0), "not before it is used");
-        assert!(ldt_fault(world, 8));
-        assert_eq!(kind(world, SPARE), (FrameType::Descriptor, 1));
+        assert_eq!(kind(world, SPARE), (FrameType::Descriptor, 1), "the first at once");
         assert!(!ldt_fault(world, 16), "it is there: another fault is the guest's own");
+        assert_eq!(kind(world, SPARE2), (FrameType::None, 0), "the others not before they are used");
         assert!(ldt_fault(world, 4096));
         assert!(!ldt_fault(world, 8192), "writable memory");
         assert!(!ldt_fault(world, 1100 * 8), "behind the end");
         assert!(!ldt_fault(world, u64::MAX));
         world.refused(|guest| pin(guest.frames[SPARE], 1));
+        world.done(|guest| extended(MmuExtCommand::SetLdt, at(guest, SPARE), 1100));
+        assert_eq!(kind(world, SPARE2), (FrameType::Descriptor, 1), "the same table set once more is nothing new");
         world.done(|guest| new_base(guest.frames[SECOND_TOP]));
-        assert_eq!(kind(world, SPARE), (FrameType::None, 0));
-        assert!(ldt_fault(world, 0));
+        assert_eq!((kind(world, SPARE).0, kind(world, SPARE2).0), (FrameType::Descriptor, FrameType::None));
+        assert!(ldt_fault(world, 4096));
         world.done(|guest| extended(MmuExtCommand::SetLdt, at(guest, SPARE), 0));
-        assert_eq!(kind(world, SPARE), (FrameType::None, 0));
+        assert_eq!((kind(world, SPARE).0, kind(world, SPARE2).0), (FrameType::None, FrameType::None));
         assert!(!ldt_fault(world, 0));
+    });
+}
+
+#[test]
+fn an_ldt_page_that_is_unmapped_is_free_to_become_something_else() {
+    both(|world| {
+        let kind = |world: &World, pfn| world.guests[1].type_of(world.guests[1].frames[pfn]);
+        let set = |guest: &Guest| extended(MmuExtCommand::SetLdt, guest.va(SPARE).0, 1024);
+        world.done(set);
+        assert!(ldt_fault(world, 4096));
+        // Made writable where it lies, it is refused: it is a descriptor page at that moment.
+        assert_eq!(world.remap(SPARE, |guest| guest.entry(SPARE, RW)), INVALID);
+        // Unmapped, by itself; the other page goes too, and comes back when it is needed.
+        assert_eq!(world.remap(SPARE, |_| 0), OK);
+        assert_eq!((kind(world, SPARE), kind(world, SPARE2)), ((FrameType::None, 0), (FrameType::None, 0)));
+        assert!(!ldt_fault(world, 0), "not mapped");
+        assert!(ldt_fault(world, 4096));
+        assert_eq!(world.remap(SPARE, |guest| guest.entry(SPARE, RW)), OK);
+        assert_eq!(kind(world, SPARE), (FrameType::Writable, 1));
+        assert_eq!(world.remap(SPARE, |guest| guest.entry(SPARE, 0)), OK);
+        // A harmless change is no change; another page in the first's place is the LDT's at once.
+        let harmless = [US | bits::AVL, 0].map(|flags| world.remap(SPARE2, |guest| guest.entry(SPARE2, 0) | flags));
+        assert_eq!((harmless, kind(world, SPARE2).0), ([OK, OK], FrameType::Descriptor));
+        assert!(ldt_fault(world, 0));
+        assert_eq!(world.remap(SPARE, |guest| guest.entry(SPARE2, 0)), OK);
+        assert_eq!((kind(world, SPARE), kind(world, SPARE2)), ((FrameType::None, 0), (FrameType::Descriptor, 1)));
+        assert_eq!(world.remap(SPARE, |guest| guest.entry(SPARE, 0)), OK);
+        // In one list: unmapped, then writable elsewhere.
+        world.done(|guest| extended(MmuExtCommand::SetLdt, guest.va(SPARE).0, 512));
+        assert_eq!(kind(world, SPARE), (FrameType::Descriptor, 1));
+        let guest = world.guest(1);
+        let list =
+            [guest.set(guest.frames[L1], SPARE, 0), guest.set(guest.frames[L1], FRAMES + 1, guest.entry(SPARE, RW))];
+        assert_eq!(guest.mmu_update(&list), Done { result: OK, count: 2 });
+        assert_eq!(kind(world, SPARE), (FrameType::Writable, 1));
+        assert_eq!(world.remap(FRAMES + 1, |_| 0), OK);
+        // A second mapping that goes drops it as well; the first page is back by the call's end.
+        assert_eq!(world.remap(SPARE, |guest| guest.entry(SPARE, 0)), OK);
+        world.done(|guest| extended(MmuExtCommand::SetLdt, guest.va(SPARE).0, 1024));
+        assert!(ldt_fault(world, 4096));
+        assert_eq!(world.remap(FRAMES + 1, |guest| guest.entry(SPARE2, 0)), OK);
+        assert_eq!(world.remap(FRAMES + 1, |_| 0), OK);
+        assert_eq!((kind(world, SPARE).0, kind(world, SPARE2).0), (FrameType::Descriptor, FrameType::None));
+        // So does one in a table that goes, and one of another domain's; a table that is refused drops nothing.
+        assert!(ldt_fault(world, 4096));
+        world.refused(|guest| pin(guest.frames[ARGS], 1));
+        let frame = world.guests[1].frames[SPARE2];
+        let (l1, entry) = (world.guests[0].frames[L1], frame.addr().0 | world.guests[0].flags(0));
+        for value in [entry, 0] {
+            let request = world.guests[0].set(l1, FRAMES + 1, value);
+            assert_eq!(world.guest(0).mmu_update(&[foreign(DomId(1)), request]).result, OK);
+            world.check();
+        }
+        assert_eq!(kind(world, SPARE2).0, FrameType::Descriptor, "until its owner does something");
+        world.done(|_| extended(MmuExtCommand::TlbFlush, 0, 0));
+        assert_eq!(kind(world, SPARE2).0, FrameType::None);
+    });
+}
+
+#[test]
+fn a_table_that_is_refused_leaves_the_ldt_alone() {
+    both(|world| {
+        let kind = |world: &World, pfn| world.guests[1].type_of(world.guests[1].frames[pfn]).0;
+        // It maps a page of the LDT's that would not come back by itself, and then something that it must not.
+        world.done(|guest| extended(MmuExtCommand::SetLdt, guest.va(SPARE).0 - 4096, 1024));
+        assert!(ldt_fault(world, 4096));
+        world.done(|guest| guest.set(guest.frames[SPARE2], 3, guest.entry(SPARE, 0)));
+        world.done(|guest| guest.set(guest.frames[SPARE2], 4, guest.entry(TOP, RW)));
+        world.refused(|guest| pin(guest.frames[SPARE2], 1));
+        world.done(|_| extended(MmuExtCommand::TlbFlush, 0, 0));
+        assert_eq!(kind(world, SPARE), FrameType::Descriptor, "neither at once nor later");
+        world.done(|guest| extended(MmuExtCommand::SetLdt, guest.va(SPARE).0, 512));
+        // Good, it is one more mapping, which goes with the table.
+        world.done(|guest| guest.set(guest.frames[SPARE2], 4, 0));
+        world.done(|guest| pin(guest.frames[SPARE2], 1));
+        world.done(|guest| guest.set(guest.frames[L1], SPARE, 0));
+        assert_eq!(kind(world, SPARE), FrameType::None);
+        world.done(|guest| guest.set(guest.frames[L1], SPARE, guest.entry(SPARE, 0)));
+        world.done(|guest| extended(MmuExtCommand::SetLdt, guest.va(SPARE).0, 513));
+        assert_eq!(kind(world, SPARE), FrameType::Descriptor);
+        let unpinned = world.guests[1].set(world.guests[1].frames[L1], SPARE, 0);
+        let unpin_it = unpin(world.guests[1].frames[SPARE2]);
+        let writable = world.guests[1].set(world.guests[1].frames[L1], SPARE, world.guests[1].entry(SPARE, RW));
+        assert_eq!(world.guest(1).mmu_update(&[unpinned, unpin_it, writable]), Done { result: OK, count: 3 });
+        assert_eq!(kind(world, SPARE), FrameType::Writable);
     });
 }
 

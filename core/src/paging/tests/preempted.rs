@@ -10,6 +10,7 @@ use crate::paging::format::bits::{self, RW, US};
 use crate::preempt::{Answer, Place};
 use alloc::vec::Vec;
 use proptest::prelude::*;
+use proxenos_abi::hypercall::{VmAssistCommand, VmAssistType};
 use proxenos_abi::{Errno, Hypercall};
 
 const SELF: u64 = DomId::SELF.0 as u64;
@@ -76,6 +77,9 @@ impl World {
             Arch::X86_32 => {
                 stores.extend((1..6).map(|l1| at(0, 3 * l1, to(l1))));
                 stores.push(at(0, 40, to(2)));
+                // The directory shows itself twice, and the current one.
+                let itself = tables[0].0.addr().0 | guest.flags(0) | US;
+                stores.extend([at(0, 50, itself), at(0, 55, guest.entry(TOP, 0) | US), at(0, 60, itself)]);
                 1..6
             }
             Arch::X86_64 => {
@@ -312,27 +316,6 @@ fn a_multicall_goes_on_within_the_call_that_made_way() {
 }
 
 #[test]
-fn a_trap_table_is_read_in_many_goes() {
-    for arch in [Arch::X86_32, Arch::X86_64] {
-        let mut world = World::of(arch);
-        let guest = world.guest(1);
-        // Vector, flags and selector, then an address: 8 and 16 bytes.
-        let entry = |vector: u64| match arch {
-            Arch::X86_32 => [vector | 0x0819 << 16, 0xc000_1000 + vector],
-            Arch::X86_64 => [vector | 0x082b << 16, 0x1000 + vector],
-        };
-        let words: Vec<u64> = (0x30..0x50).flat_map(entry).collect();
-        assert!(guest.put_args(&words));
-        world.host.hw.preempt_every(1);
-        let what = (Hypercall::SetTrapTable, [world.guests[1].va(ARGS).0, 0, 0, 0, 0, 0]);
-        let (result, times) = make(&mut world, 1, MAIN, what, |_, _| ());
-        assert_eq!(result, OK);
-        assert!(times > 16, "{times}");
-        assert!((0x30..0x50).all(|vector| world.guests[1].vcpu.traps.get(vector).is_some()));
-    }
-}
-
-#[test]
 fn what_nobody_comes_back_for_is_in_nobodys_way() {
     for arch in [Arch::X86_32, Arch::X86_64] {
         for first in 1..25 {
@@ -435,6 +418,13 @@ fn a_domain_is_taken_down_in_many_goes() {
             let theirs = world.guests[1].frames[DATA].addr().0 | world.guests[0].flags(RW);
             let page = world.guests[0].va(FRAMES + 1).0 >> 12;
             assert_eq!(world.guest(0).call(Hypercall::UpdateVaMappingOtherdomain, [page, theirs, 0, 1, 0, 0]), OK);
+            if arch == Arch::X86_32 {
+                // Two directories keep each other.
+                let guest = world.guest(1);
+                let there = tree.root().addr().0 | guest.flags(0) | US;
+                let requests = [guest.set(guest.frames[TOP], 70, there)];
+                assert_eq!(guest.mmu_update(&requests).result, OK);
+            }
             // Its CPU leaves it; then it goes.
             world.guests[1].run();
             world.host.hw.leave();
@@ -471,6 +461,10 @@ enum Deed {
     Store(usize, usize),
     GiveBack(usize),
     Clear(usize, usize),
+    /// Hangs the root, as if it were an L1 table, into the directory that is the base at first.
+    Show(usize),
+    /// Writes to a table itself: to change nothing, or to clear an entry.
+    Write(usize, usize, bool),
 }
 
 fn deed() -> impl Strategy<Value = Deed> {
@@ -483,6 +477,8 @@ fn deed() -> impl Strategy<Value = Deed> {
         1 => (table(), table()).prop_map(|(table, slot)| Deed::Store(table, slot)),
         1 => table().prop_map(Deed::GiveBack),
         1 => (table(), 0..512usize).prop_map(|(table, slot)| Deed::Clear(table, slot)),
+        1 => (60..80usize).prop_map(Deed::Show),
+        2 => (table(), 4..8usize, any::<bool>()).prop_map(|(table, slot, clear)| Deed::Write(table, slot, clear)),
     ]
 }
 
@@ -499,7 +495,19 @@ impl World {
                 alloc::vec![guest.set(table(index).0, slot, table(slot).0.addr().0 | guest.flags(RW) | US)]
             }
             Deed::Clear(index, slot) => alloc::vec![guest.set(table(index).0, slot, 0)],
+            Deed::Show(slot) => {
+                alloc::vec![guest.set(guest.frames[TOP], slot, tree.root().addr().0 | guest.flags(0) | US)]
+            }
             Deed::Map(..) | Deed::GiveBack(_) => Vec::new(),
+            Deed::Write(index, slot, clear) => {
+                self.perform_deed(tree, Deed::Map(index, false));
+                let guest = &self.guests[1];
+                let value = if clear { 0 } else { guest.entry(DATA + 1, 0) };
+                for _ in 0..7 {
+                    let _ = guest.write(FRAMES + 1, slot, value);
+                }
+                return;
+            }
         };
         let at = guest.va(DATA + 2);
         let width = guest.width() as usize;
@@ -543,12 +551,16 @@ proptest! {
         spoil in prop_oneof![Just(0), Just(bits::G)],
         nth in 1..9usize,
         pinned in any::<bool>(),
+        assisted in any::<bool>(),
         deeds in proptest::collection::vec(deed(), 1..24),
     ) {
         let arch = if wide { Arch::X86_64 } else { Arch::X86_32 };
         let mut world = World::of(arch);
         let tree = world.plant(1, spoil);
         let (root, level) = (tree.root(), tree.tables[0].1);
+        if assisted {
+            world.guest(1).assist(VmAssistCommand::Enable, VmAssistType::WritablePagetables);
+        }
         if pinned {
             let _ = world.guest(1).request(pin(root, level));
         }

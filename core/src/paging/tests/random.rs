@@ -7,14 +7,16 @@ extern crate std;
 
 use super::world::*;
 use crate::addr::{DomId, Mfn};
-use crate::domain::{Arch, Privileges};
+use crate::domain::{Arch, Privileges, RunState};
 use crate::paging::format::bits;
 use crate::sim_hw::Mode;
-use alloc::collections::BTreeMap;
+use crate::store::Registers;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
 use proptest::prelude::*;
+use proxenos_abi::hypercall::{VmAssistCommand, VmAssistType};
 use proxenos_abi::mmu::MmuExtCommand;
 use proxenos_abi::{Errno, Hypercall};
 
@@ -139,6 +141,15 @@ enum Op {
         slot: usize,
         entry: Entry,
     },
+    /// Turns writable page tables on or off.
+    Assist(bool),
+    /// Writes entries of the table at a page, from a slot on, by instructions of this form.
+    Write {
+        page: usize,
+        slot: usize,
+        form: usize,
+        entries: Vec<Entry>,
+    },
     /// Gives frames back to the hypervisor.
     GiveUp {
         frame: Frame,
@@ -163,6 +174,18 @@ fn hot_page() -> impl Strategy<Value = usize> {
         1 => Just(SECOND_TOP),
         1 => Just(L1),
     ]
+}
+
+/// Pages that an x86_32 domain's own tables are read at, if a directory is hung in at [`WINDOW`]: the region's first table, the
+/// directory that is hung in, the table in slot 1, the hypervisor's slots.
+fn linear_page() -> impl Strategy<Value = usize> {
+    prop_oneof![4 => Just(0x300), 2 => Just(0x301), 2 => 0..8usize, 1 => Just(1007), 1 => 1008..1024usize]
+        .prop_map(|page| WINDOW + page)
+}
+
+/// What may well be a directory.
+fn directory() -> impl Strategy<Value = usize> {
+    prop_oneof![3 => Just(TOP), 3 => Just(SECOND_TOP), 2 => Just(SPARE), 2 => Just(SPARE2), 1 => Just(DATA)]
 }
 
 fn frame() -> impl Strategy<Value = Frame> {
@@ -267,8 +290,49 @@ fn descriptor() -> impl Strategy<Value = u64> {
     ]
 }
 
-fn op() -> impl Strategy<Value = Op> {
-    let page = || prop_oneof![6 => hot_page(), 2 => 0..FRAMES + 2, 1 => hot_page().prop_map(|page| WINDOW + page)];
+/// Instructions that write rcx to an entry, exchange it, set and clear bits of it, write a byte of it, and add to it; each for
+/// entries of 32 bits and of 64.
+const FORMS: [(&[u8], &[u8]); 6] = [
+    (&[0x89, 0x08], &[0x48, 0x89, 0x08]),
+    (&[0x87, 0x08], &[0x48, 0x87, 0x08]),
+    (&[0x09, 0x08], &[0x48, 0x09, 0x08]),
+    (&[0x21, 0x08], &[0x48, 0x21, 0x08]),
+    (&[0x88, 0x08], &[0x88, 0x08]),
+    (&[0x0f, 0xc1, 0x08], &[0x48, 0x0f, 0xc1, 0x08]),
+];
+
+/// Entries that a kernel may well write itself: one that is refused ends the domain.
+fn good_entry() -> impl Strategy<Value = Entry> {
+    let readable = bits::P | bits::A | bits::US;
+    prop_oneof![
+        3 => Just(Entry::Empty),
+        2 => hot_page().prop_map(Entry::Again),
+        6 => (hot_page(), any::<bool>()).prop_map(move |(page, dirty)| {
+            Entry::Maps(Frame::Own(page), readable | if dirty { bits::D } else { 0 })
+        }),
+        4 => (DATA..FRAMES).prop_map(move |page| Entry::Maps(Frame::Own(page), readable | bits::RW)),
+        1 => entry(),
+    ]
+}
+
+fn write(page: impl Strategy<Value = usize> + 'static) -> BoxedStrategy<Op> {
+    let form = prop_oneof![4 => Just(0), 1 => 0..FORMS.len()];
+    let slot = prop_oneof![3 => 0..4usize, 2 => hot_page(), 1 => 0..FRAMES];
+    (page, slot, form, proptest::collection::vec(good_entry(), 1..9))
+        .prop_map(|(page, slot, form, entries)| Op::Write { page, slot, form, entries })
+        .boxed()
+}
+
+/// Boxed, as a plot is: as one type they would overflow a test's stack.
+fn op() -> BoxedStrategy<Op> {
+    let page = || {
+        prop_oneof![
+            12 => hot_page(),
+            4 => 0..FRAMES + 2,
+            2 => hot_page().prop_map(|page| WINDOW + page),
+            1 => linear_page(),
+        ]
+    };
     let usual_page = hot_page;
     prop_oneof![
         20 => (foreign_domain(), request()).prop_map(|(foreign, request)| Op::One(foreign, request)),
@@ -304,14 +368,17 @@ fn op() -> impl Strategy<Value = Op> {
         3 => prop_oneof![0..0x100u64, 0..0x2000u64].prop_map(|offset| Op::LdtFault { offset }),
         5 => (page(), prop_oneof![Just(Mode::Kernel), Just(Mode::User)]).prop_map(|(page, mode)| Op::Load { page, mode }),
         8 => (page(), 0..FRAMES, entry()).prop_map(|(page, slot, entry)| Op::Store { page, slot, entry }),
+        8 => write(page()),
+        1 => any::<bool>().prop_map(Op::Assist),
         2 => (frame(), order(), foreign_domain()).prop_map(|(frame, order, domain)| Op::GiveUp { frame, order, domain }),
         2 => (prop_oneof![hot_page(), DATA..FRAMES], order(), foreign_domain())
             .prop_map(|(pfn, order, domain)| Op::Take { pfn, order, domain }),
     ]
+    .boxed()
 }
 
 /// Several steps that belong together, by one domain: what a kernel does, or somebody who is up to something.
-fn plot() -> impl Strategy<Value = Vec<Op>> {
+fn plot() -> BoxedStrategy<Vec<Op>> {
     let own = |request| Op::One(Foreign::None, request);
     let readable = bits::P | bits::A | bits::US;
     let gone_or_read_only = move |page: usize, gone: bool| Op::Remap {
@@ -363,15 +430,70 @@ fn plot() -> impl Strategy<Value = Vec<Op>> {
             own(Req::Pin { frame: Frame::Own(next), level: 1 }),
             writable(table),
         ]),
+        // Directories are pinned, name each other (or themselves), are read as L1 tables, and let go.
+        3 => (directory(), directory(), flags(), linear_page(), entry(), any::<[bool; 4]>()).prop_map(
+            move |(first, second, flags, page, entry, [as_base, unpins, clears, again])| {
+                let hang = |table, named| own(Req::Update {
+                    table: Frame::Own(table),
+                    slot: Slot::Window,
+                    entry: Entry::Maps(Frame::Own(named), flags),
+                });
+                let mut ops: Vec<Op> = [first, second].into_iter().flat_map(|pfn| [
+                    gone_or_read_only(pfn, false),
+                    own(Req::Pin { frame: Frame::Own(pfn), level: 2 }),
+                ]).collect();
+                ops.extend([hang(first, second), hang(second, first)]);
+                if as_base {
+                    ops.push(own(Req::NewBase { frame: Frame::Own(first) }));
+                }
+                ops.extend([
+                    Op::Load { page, mode: Mode::Kernel },
+                    Op::Remap { page, entry, flags: 2 },
+                    Op::Store { page, slot: 0, entry },
+                ]);
+                if unpins {
+                    ops.extend([first, second].map(|pfn| own(Req::Unpin { frame: Frame::Own(pfn) })));
+                }
+                if clears {
+                    ops.push(hook(first, Entry::Empty));
+                }
+                if again {
+                    ops.extend([hang(first, first), Op::Load { page, mode: Mode::Kernel }]);
+                }
+                ops.push(writable(second));
+                ops
+            },
+        ),
+        // A table is hung up and written to; then something happens.
+        6 => (table_above(), prop_oneof![Just(SPARE), Just(SPARE2), Just(DATA)])
+            .prop_flat_map(|(above, table)| {
+                (Just(above), Just(table), write(Just(table)), op(), write(Just(table)), write(hot_page()), op())
+            })
+            .prop_map(move |(above, table, first, between, second, third, last)| vec![
+                Op::Assist(true),
+                gone_or_read_only(table, false),
+                hook(above, Entry::Maps(Frame::Own(table), readable | bits::RW)),
+                first,
+                between,
+                second,
+                third,
+                last,
+            ]),
         // Segment tables come and go.
-        1 => (hot_page(), 0..4096u64).prop_map(move |(page, offset)| vec![
+        2 => (hot_page(), 0..8192u64, any::<[bool; 3]>()).prop_map(move |(page, offset, [second, moves, gone])| vec![
             gone_or_read_only(page, false),
-            own(Req::SetLdt { page, offset: 0, entries: 512 }),
+            gone_or_read_only(page + 1, false),
+            own(Req::SetLdt { page, offset: 0, entries: 1024 }),
             Op::LdtFault { offset },
-            own(Req::NewBase { frame: Frame::Own(SECOND_TOP) }),
+            if moves {
+                gone_or_read_only(if second { page + 1 } else { page }, gone)
+            } else {
+                own(Req::NewBase { frame: Frame::Own(SECOND_TOP) })
+            },
             writable(page),
         ]),
     ]
+    .boxed()
 }
 
 /// What several domains do in turn.
@@ -496,13 +618,17 @@ impl Meaning<'_> {
 
 /// Counts what was carried out and what was refused, by the request's name, so that a test can see that both happen.
 #[derive(Default)]
-struct Score(BTreeMap<String, (u32, u32)>);
+struct Score {
+    by_name: BTreeMap<String, (u32, u32)>,
+    /// Numbers of linear entries that there were after some step.
+    linear: BTreeSet<u32>,
+}
 
 impl Score {
     fn count(&mut self, what: &impl core::fmt::Debug, result: u64) {
         let text = alloc::format!("{what:?}");
         let name = text.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
-        let (carried_out, refused) = self.0.entry(name.to_string()).or_default();
+        let (carried_out, refused) = self.by_name.entry(name.to_string()).or_default();
         *(if (result as i64) < 0 { refused } else { carried_out }) += 1;
     }
 }
@@ -584,6 +710,23 @@ impl World {
                 self.guests[who].run();
                 result = self.host.hw.guest_store(at, value, Mode::Kernel).map_or(error(Errno::EFAULT), |()| OK);
             }
+            &Op::Assist(on) => {
+                let command = if on { VmAssistCommand::Enable } else { VmAssistCommand::Disable };
+                result = self.guests[who].assist(command, VmAssistType::WritablePagetables);
+            }
+            Op::Write { page, slot, form, entries } => {
+                let guest = &self.guests[who];
+                let (narrow, wide) = FORMS[*form];
+                let code = if guest.dom.arch == Arch::X86_32 { narrow } else { wide };
+                for (slot, &entry) in (*slot..).zip(entries) {
+                    let mut registers = Registers::default();
+                    registers.general[1] = meaning.entry(entry);
+                    let at = guest.va(*page).offset(slot as u64 * guest.width());
+                    if guest.execute(at, code, &mut registers).is_err() {
+                        result = error(Errno::EFAULT);
+                    }
+                }
+            }
             &Op::GiveUp { frame, order, domain } => {
                 let words = [meaning.frame(frame).0];
                 if self.guests[who].put_args(&words) {
@@ -608,8 +751,19 @@ impl World {
                 }
             }
         }
+        self.pardon();
         score.count(op, result);
         self.verdict().map(|_| ())
+    }
+
+    /// A domain that wrote what it must not would be no more. Here it lives on, since all must be well with it.
+    fn pardon(&self) {
+        for guest in &self.guests {
+            if guest.dom.paging.lock().writable.refused.take().is_some() {
+                assert!(guest.dom.run_state().contains(RunState::CRASHED), "it is to be ended");
+                guest.dom.clear_state(RunState::CRASHED);
+            }
+        }
     }
 
     /// Carries out a sequence, as far as the domains are able to speak.
@@ -619,6 +773,7 @@ impl World {
             let who = who % self.guests.len();
             self.guests[who].rescue();
             let verdict = self.perform(who, op, score);
+            score.linear.insert(self.linear_total());
             if let Err(violations) = verdict {
                 let text = violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
                 return Err(TestCaseError::fail(alloc::format!("step {step}, domain {who}, {op:?}: {text}")));
@@ -684,9 +839,11 @@ fn random_requests_are_neither_all_good_nor_all_bad() {
         let mut world = World::new(&[(arch, PRIVILEGED), (arch, Privileges::DEVICES), (arch, PLAIN)]);
         world.play(&ops, &mut total).unwrap_or_else(|error| panic!("{error}"));
     }
-    let both = "GiveUp LdtFault Load NewBase Pin Reassign Remap RemapForeign SetGdt SetLdt Store Take Unpin Update";
+    let both =
+        "GiveUp LdtFault Load NewBase Pin Reassign Remap RemapForeign SetGdt SetLdt Store Take Unpin Update Write";
     for name in both.split(' ') {
-        let (carried_out, refused) = total.0.get(name).copied().unwrap_or_default();
-        assert!(carried_out > 0 && refused > 0, "{name}: {:#?}", total.0);
+        let (carried_out, refused) = total.by_name.get(name).copied().unwrap_or_default();
+        assert!(carried_out > 0 && refused > 0, "{name}: {:#?}", total.by_name);
     }
+    assert!(total.linear.last() > Some(&2), "linear entries: {:?}", total.linear);
 }

@@ -4,16 +4,18 @@ use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn};
 use crate::audit::{Census, Subject, audit};
 use crate::descriptor;
 use crate::domain::{Arch, Privileges};
-use crate::frame::FrameType;
+use crate::frame::{FrameInfo, FrameType};
 use crate::host::Host;
 use crate::machine::{CpuTables, DescriptorPage, MachineMemory};
 use crate::paging::format::{FourLevel, TwoLevel, bits};
 use crate::paging::{Pager, PagingError};
-use crate::sim_hw::{Mode, SimDomain, SimHardware, domain, host_with};
+use crate::sim_hw::{Fault, Mode, SimDomain, SimHardware, domain, host_with};
+use crate::store::Registers;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::Ordering;
+use proxenos_abi::hypercall::{VmAssistCommand, VmAssistType};
 use proxenos_abi::mmu::{MmuCommand, MmuExtCommand};
 use proxenos_abi::{Errno, Hypercall};
 
@@ -250,7 +252,8 @@ impl Guest {
             return true;
         }
         let hw = &self.host.hw;
-        let (pager, mut state) = (Pager::new(&*self.host, &self.dom), self.dom.paging.lock());
+        let pager = Pager::new(&*self.host, &self.dom);
+        let mut state = pager.lock();
         let (top, load) = (self.frames[TOP], |root| hw.load_root(root));
         let _: Result<(), PagingError> = match self.dom.arch {
             Arch::X86_32 => pager.switch_base::<TwoLevel>(&mut state, top, load),
@@ -258,6 +261,45 @@ impl Guest {
         };
         drop(state);
         self.put_args(&[])
+    }
+
+    /// What every request that changes mappings does first, whether it then fails or not.
+    pub fn settle_ldt(&mut self) {
+        use proxenos_abi::{X86_32, X86_64};
+        let (host, dom) = (self.host.clone(), self.dom.clone());
+        let segments = &mut self.vcpu.segments;
+        match dom.arch {
+            Arch::X86_32 => segments.drop_moved_ldt::<X86_32, _>(&host, &dom),
+            Arch::X86_64 => segments.drop_moved_ldt::<X86_64, _>(&host, &dom),
+        }
+        match dom.arch {
+            Arch::X86_32 => segments.reload_ldt::<X86_32, _>(&host, &dom),
+            Arch::X86_64 => segments.reload_ldt::<X86_64, _>(&host, &dom),
+        }
+    }
+
+    /// `vm_assist`.
+    pub fn assist(&mut self, command: VmAssistCommand, kind: VmAssistType) -> u64 {
+        self.call(Hypercall::VmAssist, [command.raw().into(), kind.raw().into(), 0, 0, 0, 0])
+    }
+
+    /// The kernel executes an instruction that writes to `at`.
+    pub fn execute(&self, at: GuestVirt, code: &[u8], registers: &mut Registers) -> Result<(), Fault> {
+        self.run();
+        self.host.hw.guest_execute(at, code, registers)
+    }
+
+    /// The kernel writes an entry of the table at a page of the region, by `mov`.
+    pub fn write(&self, page: usize, slot: usize, value: u64) -> Result<(), Fault> {
+        let code: &[u8] = if self.dom.arch == Arch::X86_32 { &[0x89, 0x08] } else { &[0x48, 0x89, 0x08] };
+        let mut registers = Registers::default();
+        registers.general[1] = value;
+        self.execute(self.va(page).offset(slot as u64 * self.width()), code, &mut registers)
+    }
+
+    /// How many tables are open.
+    pub fn open_tables(&self) -> usize {
+        self.dom.paging.lock().writable.windows().count()
     }
 
     /// The record's type, if it is held.
@@ -278,6 +320,8 @@ pub struct Record {
     types: u32,
     pinned: bool,
     shadowed: bool,
+    /// How many linear entries lead to it.
+    linear: u32,
 }
 
 /// A domain's own state.
@@ -370,6 +414,18 @@ impl World {
         self.verdict().unwrap_or_else(|violations| panic!("{violations:#?}"))
     }
 
+    /// How many linear entries lead to a frame, as its record has it.
+    fn linear_uses(&self, info: &FrameInfo) -> u32 {
+        let view = info.shadow().and_then(|_| info.view().filter(|_| info.is_directory()));
+        view.and_then(|view| self.host.frames.info(view)).map_or(0, FrameInfo::view_uses)
+    }
+
+    /// How many linear entries there are.
+    pub fn linear_total(&self) -> u32 {
+        let records = (0..self.host.frames.len()).filter_map(|mfn| self.host.frames.info(Mfn(mfn)));
+        records.map(|info| self.linear_uses(info)).sum()
+    }
+
     /// All that must not change.
     pub fn snapshot(&self) -> Snapshot {
         let record = |mfn| {
@@ -385,6 +441,7 @@ impl World {
                 types: if word.kind() == FrameType::Free { 0 } else { word.count() },
                 pinned: word.is_pinned(),
                 shadowed: info.shadow().is_some(),
+                linear: self.linear_uses(info),
             }
         };
         let own = |guest: &Guest| Own {
@@ -409,12 +466,15 @@ impl World {
         let guest = &self.guests[who];
         guest.run();
         let done = self.host.hw.guest_target(guest.va(ARGS).offset(4088), Mode::Kernel);
+        self.guests[who].settle_ldt();
         let before = self.snapshot();
+        let had_open = self.guests.iter().any(|guest| guest.dom.paging.lock().writable.is_open());
         self.host.hw.watch();
         let result = action(&mut self.guests[who]);
         let mut changes = self.host.hw.changes();
         let failed = (result as i64) < 0;
-        if failed {
+        // A request closes what is open, whatever becomes of it.
+        if failed && !had_open {
             // A page of good descriptors may have been brought into the form that they are kept in.
             let arch = self.guests[who].dom.arch;
             changes

@@ -1,0 +1,179 @@
+//! Linear page tables: a directory (a two-level guest's L2 table) hung into a directory as if it were an L1 table, so that the
+//! guest reads its own tables at addresses of its own (NetBSD's recursive slots). Only to be read, and only under
+//! shadows: a four-level guest's entries are walked by the CPU as they are, and lead one level down each.
+//!
+//! | entry of directory T names | reference it holds |
+//! |---|---|
+//! | T itself | none: it would keep T alive for ever |
+//! | another directory, validated before and for another reason | the frame, as an L2 table |
+//!
+//! An L2 entry that may be an ordinary one is: a frame that nobody uses as a directory yet is taken as an L1 table.
+//!
+//! **The view.** What the CPU is to walk in place of a directory read as an L1 table is a second shadow of it, of two frames:
+//! each present entry maps the frame of the table it names, for reading only, under the entry's US, PCD and PWT. The
+//! hypervisor's slots are not in it. It is made with the first linear entry that names the directory, written with every
+//! change of it, and freed with the last such entry. Accessed and dirty bits of a directory's entries are never the
+//! hypervisor's to set, whichever way they are reached: the view counts as accessed, and nothing in it is writable.
+//!
+//! The view holds no references: a frame it maps is held by the very entry that the view shows, and a stamp is taken when
+//! that lets go, as for any table. The hypervisor itself reads no table through such a mapping, so a translation that
+//! outlives a change shows a guest its own past, as on a CPU that walks these tables; the INVLPG that drops it is that of
+//! the address where the guest reads.
+//!
+//! **Where it is noted.** A frame's free-list links are idle while it is in use. Of a directory's, `prev` is the view's first
+//! frame (and `next` a list's link, [`super::partial`]'s); of the view's first frame, `next` counts the linear entries that lead to it.
+//!
+//! **Taking down.** The last reference to a directory may be an entry of another that is being taken down itself, and so on,
+//! as many times as there are frames. So that the hypervisor's stack is not the limit (Xen's XSA-240), tables that lose their
+//! last reference on the way are put on a list and seen to one after the other ([`super::partial`]).
+//! Directories that name each other live until one of the entries is cleared; when a domain ends,
+//! [`Pager::unlink_directory`] does that.
+
+use super::format::{Format, Pte, bits};
+use super::shadow::slot;
+use super::{Pager, PagingError, PagingState, Target};
+use crate::addr::Mfn;
+use crate::frame::{FrameInfo, FrameType, RefError, TypeRest};
+use crate::frame_alloc::Zone;
+use crate::host::Hardware;
+use core::sync::atomic::Ordering::Relaxed;
+
+/// log2 of the frames of a view.
+pub(crate) const VIEW_ORDER: u32 = 1;
+
+/// Links of a frame that is in use, under the paging lock of its owner.
+impl FrameInfo {
+    /// First frame of a directory's view. Meaningless for any other frame, and while the directory has no shadow.
+    pub(crate) fn view(&self) -> Option<Mfn> {
+        match self.prev.load(Relaxed) {
+            0 => None,
+            mfn => Some(Mfn(mfn.into())),
+        }
+    }
+
+    /// Records a directory's view, or that it has none.
+    pub(super) fn set_view(&self, view: Option<Mfn>) {
+        self.prev.store(view.map_or(0, |mfn| mfn.0 as u32), Relaxed);
+    }
+
+    /// How many linear entries lead to the view of which this is the first frame.
+    pub(crate) fn view_uses(&self) -> u32 {
+        self.next.load(Relaxed)
+    }
+
+    fn set_view_uses(&self, uses: u32) {
+        self.next.store(uses, Relaxed);
+    }
+
+    /// Whether the frame is in use as a directory, be it that its entries are still being looked at.
+    pub(crate) fn is_directory(&self) -> bool {
+        let word = self.type_word();
+        word.kind() == FrameType::L2 && word.count() > 0
+    }
+}
+
+/// What the CPU is to see of a directory's entry where the directory is read as an L1 table.
+pub(super) const fn view_entry(entry: Pte) -> u64 {
+    if !entry.present() {
+        return 0;
+    }
+    entry.0 & (bits::FRAME | bits::US | bits::PCD | bits::PWT) | bits::P | bits::A
+}
+
+impl<H: Hardware> Pager<'_, H> {
+    fn record(&self, mfn: Mfn) -> &'static FrameInfo {
+        self.host.frames.info(mfn).expect("a table is RAM")
+    }
+
+    /// Takes what a present entry of the directory `table` needs that names a directory.
+    pub(super) fn get_linear<F: Format>(&self, table: Mfn, entry: Pte) -> Result<(), PagingError> {
+        if entry.writable() {
+            return Err(RefError::WrongType.into());
+        }
+        let target = entry.mfn();
+        if target == table {
+            // A table under validation has no shadow yet: its view is made with that.
+            return if self.record(table).shadow().is_some() { self.open_view::<F>(table) } else { Ok(()) };
+        }
+        let info = self.host.frames.get(target, self.dom.id)?;
+        let result = info.get_held_type(FrameType::L2).map_err(PagingError::from).and_then(|()| {
+            self.open_view::<F>(target).inspect_err(|_| {
+                let _: TypeRest = info.put_type(|| self.host.hw.stamp());
+            })
+        });
+        if result.is_err() {
+            self.host.put_frame(target, info);
+        }
+        result
+    }
+
+    /// Gives back the view that an entry of the directory `table` uses, if it is a linear one. True when that is all: the
+    /// entry names its own table, and holds no reference.
+    pub(super) fn put_linear(&self, table: Mfn, entry: Pte) -> bool {
+        let target = entry.mfn();
+        let info = self.record(target);
+        if !info.is_directory() {
+            return false;
+        }
+        // Without a shadow it is a table whose validation has failed, or that is being taken down: it has no view.
+        if info.shadow().is_some() {
+            self.close_view(info);
+        }
+        target == table
+    }
+
+    /// One more linear entry leads to a directory's view. The first makes it.
+    pub(super) fn open_view<F: Format>(&self, table: Mfn) -> Result<(), PagingError> {
+        let info = self.record(table);
+        if let Some(view) = info.view() {
+            let view = self.record(view);
+            view.set_view_uses(view.view_uses() + 1);
+            return Ok(());
+        }
+        let hw = &self.host.hw;
+        let view = self.host.alloc.lock().alloc_hypervisor(VIEW_ORDER, Zone::Any, hw).ok_or(PagingError::NoMemory)?;
+        for index in (0..F::ENTRIES).filter(|&index| F::is_guest_slot(2, index)) {
+            hw.store64(slot(view, index), view_entry(F::load(hw, table, index)));
+        }
+        self.record(view).set_view_uses(1);
+        info.set_view(Some(view));
+        Ok(())
+    }
+
+    /// One linear entry less: the last frees the view. The allocator flushes the TLBs before its frames are used again.
+    fn close_view(&self, info: &FrameInfo) {
+        let Some(view) = info.view() else { return };
+        let uses = self.record(view).view_uses() - 1;
+        self.record(view).set_view_uses(uses);
+        if uses == 0 {
+            self.destroy_view(info);
+        }
+    }
+
+    /// Frees a directory's view, if it has one: nothing uses it any more, or only the directory itself, which goes.
+    pub(super) fn destroy_view(&self, info: &FrameInfo) {
+        if let Some(view) = info.view() {
+            info.set_view(None);
+            self.host.free_hypervisor(view, VIEW_ORDER);
+        }
+    }
+
+    /// Clears the entries of a directory that name other directories, if the frame is one of the domain's. Done to all of
+    /// a domain's frames when it ends, it leaves no cycle of directories behind that would keep them from being freed; pins
+    /// and the base are other matters.
+    pub fn unlink_directory<F: Format>(&self, state: &mut PagingState, table: Mfn) {
+        let Ok(info) = self.host.frames.get(table, self.dom.id) else { return };
+        for index in (0..F::ENTRIES).filter(|&index| F::LINEAR && F::is_guest_slot(2, index)) {
+            // What an entry kept may have been what kept this table.
+            if !info.is_directory() || !info.type_word().is_validated() {
+                break;
+            }
+            let entry = F::load(&self.host.hw, table, index);
+            if entry.present() && entry.mfn() != table && self.record(entry.mfn()).is_directory() {
+                let cleared = self.update_entry::<F>(state, 2, table, index, Pte(0), Target::Own);
+                debug_assert!(cleared.is_ok(), "clearing an entry is never refused");
+            }
+        }
+        self.host.put_frame(table, info);
+    }
+}

@@ -1,0 +1,95 @@
+//! What operations cost a guest: a line `bench NAME N` for each, N in cycles of the time-stamp counter.
+//!
+//! Where a run counts instructions (`icount`), a cycle is an instruction, the guest's own included: the figures repeat
+//! to the digit. Elsewhere they are the CPU's cycles, and vary.
+//!
+//! Command line: `only=NAME` measures that one, `rounds=N` so many times (default 8).
+#![no_std]
+#![no_main]
+
+mod calls;
+mod entries;
+mod events;
+mod paging;
+mod pins;
+mod traps;
+
+use core::hint::black_box;
+use proxenos_guest::arch::read_tsc;
+use proxenos_guest::{StartInfo, boot, println};
+
+proxenos_guest::entry!(main);
+
+/// Rounds that every operation gets unless the command line says otherwise.
+const ROUNDS: usize = 8;
+
+fn main(_: &StartInfo) {
+    proxenos_guest::init();
+    let bench = Bench::new();
+    calls::run(&bench);
+    paging::run(&bench);
+    pins::run(&bench);
+    events::run(&bench);
+    traps::run(&bench);
+    println!("bench done");
+}
+
+/// What all measurements have in common.
+pub struct Bench {
+    only: Option<&'static str>,
+    rounds: usize,
+    /// Cycles that a measurement of nothing takes.
+    overhead: u64,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let rounds = boot::option("rounds").and_then(|rounds| rounds.parse().ok()).unwrap_or(ROUNDS).max(1);
+        let nothing = Self { only: None, rounds: ROUNDS, overhead: 0 };
+        let overhead = nothing.least("overhead", |_| (), |()| true);
+        println!("bench overhead {overhead}");
+        Self { only: boot::option("only"), rounds, overhead }
+    }
+
+    /// Whether an operation is to be measured.
+    pub fn measures(&self, name: &str) -> bool {
+        self.only.is_none_or(|only| only == name)
+    }
+
+    /// Measures an operation and prints what one of it costs.
+    pub fn measure<T>(&self, name: &str, prepare: impl FnMut(usize) -> T, operation: impl FnMut(T) -> bool) {
+        self.measure_many(name, 1, prepare, operation);
+    }
+
+    /// Measures what does the same `count` times over, and prints what one of them costs.
+    ///
+    /// `prepare` is given the round's number and makes the operation's argument; it is not measured. `operation` says
+    /// whether it did what it should: figures of failures are worth nothing.
+    pub fn measure_many<T>(
+        &self,
+        name: &str,
+        count: u64,
+        prepare: impl FnMut(usize) -> T,
+        operation: impl FnMut(T) -> bool,
+    ) {
+        if self.measures(name) {
+            let cycles = self.least(name, prepare, operation).saturating_sub(self.overhead);
+            println!("bench {name} {}", (cycles + count / 2) / count);
+        }
+    }
+
+    /// The least that a round took: the others had a timer interrupt in them, or met cold translations.
+    #[inline(never)]
+    fn least<T>(&self, name: &str, mut prepare: impl FnMut(usize) -> T, mut operation: impl FnMut(T) -> bool) -> u64 {
+        let mut least = u64::MAX;
+        for round in 0..self.rounds {
+            let argument = black_box(prepare(round));
+            let before = read_tsc();
+            let held = operation(argument);
+            let after = read_tsc();
+            assert!(held, "{name} failed in round {round}");
+            least = least.min(after - before);
+        }
+        least
+    }
+}

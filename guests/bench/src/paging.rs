@@ -1,0 +1,60 @@
+//! Changes to page-table entries, and flushes. Every frame that is mapped and unmapped here has another writable
+//! mapping, as a kernel's frames have: its type stays what it is.
+
+use crate::Bench;
+use crate::entries::{Window, frames, writable};
+use proxenos_guest::Arch;
+use proxenos_guest::abi::Mfn;
+use proxenos_guest::abi::mmu::{MmuCommand, MmuUpdate, UpdateVaFlags};
+use proxenos_guest::hypercall::mmu_update;
+use proxenos_guest::memory::{flush_page, flush_tlb, request, update_va_mapping, write_entry};
+use proxenos_guest::pte::Pte;
+
+/// Entries in the long list.
+const MANY: usize = 128;
+
+pub fn run(bench: &Bench) {
+    let (even, odd) = (frames::<MANY>(), frames::<MANY>());
+    // From round to round another frame, so that each entry really changes.
+    let list = |round: usize| if round.is_multiple_of(2) { &even } else { &odd };
+    let window = Window::new(&odd);
+    requests(bench, &window, list);
+    single_pages(bench, &window, list);
+    bench.measure("tlb-flush", |_| (), |()| flush_tlb().is_ok());
+    bench.measure("invlpg", |_| (), |()| flush_page(window.at).is_ok());
+}
+
+fn change(window: &Window, page: usize, entry: Pte) -> MmuUpdate<Arch> {
+    request(MmuCommand::NormalPtUpdate, window.entry(page), entry.0)
+}
+
+fn requests<'a>(bench: &Bench, window: &Window, list: impl Fn(usize) -> &'a [Mfn; MANY]) {
+    // SAFETY: nothing refers to the window's pages.
+    bench.measure("mmu-update-0", |_| [], |none| unsafe { mmu_update(&none) } == Ok(0));
+    let one = |round| [change(window, 0, writable(list(round)[0]))];
+    // SAFETY: as above.
+    bench.measure("mmu-update-1", one, |one| unsafe { mmu_update(&one) } == Ok(1));
+    let all = |round| core::array::from_fn::<_, MANY, _>(|page| change(window, page, writable(list(round)[page])));
+    // SAFETY: as above.
+    bench.measure_many("mmu-update-128", MANY as u64, all, |all| unsafe { mmu_update(&all) } == Ok(MANY));
+    let mapped = |round| {
+        // SAFETY: as above.
+        unsafe { write_entry(window.entry(0), writable(list(round)[0])) }.expect("a frame of ours");
+        [change(window, 0, Pte::NONE)]
+    };
+    // SAFETY: as above.
+    bench.measure("mmu-update-unmap-1", mapped, |one| unsafe { mmu_update(&one) } == Ok(1));
+}
+
+fn single_pages<'a>(bench: &Bench, window: &Window, list: impl Fn(usize) -> &'a [Mfn; MANY]) {
+    let flushes = [
+        ("update-va-mapping", UpdateVaFlags::empty()),
+        ("update-va-invlpg", UpdateVaFlags::INVLPG),
+        ("update-va-flush", UpdateVaFlags::FLUSH_TLB),
+    ];
+    for (name, flags) in flushes {
+        let entry = |round| writable(list(round)[0]);
+        // SAFETY: nothing refers to the window's pages.
+        bench.measure(name, entry, |entry| unsafe { update_va_mapping(window.at, entry, flags) }.is_ok());
+    }
+}

@@ -1,0 +1,106 @@
+//! Writable page tables (`VMASST_TYPE_writable_pagetables`): the guest writes to its own L1 tables as if they were memory.
+//! What it writes must be what it reads, and what its pages are, at every moment that it can tell.
+#![no_std]
+#![no_main]
+
+mod cost;
+mod forms;
+mod moments;
+
+use proxenos_guest::abi::hypercall::{VmAssistCommand, VmAssistType};
+use proxenos_guest::abi::{Errno, GuestVirt, MachineAddr};
+use proxenos_guest::memory::{self, Frame, tables};
+use proxenos_guest::pte::Pte;
+use proxenos_guest::test::section;
+use proxenos_guest::{StartInfo, Word, arch, boot, check, check_eq, hypercall, probe};
+
+proxenos_guest::test_guest!(main);
+
+fn main(_: &StartInfo) {
+    proxenos_guest::init();
+    if boot::option("cost").is_some() {
+        return cost::run();
+    }
+    asking();
+    forms::run();
+    moments::run();
+}
+
+/// A fresh frame.
+pub fn frame() -> Frame {
+    memory::alloc_frame().expect("the domain has more memory than this test needs")
+}
+
+/// Turns writable page tables on or off.
+pub fn assist(command: VmAssistCommand) {
+    check_eq!(hypercall::vm_assist(command, VmAssistType::WritablePagetables), Ok(()), "{command:?}");
+}
+
+/// A range of addresses that one L1 table maps, empty, and that table as it is mapped.
+#[derive(Clone, Copy)]
+pub struct Range {
+    /// Where it begins.
+    pub at: GuestVirt,
+    /// Where its table lies.
+    pub table: GuestVirt,
+    /// Machine address of the first entry.
+    pub machine: MachineAddr,
+}
+
+impl Range {
+    /// The `number`th such range.
+    pub fn new(number: u64) -> Self {
+        let first = (memory::region_end().raw() | 0x0fff_ffff) + 1;
+        let at = GuestVirt(first + (number << (12 + arch::LEVEL_BITS)));
+        check_eq!(tables::ensure_l1(at), Ok(()));
+        let (machine, _) = tables::entry_of(at).expect("it was made just now");
+        let table = memory::virt_of(memory::pfn_of_mfn(machine.mfn()).expect("a table of ours"));
+        Self { at, table, machine }
+    }
+
+    /// Its `index`th page.
+    pub fn page(&self, index: usize) -> GuestVirt {
+        GuestVirt(self.at.raw() + 4096 * index as u64)
+    }
+
+    /// Where the page's entry lies.
+    pub fn slot(&self, index: usize) -> GuestVirt {
+        GuestVirt(self.table.raw() + (index * size_of::<Word>()) as u64)
+    }
+
+    /// Stores an entry by a plain `mov`.
+    pub fn write(&self, index: usize, entry: Pte) -> bool {
+        // SAFETY: an entry of a range that is the test's own.
+        unsafe { probe::store(self.slot(index), entry.0) }
+    }
+
+    /// Reads an entry.
+    pub fn read(&self, index: usize) -> Option<Pte> {
+        probe::load(self.slot(index)).map(Pte)
+    }
+}
+
+fn asking() {
+    section("vm_assist");
+    let raw = |command: usize, kind: usize| {
+        // SAFETY: changes no memory.
+        hypercall::check(unsafe { arch::hypercall2(21, command, kind) })
+    };
+    for kind in 0..3 {
+        check_eq!(raw(0, kind), Ok(0), "on, {kind}");
+        check_eq!(raw(0, kind), Ok(0), "again");
+        check_eq!(raw(1, kind), Ok(0), "off, {kind}");
+        check_eq!(raw(1, kind), Ok(0), "again");
+        check_eq!(raw(2, kind), Err(Errno::ENOSYS), "command 2");
+    }
+    check_eq!(raw(0, 3), Err(Errno::EINVAL), "type 3");
+    check_eq!(raw(2, 3), Err(Errno::EINVAL), "the type is looked at first");
+    let range = Range::new(0);
+    check!(!range.write(0, Pte::NONE), "off: no table can be written to");
+    assist(VmAssistCommand::Enable);
+    check!(range.write(0, Pte::NONE), "on");
+    check!(!probe::is_writable(memory::virt_of(memory::pfn_of_mfn(tables::root()).expect("ours"))), "not the top one");
+    assist(VmAssistCommand::Disable);
+    check!(!range.write(0, Pte::NONE), "off again");
+    assist(VmAssistCommand::Enable);
+}

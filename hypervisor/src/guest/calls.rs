@@ -1,0 +1,260 @@
+//! The hypercalls' fast path: from `int 0x82` or `syscall` to the call's handler and back, saving only the registers that the
+//! compiled code between may change.
+//!
+//! An entry builds a [`TrapFrame`] where every trap from a guest has one, but fills in no more than it must. It calls the
+//! handler of the number through a table (one instance of [`handle`] a number, so each holds its own call's code
+//! only), and then looks at two things: whether the call left something to do ([`CpuLocal::attention`]), and whether
+//! the guest waits for an upcall. If neither, it returns at once. Else it completes the frame (the registers that
+//! the ABI makes callees preserve are the guest's again) and goes the way of all other traps, [`leave_after_call`].
+//!
+//! [`CpuLocal::attention`]: super::CpuLocal
+
+use super::{CpuLocal, leave};
+use crate::cpu::entry::TrapFrame;
+use crate::cpu::percpu::{Cpu, Pending};
+use core::arch::global_asm;
+use core::mem::offset_of;
+use core::sync::atomic::Ordering;
+use proxenos_abi::{Errno, Hypercall, X86_32, X86_64};
+use proxenos_core::domain::Arch;
+use proxenos_core::hypercall::xen_version;
+use proxenos_core::personality::Personality;
+use proxenos_core::preempt::Answer;
+
+/// Length of `int 0x82`, and of `syscall`: a call that made way is made again from so far back.
+const CALL_BYTES: u64 = 2;
+
+/// Numbers that the tables cover; none above exists.
+const NUMBERS: usize = 32;
+
+/// A call's handler: the frame, then the arguments. What it returns goes into the guest's eax or rax.
+type Handler = extern "C" fn(&mut TrapFrame, u64, u64, u64, u64, u64) -> u64;
+
+/// One handler a number.
+macro_rules! table {
+    ($arch:ty: $($number:literal)*) => { [$(handle::<$arch, $number>),*] };
+}
+
+static CALLS_32: [Handler; NUMBERS] =
+    table!(X86_32: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31);
+static CALLS_64: [Handler; NUMBERS] =
+    table!(X86_64: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31);
+
+/// Whether a call may leave something to do before the guest goes on, besides an upcall.
+const fn needs_attention(number: Hypercall) -> bool {
+    !matches!(
+        number,
+        Hypercall::SetTrapTable
+            | Hypercall::StackSwitch
+            | Hypercall::SetCallbacks
+            | Hypercall::FpuTaskswitch
+            | Hypercall::EventChannelOp
+            | Hypercall::XenVersion
+    )
+}
+
+/// Carries out call `N`.
+extern "C" fn handle<P: Personality, const N: u32>(
+    frame: &mut TrapFrame,
+    a: u64,
+    b: u64,
+    c: u64,
+    d: u64,
+    e: u64,
+) -> u64 {
+    let Some(number) = Hypercall::from_raw(N) else { return Errno::ENOSYS.to_result() as u64 };
+    if number == Hypercall::XenVersion {
+        return xen_version(a);
+    }
+    let cpu = Cpu::current();
+    // SAFETY: the one reference of this entry; it ends with this function.
+    let Some(run) = (unsafe { cpu.local.running() }) else { crate::fault::report_trap(frame) };
+    let result = match run.caller(frame).call::<P>(number, &[a, b, c, d, e, 0]) {
+        Answer::Done(result) => result,
+        Answer::Again => return again::<P>(cpu, frame, number),
+    };
+    if needs_attention(number) && (run.vcpu.reschedule || run.vcpu.timer_changed || !run.dom.run_state().is_empty()) {
+        cpu.local.attention.store(1, Ordering::Relaxed);
+    }
+    result
+}
+
+/// A call made way: the guest is sent back to the instruction, with its number where that expects it, and what is due is done
+/// before. (Of `syscall`, rcx and r11 are loaded once more.)
+#[cold]
+fn again<P: Personality>(cpu: &Cpu, frame: &mut TrapFrame, number: Hypercall) -> u64 {
+    frame.rip = frame.rip.wrapping_sub(CALL_BYTES);
+    if P::ARCH == Arch::X86_32 {
+        frame.rip &= 0xffff_ffff;
+    }
+    // The timer's interrupt has not been taken yet.
+    cpu.set_pending(Pending::TIMER);
+    cpu.local.attention.store(1, Ordering::Relaxed);
+    number.raw().into()
+}
+
+/// A call left something to do. The frame is complete.
+extern "C" fn leave_after_call(frame: &mut TrapFrame) {
+    let cpu = Cpu::current();
+    cpu.local.attention.store(0, Ordering::Relaxed);
+    // SAFETY: the one reference of this entry: the handler's has ended.
+    let Some(run) = (unsafe { cpu.local.running() }) else { crate::fault::report_trap(frame) };
+    leave(cpu, run, frame);
+}
+
+/// What `vector` says in a frame that `syscall` built: no gate has it.
+const FROM_SYSCALL: u64 = 0x100;
+/// From the frame to the CPU's own data, which lies right above it.
+const LOCAL: usize = size_of::<TrapFrame>() + offset_of!(Cpu, local);
+
+// Registers of the frame are named by their offsets. `int 0x82` comes from ring 1 alone, in 32-bit code: r8 to r15 are nobody's.
+global_asm!(
+    ".pushsection .text.entry, \"ax\", @progbits",
+    ".balign 16",
+    ".globl hypercall_entry",
+    "hypercall_entry:",
+    "   subq ${rip}, %rsp",
+    "   movq %rdi, {rdi}(%rsp)",
+    "   movq %rsi, {rsi}(%rsp)",
+    "   movq %rdx, {rdx}(%rsp)",
+    "   movq %rcx, {rcx}(%rsp)",
+    "   cld",
+    "   movl %edi, %r9d",
+    "   movl %esi, %r8d",
+    "   movl %edx, %r10d",
+    "   movl %ecx, %edx",
+    "   movl %r10d, %ecx",
+    "   movl %ebx, %esi",
+    "   movl %eax, %eax",
+    "   cmpq ${numbers}, %rax",
+    "   jae 8f",
+    "   movq %rsp, %rdi",
+    "   leaq {calls_32}(%rip), %r11",
+    "   callq *(%r11, %rax, 8)",
+    "   movl %eax, %eax",
+    "2: cmpl $0, {attention}(%rsp)",
+    "   jne 9f",
+    // An upcall is due when pending is not zero and the mask, the next byte, is.
+    "   movq {shared}(%rsp), %rdx",
+    "   movzwl (%rdx), %edx",
+    "   decl %edx",
+    "   cmpl $0xfe, %edx",
+    "   jbe 9f",
+    "   movq {rcx}(%rsp), %rcx",
+    "   movq {rdx}(%rsp), %rdx",
+    "   movq {rsi}(%rsp), %rsi",
+    "   movq {rdi}(%rsp), %rdi",
+    "   addq ${rip}, %rsp",
+    ".globl hypercall_iret",
+    "hypercall_iret:",
+    "   iretq",
+    "8: movl ${enosys}, %eax",
+    "   jmp 2b",
+    "9: movq ${int82}, {vector}(%rsp)",
+    "   movq $0, {r8}(%rsp)",
+    "   movq $0, {r9}(%rsp)",
+    "   movq $0, {r10}(%rsp)",
+    "   movq $0, {r11}(%rsp)",
+    "   jmp complete_frame",
+    ".balign 16",
+    ".globl syscall_common",
+    "syscall_common:",
+    "   subq ${rip}, %rsp",
+    "   movq %rdi, {rdi}(%rsp)",
+    "   movq %rsi, {rsi}(%rsp)",
+    "   movq %rdx, {rdx}(%rsp)",
+    "   movq %r8, {r8}(%rsp)",
+    "   movq %r9, {r9}(%rsp)",
+    "   movq %r10, {r10}(%rsp)",
+    "   movq %r8, %r9",
+    "   movq %r10, %r8",
+    "   movq %rdx, %rcx",
+    "   movq %rsi, %rdx",
+    "   movq %rdi, %rsi",
+    "   cmpq ${numbers}, %rax",
+    "   jae 8f",
+    "   movq %rsp, %rdi",
+    "   leaq {calls_64}(%rip), %r11",
+    "   callq *(%r11, %rax, 8)",
+    "2: cmpl $0, {attention}(%rsp)",
+    "   jne 9f",
+    "   movq {shared}(%rsp), %rdx",
+    "   movzwl (%rdx), %edx",
+    "   decl %edx",
+    "   cmpl $0xfe, %edx",
+    "   jbe 9f",
+    "   movq {rdi}(%rsp), %rdi",
+    "   movq {rsi}(%rsp), %rsi",
+    "   movq {rdx}(%rsp), %rdx",
+    "   movq {r8}(%rsp), %r8",
+    "   movq {r9}(%rsp), %r9",
+    "   movq {r10}(%rsp), %r10",
+    // As the instruction itself leaves them, so that nothing of ours is seen in them.
+    "   movq {rip}(%rsp), %rcx",
+    "   movq {rflags}(%rsp), %r11",
+    "   addq ${rip}, %rsp",
+    ".globl syscall_iret",
+    "syscall_iret:",
+    "   iretq",
+    "8: movq ${enosys}, %rax",
+    "   jmp 2b",
+    "9: movq ${from_syscall}, {vector}(%rsp)",
+    "   movq {rip}(%rsp), %rcx",
+    "   movq %rcx, {rcx}(%rsp)",
+    "   movq {rflags}(%rsp), %rcx",
+    "   movq %rcx, {r11}(%rsp)",
+    "complete_frame:",
+    "   movq $0, {error_code}(%rsp)",
+    "   movq %rax, {rax}(%rsp)",
+    "   movq %rbx, {rbx}(%rsp)",
+    "   movq %rbp, {rbp}(%rsp)",
+    "   movq %r12, {r12}(%rsp)",
+    "   movq %r13, {r13}(%rsp)",
+    "   movq %r14, {r14}(%rsp)",
+    "   movq %r15, {r15}(%rsp)",
+    "   xorl %ebp, %ebp",
+    "   movq %rsp, %rdi",
+    "   callq {leave}",
+    "   jmp trap_return",
+    ".popsection",
+    numbers = const NUMBERS,
+    enosys = const Errno::ENOSYS.to_result(),
+    int82 = const crate::cpu::idt::Vector::HYPERCALL.0,
+    from_syscall = const FROM_SYSCALL,
+    calls_32 = sym CALLS_32,
+    calls_64 = sym CALLS_64,
+    leave = sym leave_after_call,
+    attention = const LOCAL + offset_of!(CpuLocal, attention),
+    shared = const LOCAL + offset_of!(CpuLocal, shared),
+    r15 = const offset_of!(TrapFrame, r15),
+    r14 = const offset_of!(TrapFrame, r14),
+    r13 = const offset_of!(TrapFrame, r13),
+    r12 = const offset_of!(TrapFrame, r12),
+    rbp = const offset_of!(TrapFrame, rbp),
+    rbx = const offset_of!(TrapFrame, rbx),
+    r11 = const offset_of!(TrapFrame, r11),
+    r10 = const offset_of!(TrapFrame, r10),
+    r9 = const offset_of!(TrapFrame, r9),
+    r8 = const offset_of!(TrapFrame, r8),
+    rax = const offset_of!(TrapFrame, rax),
+    rcx = const offset_of!(TrapFrame, rcx),
+    rdx = const offset_of!(TrapFrame, rdx),
+    rsi = const offset_of!(TrapFrame, rsi),
+    rdi = const offset_of!(TrapFrame, rdi),
+    vector = const offset_of!(TrapFrame, vector),
+    error_code = const offset_of!(TrapFrame, error_code),
+    rip = const offset_of!(TrapFrame, rip),
+    rflags = const offset_of!(TrapFrame, rflags),
+    options(att_syntax)
+);
+
+unsafe extern "C" {
+    static trap_iret: u8;
+    static hypercall_iret: u8;
+    static syscall_iret: u8;
+}
+
+/// Whether an address is one of the `iretq`s by which guests are entered: a fault there is the guest's.
+pub fn enters_guest(rip: u64) -> bool {
+    [&raw const trap_iret, &raw const hypercall_iret, &raw const syscall_iret].iter().any(|at| at.addr() as u64 == rip)
+}
