@@ -20,6 +20,7 @@
 //! Lock: the owner's paging lock.
 
 use super::format::{Format, Pte, bits};
+use super::types::get_own_target;
 use super::writable::{RefusedEntry, WINDOWS, Written};
 use super::{Pager, PagingError, PagingState, Target};
 use crate::addr::{GuestVirt, Mfn, PAGE_SIZE};
@@ -150,26 +151,48 @@ impl<H: Hardware> Pager<'_, H> {
             if hw.is_same_line(F::entry_addr(table, first), F::entry_addr(snapshot, first)) {
                 continue;
             }
-            for index in first..first + per_line {
-                let (old, new) = (F::load(hw, snapshot, index), F::load(hw, table, index));
-                if old == new {
-                    continue;
-                }
-                if let Err(error) = self.check_change::<F>(table, index, old, new) {
-                    self.put_back::<F>(table, snapshot, index);
-                    self.refuse(state, RefusedEntry { table, index, entry: new, error });
-                    return changes;
-                }
-                changes += 1;
+            if let Err((index, error)) = self.check_line::<F>(table, snapshot, first, per_line, &mut changes) {
+                let entry = F::load(hw, table, index);
+                self.put_back::<F>(table, snapshot, index);
+                self.refuse(state, RefusedEntry { table, index, entry, error });
+                break;
             }
         }
         changes
     }
 
-    #[inline(always)]
+    /// Checks the entries that differ among some. Most of what a guest writes to an open table is something where nothing was: that
+    /// has the short way here.
+    #[inline(never)]
+    fn check_line<F: Format>(
+        &self,
+        table: Mfn,
+        snapshot: Mfn,
+        first: usize,
+        count: usize,
+        changes: &mut usize,
+    ) -> Result<(), (usize, PagingError)> {
+        let (host, hw, owner) = (self.host, &self.host.hw, self.dom.id);
+        let shadow = if F::SHADOWED { host.frames.info(table).and_then(|info| info.shadow()) } else { None };
+        for index in first..first + count {
+            let (old, new) = (F::load(hw, snapshot, index), F::load(hw, table, index));
+            if old == new {
+                continue;
+            }
+            if !old.present() && new.present() && get_own_target::<F, H>(host, owner, new) {
+                if let Some(shadow) = shadow {
+                    self.write_l1_shadow(shadow, index, new);
+                }
+            } else {
+                self.check_change::<F>(table, index, old, new).map_err(|error| (index, error))?;
+            }
+            *changes += 1;
+        }
+        Ok(())
+    }
+
+    #[inline(never)]
     fn check_change<F: Format>(&self, table: Mfn, index: usize, old: Pte, new: Pte) -> Result<(), PagingError> {
-        // What a fault, a fork and an exit do to most entries has a short way each: something where nothing was, less
-        // than before of the same frame (whosever that is), and nothing.
         if new.present() {
             if new.0 & F::REFUSED != 0 {
                 return Err(PagingError::RefusedBits);
@@ -177,23 +200,19 @@ impl<H: Hardware> Pager<'_, H> {
             if old.present() {
                 return self.check_replacement::<F>(table, index, old, new);
             }
-            if !self.get_own_target::<F>(new) {
-                self.get_l1_target::<F>(new, Target::Own)?;
-            }
+            self.get_l1_target::<F>(new, Target::Own)?;
         }
         self.write_shadow::<F>(1, table, index, new);
-        if old.present() {
-            self.put_l1_target(old);
-        }
+        self.put_l1_target(old);
         Ok(())
     }
 
-    #[inline(never)]
     fn check_replacement<F: Format>(&self, table: Mfn, index: usize, old: Pte, new: Pte) -> Result<(), PagingError> {
         if old.differs_harmlessly(new) {
             self.write_shadow::<F>(1, table, index, new);
             return Ok(());
         }
+        // What a fork does to most entries: less than before, of the same frame, whosever that is.
         if old.differs_harmlessly(Pte(new.0 | bits::RW)) && self.host.is_ram(new.mfn()) {
             self.write_shadow::<F>(1, table, index, new);
             let info = self.host.frames.info(new.mfn()).expect("RAM is in the frame table");
