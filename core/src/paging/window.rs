@@ -45,6 +45,15 @@ pub struct Window {
     pub parent: Option<(Mfn, usize, Pte)>,
 }
 
+/// What a guest did to an open table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Changes {
+    /// Nothing.
+    None,
+    /// It is not what it was.
+    Some,
+}
+
 /// A table cannot be opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct NotOpened;
@@ -121,9 +130,9 @@ impl<H: Hardware> Pager<'_, H> {
         }
     }
 
-    /// Closes a table, if it is open, and checks what the guest did to it. Returns how many entries it changed.
-    pub(super) fn close<F: Format>(&self, state: &mut PagingState, which: usize) -> usize {
-        let Some(window) = state.writable.windows[which].take() else { return 0 };
+    /// Closes a table, if it is open, and checks what the guest did to it. Says whether it did anything.
+    pub(super) fn close<F: Format>(&self, state: &mut PagingState, which: usize) -> Changes {
+        let Some(window) = state.writable.windows[which].take() else { return Changes::None };
         let snapshot = state.writable.snapshots[which].expect("an open table has a copy");
         if F::SHADOWED {
             let mapping = F::load(&self.host.hw, window.mapper, window.mapper_index);
@@ -140,18 +149,19 @@ impl<H: Hardware> Pager<'_, H> {
     }
 
     /// Checks the entries in which a table differs from its copy. Nobody else can write to the table now.
-    fn check_changes<F: Format>(&self, state: &mut PagingState, table: Mfn, snapshot: Mfn) -> usize {
+    fn check_changes<F: Format>(&self, state: &mut PagingState, table: Mfn, snapshot: Mfn) -> Changes {
         const LINE: usize = 64;
         let hw = &self.host.hw;
         let per_line = F::ENTRIES * LINE / PAGE_SIZE;
-        let mut changes = 0;
+        let mut changes = Changes::None;
         for line in 0..PAGE_SIZE / LINE {
             let first = line * per_line;
             // Most of a table is usually as it was.
             if hw.is_same_line(F::entry_addr(table, first), F::entry_addr(snapshot, first)) {
                 continue;
             }
-            if let Err((index, error)) = self.check_line::<F>(table, snapshot, first, per_line, &mut changes) {
+            changes = Changes::Some;
+            if let Err((index, error)) = self.check_line::<F>(table, snapshot, first, per_line) {
                 let entry = F::load(hw, table, index);
                 self.put_back::<F>(table, snapshot, index);
                 self.refuse(state, RefusedEntry { table, index, entry, error });
@@ -170,7 +180,6 @@ impl<H: Hardware> Pager<'_, H> {
         snapshot: Mfn,
         first: usize,
         count: usize,
-        changes: &mut usize,
     ) -> Result<(), (usize, PagingError)> {
         let (host, hw, owner) = (self.host, &self.host.hw, self.dom.id);
         let shadow = if F::SHADOWED { host.frames.info(table).and_then(|info| info.shadow()) } else { None };
@@ -186,7 +195,6 @@ impl<H: Hardware> Pager<'_, H> {
             } else {
                 self.check_change::<F>(table, index, old, new).map_err(|error| (index, error))?;
             }
-            *changes += 1;
         }
         Ok(())
     }

@@ -22,7 +22,7 @@
 
 use super::format::{Format, FourLevel, Pte, TwoLevel, bits};
 use super::shadow::Access;
-use super::window::Window;
+use super::window::{Changes, Window};
 use super::{Pager, PagingError, PagingState, Target};
 use crate::addr::{GuestVirt, Mfn};
 use crate::domain::{Arch, RunState};
@@ -249,7 +249,7 @@ impl<'a, H: Hardware> Pager<'a, H> {
                 Arch::X86_32 => self.close::<TwoLevel>(state, which),
                 Arch::X86_64 => self.close::<FourLevel>(state, which),
             };
-            if let Some(table) = table.filter(|_| changes == 0) {
+            if let Some(table) = table.filter(|_| changes == Changes::None) {
                 state.writable.penalise(table);
             }
         }
