@@ -203,6 +203,24 @@ fn a_table_that_is_written_to_again_and_again_is_opened() {
 }
 
 #[test]
+fn the_way_to_a_table_that_is_opened_is_forgotten() {
+    both(|world| {
+        world.hang(SPARE, 1);
+        world.fill(SPARE, 0, 1);
+        let page = first_page(world.guest(1), 1);
+        // The CPU keeps the tables on the way, and no request comes between.
+        let guest = world.guest(1);
+        assert!(guest.host.hw.guest_load(guest.va(page), Mode::Kernel).is_ok());
+        world.fill(SPARE, 1, 20);
+        assert_eq!(world.guest(1).open_tables(), 1);
+        // A page whose entry the guest has just written is not found by the old way.
+        let guest = world.guest(1);
+        assert!(guest.host.hw.guest_load(guest.va(page + 15), Mode::Kernel).is_ok());
+        assert_eq!(guest.open_tables(), 0);
+    });
+}
+
+#[test]
 fn faults_of_its_own_keep_a_guest_from_opening() {
     both(|world| {
         world.hang(SPARE, 1);
@@ -423,6 +441,8 @@ fn a_table_and_what_maps_it_are_not_both_open() {
         world.fill(SPARE, 1, 20);
         let guest = world.guest(1);
         assert_eq!(guest.open_tables(), 1, "the other is closed");
+        assert_eq!(guest.write(through, 29, 0), Ok(()));
+        assert_eq!(guest.open_tables(), 0, "what an open table maps is not reached through it");
         world.fill(through, 30, 20);
         assert_eq!(world.guest(1).write(SPARE, 0, 0), Ok(()), "the window is taken away by a store");
         world.check();
