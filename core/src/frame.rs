@@ -361,7 +361,7 @@ impl FrameInfo {
     /// does then. False if it is not, or if somebody else was faster.
     #[inline]
     #[must_use]
-    pub fn is_writable_once_more(&self) -> bool {
+    pub fn get_writable_once_more(&self) -> bool {
         let now = self.kind.load(Ordering::Acquire);
         let count = now & TypeWord::COUNT;
         now - count == TypeWord::new(FrameType::Writable, 0).0 | TypeWord::VALIDATED

@@ -9,59 +9,13 @@
 //! Promises: any bytes at all give a result, and registers change only as the manual says (Intel SDM vol. 2; flags it
 //! calls undefined stay as they are). No state, no lock.
 
-/// General registers in the order of their numbers (rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8 to r15), and what else an
-/// instruction changes.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Registers {
-    /// General registers.
-    pub general: [u64; 16],
-    /// Offset of the instruction in its code segment.
-    pub ip: u64,
-    /// Flags.
-    pub flags: u64,
-}
+mod quick;
+mod registers;
+#[cfg(test)]
+mod tests;
 
-/// Registers, however they are kept.
-pub trait RegisterFile {
-    /// A general register, by its number (0 to 15).
-    fn general(&self, number: u8) -> u64;
-    /// Writes one.
-    fn set_general(&mut self, number: u8, value: u64);
-    /// The instruction pointer.
-    fn ip(&self) -> u64;
-    /// Writes it.
-    fn set_ip(&mut self, value: u64);
-    /// The flags.
-    fn flags(&self) -> u64;
-    /// Writes them.
-    fn set_flags(&mut self, value: u64);
-}
-
-impl RegisterFile for Registers {
-    fn general(&self, number: u8) -> u64 {
-        self.general[usize::from(number & 15)]
-    }
-
-    fn set_general(&mut self, number: u8, value: u64) {
-        self.general[usize::from(number & 15)] = value;
-    }
-
-    fn ip(&self) -> u64 {
-        self.ip
-    }
-
-    fn set_ip(&mut self, value: u64) {
-        self.ip = value;
-    }
-
-    fn flags(&self) -> u64 {
-        self.flags
-    }
-
-    fn set_flags(&mut self, value: u64) {
-        self.flags = value;
-    }
-}
+pub use quick::Move;
+pub use registers::{RegisterFile, Registers};
 
 /// What a code segment's instructions are decoded as.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -470,55 +424,6 @@ fn write(registers: &mut impl RegisterFile, number: u8, value: u64, width: Width
     registers.set_general(number, value);
 }
 
-/// The one form that almost every store has, `mov` from a full register: what [`decode`] and [`Store::carry_out`] would make of
-/// it, in a fraction of the time.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Move {
-    /// What is stored.
-    pub value: u64,
-    /// The size of the operand.
-    pub width: Width,
-    /// Where the instruction ends.
-    pub next: u64,
-}
-
-impl Move {
-    /// Decodes it; `None` if it is anything else.
-    #[inline(always)]
-    pub fn decode(bytes: &[u8; 16], code: CodeWidth, registers: &impl RegisterFile) -> Option<Self> {
-        let [a, b, c, d, ..] = *bytes;
-        let mut word = u64::from(u32::from_le_bytes([a, b, c, d]));
-        let long = code == CodeWidth::Bits64;
-        let (mut rex, mut length) = (0, 2);
-        if long && word & 0xf0 == 0x40 {
-            (rex, length) = (word as u8, 3);
-            word >>= 8;
-        }
-        let (modrm, sib) = (word >> 8 & 0xff, word >> 16 & 7);
-        if word & 0xff != 0x89 || modrm >= 0xc0 {
-            return None;
-        }
-        let (mode, rm) = (modrm >> 6, modrm & 7);
-        if modrm & 0xc7 > 7 || rm == 4 || modrm & 0xc7 == 5 {
-            length += u64::from(rm == 4)
-                + match mode {
-                    1 => 1,
-                    2 => 4,
-                    _ if rm == 5 || rm == 4 && sib == 5 => 4,
-                    _ => 0,
-                };
-        }
-        let width = if rex & 8 != 0 { Width::Quad } else { Width::Long };
-        let pointer = if long { Width::Quad } else { Width::Long };
-        let number = (modrm >> 3 & 7) as u8 | (rex & 4) << 1;
-        Some(Self {
-            value: registers.general(number) & width.mask(),
-            width,
-            next: registers.ip().wrapping_add(length) & pointer.mask(),
-        })
-    }
-}
-
 /// The result of arithmetic and the flags it sets.
 fn compute(operation: Arithmetic, a: u64, b: u64, width: Width, flags: &mut u64) -> u64 {
     let (mask, sign) = (width.mask(), width.sign());
@@ -556,6 +461,3 @@ fn compute(operation: Arithmetic, a: u64, b: u64, width: Width, flags: &mut u64)
     *flags = *flags & !ARITHMETIC | set;
     result
 }
-
-#[cfg(test)]
-mod tests;

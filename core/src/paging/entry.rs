@@ -5,6 +5,7 @@
 //! and at no time does a present entry lack its reference.
 
 use super::format::{Format, Pte};
+use super::types::get_own_target;
 use super::{Pager, PagingError, PagingState, Target};
 use crate::addr::{MachineAddr, Mfn};
 use crate::frame::FrameType;
@@ -37,7 +38,7 @@ impl<H: Hardware> Pager<'_, H> {
                 return Err(PagingError::RefusedBits);
             }
             if !old.differs_harmlessly(new) {
-                if target != Target::Own || !self.get_own_target::<F>(new) {
+                if target != Target::Own || !get_own_target::<F, H>(self.host, self.dom.id, new) {
                     self.get_l1_target::<F>(new, target)?;
                 }
                 // The CPU may set A or D in the old entry meanwhile; its frame and rights cannot change, and with them

@@ -113,6 +113,12 @@ impl<H: Hardware> Pager<'_, H> {
         }
     }
 
+    /// Writes an entry of an L1 table's shadow, of which this is the first frame.
+    #[inline]
+    pub(super) fn write_l1_shadow(&self, shadow: Mfn, index: usize, entry: Pte) {
+        self.host.hw.store64(slot(shadow, index), l1_shadow(entry));
+    }
+
     /// Writes the shadow of an L1 entry so that the CPU may write through it, whatever the guest's own entry says.
     pub(super) fn open_shadow(&self, table: Mfn, index: usize, entry: Pte) {
         let Some(shadow) = self.host.frames.info(table).and_then(|info| info.shadow()) else { return };

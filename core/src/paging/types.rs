@@ -11,7 +11,7 @@ use crate::addr::{DomId, FIRST_RAM_FRAME, MachineAddr, Mfn, PAGE_SIZE};
 use crate::descriptor;
 use crate::event::EventDomains;
 use crate::frame::{Condition, FrameType, RefError, TypeGrant, TypeRest};
-use crate::host::Hardware;
+use crate::host::{Hardware, Host};
 use crate::preempt::cost;
 
 impl<H: Hardware> Pager<'_, H> {
@@ -30,7 +30,7 @@ impl<H: Hardware> Pager<'_, H> {
         let result = match taken {
             Ok(TypeGrant::Held) => return Ok(()),
             Ok(TypeGrant::MustValidate) => {
-                untouched = state.condemned.is_none();
+                untouched = state.condemned.is_none() && state.suspended.is_none();
                 self.validate::<F>(state, mfn, kind, 0)
             }
             Err(error) => match self.adopt(state, mfn, kind) {
@@ -88,23 +88,6 @@ impl<H: Hardware> Pager<'_, H> {
         }
         let _: TypeRest = info.put_type(|| self.host.hw.stamp());
         self.host.put_frame(mfn, info);
-    }
-
-    /// [`get_l1_target`](Self::get_l1_target) for what most entries are: a mapping of a frame of the domain's own, writable only if
-    /// the frame is mapped writable already. False says nothing.
-    #[inline]
-    pub(super) fn get_own_target<F: Format>(&self, entry: Pte) -> bool {
-        let mfn = entry.mfn();
-        // What has the domain as its owner is RAM, so only the first MiB needs a look.
-        let Some(info) = self.host.frames.info(mfn) else { return false };
-        if entry.0 & F::REFUSED != 0 || is_low_io(mfn) || info.get(self.dom.id).is_err() {
-            return false;
-        }
-        if !entry.writable() || info.is_writable_once_more() {
-            return true;
-        }
-        self.host.put_frame(mfn, info);
-        false
     }
 
     /// Takes the reference that a present L1 entry needs: to I/O memory, or to a frame of whom `target` says, as
@@ -309,6 +292,23 @@ impl<H: Hardware> Pager<'_, H> {
             Ok(())
         })
     }
+}
+
+/// [`Pager::get_l1_target`] for what most entries are: a mapping of a frame of the domain's own, writable only if the frame
+/// is mapped writable already. False says nothing.
+#[inline]
+pub(super) fn get_own_target<F: Format, H: Hardware>(host: &Host<H>, owner: DomId, entry: Pte) -> bool {
+    let mfn = entry.mfn();
+    // What has a domain as its owner is RAM, so only the first MiB needs a look.
+    let Some(info) = host.frames.info(mfn) else { return false };
+    if entry.0 & F::REFUSED != 0 || is_low_io(mfn) || info.get(owner).is_err() {
+        return false;
+    }
+    if !entry.writable() || info.get_writable_once_more() {
+        return true;
+    }
+    host.put_frame(mfn, info);
+    false
 }
 
 /// Whether a frame lies in the PC's first MiB, which counts as I/O memory though part of it is RAM.

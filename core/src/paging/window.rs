@@ -20,6 +20,7 @@
 //! Lock: the owner's paging lock.
 
 use super::format::{Format, Pte, bits};
+use super::types::get_own_target;
 use super::writable::{RefusedEntry, WINDOWS, Written};
 use super::{Pager, PagingError, PagingState, Target};
 use crate::addr::{GuestVirt, Mfn, PAGE_SIZE};
@@ -42,6 +43,15 @@ pub struct Window {
     pub mapping: Pte,
     /// Of a four-level guest's table: the L2 table it was taken out of, the slot and the entry.
     pub parent: Option<(Mfn, usize, Pte)>,
+}
+
+/// What a guest did to an open table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Changes {
+    /// Nothing.
+    None,
+    /// It is not what it was.
+    Some,
 }
 
 /// A table cannot be opened.
@@ -120,9 +130,9 @@ impl<H: Hardware> Pager<'_, H> {
         }
     }
 
-    /// Closes a table, if it is open, and checks what the guest did to it. Returns how many entries it changed.
-    pub(super) fn close<F: Format>(&self, state: &mut PagingState, which: usize) -> usize {
-        let Some(window) = state.writable.windows[which].take() else { return 0 };
+    /// Closes a table, if it is open, and checks what the guest did to it. Says whether it did anything.
+    pub(super) fn close<F: Format>(&self, state: &mut PagingState, which: usize) -> Changes {
+        let Some(window) = state.writable.windows[which].take() else { return Changes::None };
         let snapshot = state.writable.snapshots[which].expect("an open table has a copy");
         if F::SHADOWED {
             let mapping = F::load(&self.host.hw, window.mapper, window.mapper_index);
@@ -139,37 +149,58 @@ impl<H: Hardware> Pager<'_, H> {
     }
 
     /// Checks the entries in which a table differs from its copy. Nobody else can write to the table now.
-    fn check_changes<F: Format>(&self, state: &mut PagingState, table: Mfn, snapshot: Mfn) -> usize {
+    fn check_changes<F: Format>(&self, state: &mut PagingState, table: Mfn, snapshot: Mfn) -> Changes {
         const LINE: usize = 64;
         let hw = &self.host.hw;
         let per_line = F::ENTRIES * LINE / PAGE_SIZE;
-        let mut changes = 0;
+        let mut changes = Changes::None;
         for line in 0..PAGE_SIZE / LINE {
             let first = line * per_line;
             // Most of a table is usually as it was.
             if hw.is_same_line(F::entry_addr(table, first), F::entry_addr(snapshot, first)) {
                 continue;
             }
-            for index in first..first + per_line {
-                let (old, new) = (F::load(hw, snapshot, index), F::load(hw, table, index));
-                if old == new {
-                    continue;
-                }
-                if let Err(error) = self.check_change::<F>(table, index, old, new) {
-                    self.put_back::<F>(table, snapshot, index);
-                    self.refuse(state, RefusedEntry { table, index, entry: new, error });
-                    return changes;
-                }
-                changes += 1;
+            changes = Changes::Some;
+            if let Err((index, error)) = self.check_line::<F>(table, snapshot, first, per_line) {
+                let entry = F::load(hw, table, index);
+                self.put_back::<F>(table, snapshot, index);
+                self.refuse(state, RefusedEntry { table, index, entry, error });
+                break;
             }
         }
         changes
     }
 
-    #[inline(always)]
+    /// Checks the entries that differ among some. Most of what a guest writes to an open table is something where nothing was: that
+    /// has the short way here.
+    #[inline(never)]
+    fn check_line<F: Format>(
+        &self,
+        table: Mfn,
+        snapshot: Mfn,
+        first: usize,
+        count: usize,
+    ) -> Result<(), (usize, PagingError)> {
+        let (host, hw, owner) = (self.host, &self.host.hw, self.dom.id);
+        let shadow = if F::SHADOWED { host.frames.info(table).and_then(|info| info.shadow()) } else { None };
+        for index in first..first + count {
+            let (old, new) = (F::load(hw, snapshot, index), F::load(hw, table, index));
+            if old == new {
+                continue;
+            }
+            if !old.present() && new.present() && get_own_target::<F, H>(host, owner, new) {
+                if let Some(shadow) = shadow {
+                    self.write_l1_shadow(shadow, index, new);
+                }
+            } else {
+                self.check_change::<F>(table, index, old, new).map_err(|error| (index, error))?;
+            }
+        }
+        Ok(())
+    }
+
+    #[inline(never)]
     fn check_change<F: Format>(&self, table: Mfn, index: usize, old: Pte, new: Pte) -> Result<(), PagingError> {
-        // What a fault, a fork and an exit do to most entries has a short way each: something where nothing was, less
-        // than before of the same frame (whosever that is), and nothing.
         if new.present() {
             if new.0 & F::REFUSED != 0 {
                 return Err(PagingError::RefusedBits);
@@ -177,23 +208,19 @@ impl<H: Hardware> Pager<'_, H> {
             if old.present() {
                 return self.check_replacement::<F>(table, index, old, new);
             }
-            if !self.get_own_target::<F>(new) {
-                self.get_l1_target::<F>(new, Target::Own)?;
-            }
+            self.get_l1_target::<F>(new, Target::Own)?;
         }
         self.write_shadow::<F>(1, table, index, new);
-        if old.present() {
-            self.put_l1_target(old);
-        }
+        self.put_l1_target(old);
         Ok(())
     }
 
-    #[inline(never)]
     fn check_replacement<F: Format>(&self, table: Mfn, index: usize, old: Pte, new: Pte) -> Result<(), PagingError> {
         if old.differs_harmlessly(new) {
             self.write_shadow::<F>(1, table, index, new);
             return Ok(());
         }
+        // What a fork does to most entries: less than before, of the same frame, whosever that is.
         if old.differs_harmlessly(Pte(new.0 | bits::RW)) && self.host.is_ram(new.mfn()) {
             self.write_shadow::<F>(1, table, index, new);
             let info = self.host.frames.info(new.mfn()).expect("RAM is in the frame table");

@@ -7,8 +7,9 @@
 //! - when the guest writes to the same table again and again, the table is *opened* ([`super::window`]): the guest writes to it
 //!   unhindered until something needs to know what is there, then all that changed is checked at once.
 //!
-//! Opening pays from about eight stores on: it costs about as much as that to copy the table and compare it later. Since a guest that has
-//! stored four times in a row to one table is likely to go on, it is opened at the fifth ([`PATIENCE`]); whatever shows
+//! Counted in instructions, opening costs as much as six or seven stores that are carried out (copying the table and comparing it later
+//! is most of it), and a store to an open table an eighth of one. A guest that has stored three times in a row to one
+//! table is likely to go on, so it is opened at the fourth ([`PATIENCE`]); whatever shows
 //! that the guest has turned to something else (a fault of its own, a request on memory) begins the count anew.
 //! Two tables are counted, and may be open, at a time: a kernel that copies an address space writes to two in turn.
 //!
@@ -21,7 +22,7 @@
 
 use super::format::{Format, FourLevel, Pte, TwoLevel, bits};
 use super::shadow::Access;
-use super::window::Window;
+use super::window::{Changes, Window};
 use super::{Pager, PagingError, PagingState, Target};
 use crate::addr::{GuestVirt, Mfn};
 use crate::domain::{Arch, RunState};
@@ -33,7 +34,7 @@ use spin::MutexGuard;
 /// Tables that may be open at a time.
 pub const WINDOWS: usize = 2;
 /// Stores in a row to a table that are carried out here before it is opened.
-pub const PATIENCE: i32 = 4;
+pub const PATIENCE: i32 = 3;
 /// Stores by which a table is later opened that was closed again before the guest had written to it: it is likely that the
 /// guest cannot do without it.
 const PENALTY: i32 = 64;
@@ -248,7 +249,7 @@ impl<'a, H: Hardware> Pager<'a, H> {
                 Arch::X86_32 => self.close::<TwoLevel>(state, which),
                 Arch::X86_64 => self.close::<FourLevel>(state, which),
             };
-            if let Some(table) = table.filter(|_| changes == 0) {
+            if let Some(table) = table.filter(|_| changes == Changes::None) {
                 state.writable.penalise(table);
             }
         }

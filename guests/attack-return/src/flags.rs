@@ -5,7 +5,7 @@ use core::arch::asm;
 use proxenos_guest::abi::event_channel::{EvtchnOp, EvtchnStatus};
 use proxenos_guest::abi::{DomId, Hypercall, Port};
 use proxenos_guest::test::section;
-use proxenos_guest::{attempt, check, check_eq, println};
+use proxenos_guest::{arch, attempt, check, check_eq, println};
 
 const TF: usize = 1 << 8;
 const IF: usize = 1 << 9;
@@ -190,6 +190,8 @@ pub fn run() {
             }
         }
     }
+    // A return that could not be carried out as it stood would have been repaired by the SDK's callback, unseen.
+    check_eq!(arch::failsafe_count(), 0, "failsafe callbacks");
     still_unprivileged();
 }
 

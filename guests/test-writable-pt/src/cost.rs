@@ -14,10 +14,10 @@ pub fn run() {
     let range = Range::new(0);
     let page = frame();
     let entry = Pte::new(page.mfn(), PteFlags::KERNEL_RW);
-    let slot = |index: usize| range.slot(index).raw() as usize as *mut Pte;
-    let write = |index, entry| {
+    let table = range.table.raw() as usize as *mut Pte;
+    let write = move |index: usize, entry| {
         // SAFETY: an entry of the test's own range.
-        unsafe { slot(index).write_volatile(entry) }
+        unsafe { table.add(index).write_volatile(entry) }
     };
     let touch = |index| {
         // SAFETY: a page that was mapped just now.

@@ -118,6 +118,30 @@ impl MachineMemory for Hw {
         unsafe { core::ptr::copy_nonoverlapping(source, target, PAGE_SIZE as usize / 8) }
     }
 
+    #[inline]
+    fn is_same_line(&self, one: MachineAddr, other: MachineAddr) -> bool {
+        let (one, other) = (layout::DIRECT_MAP + one.0, layout::DIRECT_MAP + other.0);
+        let mut differ = 1_u64;
+        // SAFETY: reads two cache lines of RAM, which the direct map covers, by single accesses. By hand, because a compiler
+        // does not compare what it loads as an atomic with memory, and this is most of what closing a page table costs.
+        unsafe {
+            asm!(
+                "mov {word}, [{one}]", "cmp {word}, [{other}]", "jne 2f",
+                "mov {word}, [{one} + 8]", "cmp {word}, [{other} + 8]", "jne 2f",
+                "mov {word}, [{one} + 16]", "cmp {word}, [{other} + 16]", "jne 2f",
+                "mov {word}, [{one} + 24]", "cmp {word}, [{other} + 24]", "jne 2f",
+                "mov {word}, [{one} + 32]", "cmp {word}, [{other} + 32]", "jne 2f",
+                "mov {word}, [{one} + 40]", "cmp {word}, [{other} + 40]", "jne 2f",
+                "mov {word}, [{one} + 48]", "cmp {word}, [{other} + 48]", "jne 2f",
+                "mov {word}, [{one} + 56]", "sub {word}, [{other} + 56]", "mov {differ}, {word}",
+                "2:",
+                one = in(reg) one, other = in(reg) other, word = out(reg) _, differ = inout(reg) differ,
+                options(readonly, nostack)
+            );
+        }
+        differ == 0
+    }
+
     fn read(&self, at: MachineAddr, into: &mut [u8]) {
         let from: *const u8 = layout::direct(at).as_ptr();
         // SAFETY: RAM, contiguous in the direct map; `into` is ours, and lies nowhere a caller's frame does. What a guest writes meanwhile is

@@ -6,6 +6,7 @@ use crate::assist::{self, Fetched, Outcome};
 use crate::domain::{Arch, RunState};
 use crate::frame::FrameType;
 use crate::machine::MachineMemory;
+use crate::paging::Pager;
 use crate::paging::format::bits::{self, D, G, P, RW};
 use crate::paging::shadow::Access;
 use crate::paging::writable::{PATIENCE, TableFault};
@@ -165,6 +166,7 @@ fn read_and_change_is_one_step() {
             let code: Vec<u8> = [&[0xf0], wide, code].concat();
             assert_eq!(guest.execute(guest.va(SPARE), &code, &mut registers), Ok(()));
             assert_eq!(registers.ip, code.len() as u64);
+            drop(Pager::new(&*guest.host, &guest.dom).lock());
             (registers.general[0], registers.general[1], registers.flags & 0x41)
         };
         let (one, two) = (guest.entry(DATA, RW | D), guest.entry(DATA + 1, RW | D));
@@ -197,6 +199,24 @@ fn a_table_that_is_written_to_again_and_again_is_opened() {
         // One more store is one that is carried out.
         world.fill(SPARE, 100, 1);
         assert_eq!(world.guest(1).open_tables(), 0);
+    });
+}
+
+#[test]
+fn the_way_to_a_table_that_is_opened_is_forgotten() {
+    both(|world| {
+        world.hang(SPARE, 1);
+        world.fill(SPARE, 0, 1);
+        let page = first_page(world.guest(1), 1);
+        // The CPU keeps the tables on the way, and no request comes between.
+        let guest = world.guest(1);
+        assert!(guest.host.hw.guest_load(guest.va(page), Mode::Kernel).is_ok());
+        world.fill(SPARE, 1, 20);
+        assert_eq!(world.guest(1).open_tables(), 1);
+        // A page whose entry the guest has just written is not found by the old way.
+        let guest = world.guest(1);
+        assert!(guest.host.hw.guest_load(guest.va(page + 15), Mode::Kernel).is_ok());
+        assert_eq!(guest.open_tables(), 0);
     });
 }
 
@@ -421,6 +441,8 @@ fn a_table_and_what_maps_it_are_not_both_open() {
         world.fill(SPARE, 1, 20);
         let guest = world.guest(1);
         assert_eq!(guest.open_tables(), 1, "the other is closed");
+        assert_eq!(guest.write(through, 29, 0), Ok(()));
+        assert_eq!(guest.open_tables(), 0, "what an open table maps is not reached through it");
         world.fill(through, 30, 20);
         assert_eq!(world.guest(1).write(SPARE, 0, 0), Ok(()), "the window is taken away by a store");
         world.check();
@@ -486,4 +508,35 @@ fn the_hypervisor_writes_to_tables_on_the_guests_behalf() {
         assert_ne!(result, error(Errno::EFAULT));
         assert_eq!(guest.open_tables(), 0);
     });
+}
+
+#[test]
+fn damage_to_an_open_table_is_seen_by_the_audit() {
+    use crate::addr::MachineAddr;
+    type Damage = (&'static str, fn(&World, MachineAddr));
+    // The address is that of the slot that leads to the table: of its L2 table, or where the window is.
+    let damages: [Damage; 2] = [
+        ("the CPU can walk it", |world, at| {
+            let entry = world.host.hw.load64(at);
+            world.host.hw.store64(at, entry | P);
+        }),
+        ("its copy is not what holds the references", |world, _| {
+            let (_, copy) =
+                world.guests[1].dom.paging.lock().writable.windows().map(|(w, copy)| (*w, copy)).next().expect("open");
+            world.host.hw.store64(MachineAddr(copy.addr().0 + 8), 0);
+        }),
+    ];
+    for (what, damage) in damages {
+        for arch in [Arch::X86_32, Arch::X86_64] {
+            let mut world = World::of(arch);
+            world.open();
+            let window = *world.guests[1].dom.paging.lock().writable.windows().next().expect("open").0;
+            let Some((l2, slot, _)) = window.parent.or(Some((window.mapper, 0, window.mapping))) else { continue };
+            if arch == Arch::X86_32 && what == "the CPU can walk it" {
+                continue;
+            }
+            damage(&world, MachineAddr(l2.addr().0 + 8 * slot as u64));
+            assert!(world.verdict().is_err(), "{what}, {arch:?}");
+        }
+    }
 }
