@@ -27,6 +27,7 @@ use crate::addr::{GuestVirt, Mfn, PAGE_SIZE};
 use crate::frame::{FrameType, TypeRest};
 use crate::frame_alloc::Zone;
 use crate::host::Hardware;
+use core::ops::Range;
 
 /// An open table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -181,17 +182,31 @@ impl<H: Hardware> Pager<'_, H> {
         first: usize,
         count: usize,
     ) -> Result<(), (usize, PagingError)> {
+        let shadow = if F::SHADOWED { self.host.frames.info(table).and_then(|info| info.shadow()) } else { None };
+        match shadow {
+            Some(shadow) => self.check_entries::<F>(table, snapshot, first..first + count, |index, new| {
+                self.write_l1_shadow(shadow, index, new);
+            }),
+            None => self.check_entries::<F>(table, snapshot, first..first + count, |_, _| ()),
+        }
+    }
+
+    #[inline(always)]
+    fn check_entries<F: Format>(
+        &self,
+        table: Mfn,
+        snapshot: Mfn,
+        indices: Range<usize>,
+        shadow: impl Fn(usize, Pte),
+    ) -> Result<(), (usize, PagingError)> {
         let (host, hw, owner) = (self.host, &self.host.hw, self.dom.id);
-        let shadow = if F::SHADOWED { host.frames.info(table).and_then(|info| info.shadow()) } else { None };
-        for index in first..first + count {
+        for index in indices {
             let (old, new) = (F::load(hw, snapshot, index), F::load(hw, table, index));
             if old == new {
                 continue;
             }
             if !old.present() && new.present() && get_own_target::<F, H>(host, owner, new) {
-                if let Some(shadow) = shadow {
-                    self.write_l1_shadow(shadow, index, new);
-                }
+                shadow(index, new);
             } else {
                 self.check_change::<F>(table, index, old, new).map_err(|error| (index, error))?;
             }
