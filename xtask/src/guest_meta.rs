@@ -8,10 +8,10 @@ use std::fmt;
 
 use anyhow::{Result, bail, ensure};
 use clap::ValueEnum;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// A guest architecture of the interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum, Deserialize, Serialize)]
 pub enum Arch {
     /// 32 bits, two-level page tables.
     #[value(name = "x86_32")]

@@ -4,6 +4,7 @@
 
 mod accel;
 mod apt;
+mod bench;
 mod cargo;
 mod compile;
 mod console;
@@ -44,6 +45,8 @@ enum Command {
     Run(RunArgs),
     /// Run every test: host tests, format, lints, and the guests in QEMU
     Test(TestArgs),
+    /// Measure what operations cost a guest, in instructions; fails where a budget or the baseline is exceeded
+    Bench(BenchArgs),
     /// Make a bootable ISO image with the hypervisor and a guest
     Image(ImageArgs),
     /// Check format and lints of the whole workspace
@@ -136,6 +139,22 @@ struct TestArgs {
 }
 
 #[derive(Args)]
+struct BenchArgs {
+    /// Only this architecture; both without it
+    #[arg(long)]
+    arch: Option<Arch>,
+    /// Only operations whose name contains this
+    #[arg(long, value_name = "TEXT")]
+    filter: Option<String>,
+    /// Make the figures the new baseline
+    #[arg(long)]
+    save: bool,
+    /// Print the figures as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
 struct ImageArgs {
     #[command(flatten)]
     domain: DomainArgs,
@@ -149,6 +168,7 @@ fn main() -> ExitCode {
         Command::Build(args) => compile::command(args.arch, args.profile.profile()).map(|()| 0),
         Command::Run(args) => run::command(&args),
         Command::Test(args) => suite::command(args.filter.as_deref(), args.list),
+        Command::Bench(args) => bench::command(&args),
         Command::Image(args) => iso::command(&args).map(|()| 0),
         Command::Lint => lint::command(),
         Command::Clean => workspace::clean().map(|()| 0),

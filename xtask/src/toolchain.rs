@@ -57,6 +57,14 @@ impl Toolchain {
             .context("Debian's toolchain is installed but has no sources or is too old")
     }
 
+    /// What its compiler says of itself: `rustc --version`.
+    pub fn compiler(&self) -> Result<String> {
+        let rustc = self.rustc.display();
+        let output =
+            Command::new(&self.rustc).arg("--version").output().with_context(|| format!("cannot run {rustc}"))?;
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
     /// Whether it has clippy; Debian's is a package of its own, which is installed if it can be.
     pub fn need_clippy(&self) -> bool {
         let beside = self.rustc.with_file_name("clippy-driver");

@@ -1,0 +1,86 @@
+//! The table that `cargo xtask bench` prints.
+
+use comfy_table::{CellAlignment, Table};
+
+use super::Row;
+
+/// Prints all rows.
+pub fn print(rows: &[Row]) {
+    anstream::println!("{}", table(rows));
+}
+
+fn table(rows: &[Row]) -> Table {
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header([
+        "operation",
+        "arch",
+        "instructions",
+        "baseline",
+        "budget",
+        "Xen",
+        "Xen/ours",
+        "cycles",
+        "verdict",
+    ]);
+    for row in rows {
+        table.add_row(cells(row));
+    }
+    for column in table.column_iter_mut().skip(2).take(6) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+fn cells(row: &Row) -> [String; 9] {
+    let number = |number: Option<u64>| number.map_or_else(String::new, |number| number.to_string());
+    let ratio = row.xen.map_or_else(String::new, |xen| format!("{:.1}", xen as f64 / row.instructions.max(1) as f64));
+    [
+        row.name.clone(),
+        row.arch.to_string(),
+        row.instructions.to_string(),
+        number(row.baseline),
+        number(row.budget),
+        number(row.xen),
+        ratio,
+        number(row.cycles),
+        verdict(row),
+    ]
+}
+
+/// What is wrong with a row; else by how much it has changed, if it has.
+fn verdict(row: &Row) -> String {
+    let mut words = Vec::new();
+    if row.breaks_budget() {
+        words.push("over budget".to_owned());
+    }
+    if let Some(before) = row.baseline.filter(|&before| before > 0 && before != row.instructions) {
+        let percent = 100.0 * (row.instructions as f64 - before as f64) / before as f64;
+        let word = if row.regressed() { "regressed " } else { "" };
+        words.push(format!("{word}{percent:+.1} %"));
+    }
+    words.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest_meta::Arch;
+
+    #[test]
+    fn a_row_says_all_that_is_known() {
+        let row = Row {
+            name: "null".to_owned(),
+            arch: Arch::X86_64,
+            instructions: 66,
+            baseline: Some(60),
+            budget: Some(60),
+            xen: Some(277),
+            cycles: None,
+        };
+        let text = table(&[row]).to_string();
+        for part in ["null", "x86_64", "66", "over budget, regressed +10.0 %", "277", "4.2"] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+}
