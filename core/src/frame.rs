@@ -14,6 +14,7 @@
 //! business and happens under the owner's paging lock; [`FrameInfo::get_type`] only tells its caller that it is due.
 
 pub(crate) mod atomics;
+mod held;
 mod mapping;
 mod partial;
 mod table;

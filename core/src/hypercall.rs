@@ -62,9 +62,18 @@ impl<H: Hardware> Caller<'_, H> {
         }
     }
 
-    /// Carries out a call of a guest of a known architecture. Inlined where the number is a constant, it is that one call.
-    #[inline(always)]
+    /// Carries out a call of a guest of a known architecture.
     pub fn call<P: Personality>(&mut self, number: Hypercall, args: &Args) -> Answer {
+        match answer::<P, H>(self.host, self.dom, self.vcpu, number, args) {
+            Some(result) => Answer::Done(result),
+            None => self.call_at_length::<P>(number, args),
+        }
+    }
+
+    /// Carries out a call to which [`answer`] has just had no answer. Inlined where the number is a constant, it is that one
+    /// call.
+    #[inline(always)]
+    pub fn call_at_length<P: Personality>(&mut self, number: Hypercall, args: &Args) -> Answer {
         let result = self.dispatch::<P>(number, args, Nesting::Alone);
         self.vcpu.call_made_way = result == Err(Stop::Preempted);
         match result {
@@ -106,7 +115,7 @@ impl<H: Hardware> Caller<'_, H> {
         );
         let result = self.attempt::<P>(number, args, nesting);
         if changes_mappings && result == Err(Stop::Error(Errno::EINVAL)) && self.dom.is_unsettled() {
-            return self.try_again::<P>(number, args, nesting);
+            return self.try_again::<P>(number, *args, nesting);
         }
         result
     }
@@ -114,12 +123,12 @@ impl<H: Hardware> Caller<'_, H> {
     /// A call that changes mappings was refused. What another call never came back for may be what stands in the way.
     #[cold]
     #[inline(never)]
-    fn try_again<P: Personality>(&mut self, number: Hypercall, args: &Args, nesting: Nesting) -> Result<u64, Stop> {
+    fn try_again<P: Personality>(&mut self, number: Hypercall, args: Args, nesting: Nesting) -> Result<u64, Stop> {
         loop {
             if mmu::settle(self.host, self.dom, &mut Poll::begin(), Abandoned::Undo) == Drained::Partly {
                 return Err(Stop::Preempted);
             }
-            let result = self.attempt::<P>(number, args, nesting);
+            let result = self.attempt::<P>(number, &args, nesting);
             if result != Err(Stop::Error(Errno::EINVAL)) || !self.dom.is_unsettled() {
                 return result;
             }
@@ -175,6 +184,9 @@ impl<H: Hardware> Caller<'_, H> {
     /// One call of a multicall's list.
     fn call_in_multicall<P: Personality>(&mut self, number: u64, args: &Args) -> Result<u64, Stop> {
         let number = decode(number).ok_or(Errno::ENOSYS)?;
+        if let Some(result) = answer::<P, H>(self.host, self.dom, self.vcpu, number, args) {
+            return Ok(result);
+        }
         self.dispatch::<P>(number, args, Nesting::InMulticall)
     }
 
@@ -186,10 +198,12 @@ impl<H: Hardware> Caller<'_, H> {
             return Err(Errno::EFAULT.into());
         }
         let call = self.recognised(Hypercall::Multicall, [list.0, count.into(), 0, 0, 0]);
-        let mut index = match self.vcpu.unfinished.take(&call) {
-            Some(Progress::Multicall(done)) => done,
-            _ => 0,
-        };
+        let mut index = 0;
+        if !self.vcpu.unfinished.is_empty()
+            && let Some(Progress::Multicall(done)) = self.vcpu.unfinished.take(&call)
+        {
+            index = done;
+        }
         let mut poll = Poll::begin();
         while index < count {
             if poll.is_due(&self.host.hw) {
@@ -197,30 +211,35 @@ impl<H: Hardware> Caller<'_, H> {
             }
             let at = list.offset(u64::from(index) * size);
             let (op, first) = self.first_words::<P>(at)?;
-            // One that concerns nobody needs no more of its entry, and leaves nothing behind.
-            let result = if op == u64::from(Hypercall::XenVersion.raw()) {
-                xen_version(first)
-            } else {
-                match self.call_of_multicall::<P>(at, index)? {
-                    Answer::Done(result) => result,
-                    Answer::Again => return Err(self.suspend_multicall(call, index)),
-                }
-            };
-            let slot = at.offset((P::Word::BYTES * (1 + MULTICALL_RESULT_ARG)) as u64);
-            let written = if P::Word::BYTES == 4 {
-                self.host.hw.write_u32(slot, result as u32)
-            } else {
-                self.host.hw.write_u64(slot, result)
-            };
-            written.map_err(|_| Errno::EFAULT)?;
             index += 1;
             poll.step(2 * cost::ENTRY);
+            // One that concerns nobody needs no more of its entry, and leaves nothing behind.
+            if op == u64::from(Hypercall::XenVersion.raw()) {
+                self.write_result::<P>(at, xen_version(first))?;
+                continue;
+            }
+            match self.call_of_multicall::<P>(at, index - 1)? {
+                Answer::Done(result) => self.write_result::<P>(at, result)?,
+                Answer::Again => return Err(self.suspend_multicall(call, index - 1)),
+            }
             // A domain that has ended does nothing more. One that merely waits still gets its calls done first.
             if self.dom.run_state().intersects(RunState::SHUTDOWN | RunState::CRASHED) {
                 break;
             }
         }
         Ok(0)
+    }
+
+    /// Writes the result of one of a multicall's calls into its entry.
+    #[inline(always)]
+    fn write_result<P: Personality>(&self, entry: GuestVirt, result: u64) -> Result<(), Errno> {
+        let slot = entry.offset((P::Word::BYTES * (1 + MULTICALL_RESULT_ARG)) as u64);
+        let written = if P::Word::BYTES == 4 {
+            self.host.hw.write_u32(slot, result as u32)
+        } else {
+            self.host.hw.write_u64(slot, result)
+        };
+        written.map_err(|_| Errno::EFAULT)
     }
 
     /// The number and the first argument of an entry of a multicall's list.
@@ -395,6 +414,28 @@ impl<H: Hardware> Caller<'_, H> {
                 Ok(done as u64)
             }
         }
+    }
+}
+
+/// The answer to a call that needs no more than is at hand, as the guest's register has it. `None` says nothing: then
+/// nothing has been done that [`Caller::call_at_length`] does not know of. Inlined where the number is a constant, it is
+/// that one call.
+#[inline(always)]
+pub fn answer<P: Personality, H: Hardware>(
+    host: &Host<H>,
+    dom: &Domain,
+    vcpu: &mut Vcpu,
+    number: Hypercall,
+    args: &Args,
+) -> Option<u64> {
+    let [a, b, c, ..] = *args;
+    match number {
+        Hypercall::XenVersion => Some(xen_version(a)),
+        Hypercall::MmuUpdate => {
+            mmu::quick::mmu_update::<P, H>(host, dom, vcpu, GuestVirt(a), b as u32, GuestVirt(c))
+        }
+        Hypercall::UpdateVaMapping => mmu::quick::update_va_mapping::<P, H>(host, dom, vcpu, a, b, c as u32),
+        _ => None,
     }
 }
 

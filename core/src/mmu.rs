@@ -4,9 +4,9 @@
 //! held: reading it may itself need the lock, to set an accessed bit.
 //!
 //! A list of any length makes way between two requests, and within one that validates or drops a tree of tables; see
-//! [`crate::preempt`]. Most requests are carried out by a short way ([`quick`]); what is here otherwise is the way at length.
+//! [`crate::preempt`]. Most calls are made by a short way ([`quick`]); what is here is the way at length, for what that leaves.
 
-mod quick;
+pub(crate) mod quick;
 
 use crate::addr::{DomId, FRAMES_BELOW_4G, GuestVirt, MachineAddr, Mfn};
 use crate::domain::{Arch, Domain, Privileges};
@@ -14,15 +14,16 @@ use crate::event::EventDomains;
 use crate::frame::FrameType;
 use crate::host::{Hardware, Host};
 use crate::hypercall::Caller;
-use crate::paging::format::{Format, FourLevel, Pte, TwoLevel};
+use crate::paging::format::{Format, FourLevel, TwoLevel};
 use crate::paging::partial::Drained;
 use crate::paging::{Pager, PagingError, PagingState, Target};
 use crate::personality::Personality;
 use crate::preempt::{Call, Poll, Progress, Stop, cost};
+use crate::vcpu::Vcpu;
 use alloc::sync::Arc;
 use proxenos_abi::mmu::{MmuCommand, MmuExtCommand, MmuUpdate, UpdateVaFlags};
 use proxenos_abi::{Errno, GuestWord, Hypercall, Pfn};
-use quick::Course;
+pub use quick::Course;
 
 /// A request was refused. The guest sees `-EINVAL`, whatever the reason, as in 2.0.
 struct Refused;
@@ -61,52 +62,39 @@ struct Batch {
     unsettled: bool,
 }
 
+/// What is left to do when no more requests are carried out.
+#[inline(always)]
+fn conclude<P: Personality, H: Hardware>(
+    host: &Host<H>,
+    dom: &Domain,
+    vcpu: &mut Vcpu,
+    flush_tlb: bool,
+    completed: u32,
+    done: GuestVirt,
+) {
+    if flush_tlb {
+        host.hw.flush_all();
+    }
+    vcpu.segments.refresh_ldt::<P, H>(host, dom);
+    // As in 2.0, a bad pointer here is not worth an error: the requests have been carried out.
+    if done.0 != 0 && P::in_guest_range(done, 4) {
+        let _ = host.hw.write_u32(done, completed);
+    }
+}
+
 /// `mmu_update(list, count, *done)`: carries out requests in order until one is refused. Writes how many were done, if
 /// `done` is not null.
-#[inline(always)]
 pub fn mmu_update<P: Personality, H: Hardware>(
     caller: &mut Caller<'_, H>,
     list: GuestVirt,
     count: u32,
     done: GuestVirt,
 ) -> Result<u64, Stop> {
-    if !P::in_guest_range(list, u64::from(count) * size_of::<MmuUpdate<P>>() as u64) {
+    let course = core::mem::replace(&mut caller.vcpu.course, Course::begin());
+    let size = size_of::<MmuUpdate<P>>() as u64;
+    if !P::in_guest_range(list, u64::from(count) * size) {
         return Err(Errno::EFAULT.into());
     }
-    let mut course = Course::begin();
-    if count != 0 && caller.vcpu.unfinished.is_empty() {
-        course.run::<P, H>(caller, list, count);
-        if course.completed == count {
-            conclude::<P, H>(caller, &course, done);
-            return Ok(0);
-        }
-    }
-    at_length::<P, H>(caller, list, count, done, course)
-}
-
-/// What is left to do when no more requests are carried out.
-#[inline(always)]
-fn conclude<P: Personality, H: Hardware>(caller: &mut Caller<'_, H>, course: &Course, done: GuestVirt) {
-    if course.flush_tlb {
-        caller.host.hw.flush_all();
-    }
-    caller.vcpu.segments.refresh_ldt::<P, H>(caller.host, caller.dom);
-    // As in 2.0, a bad pointer here is not worth an error: the requests have been carried out.
-    if done.0 != 0 && P::in_guest_range(done, 4) {
-        let _ = caller.host.hw.write_u32(done, course.completed);
-    }
-}
-
-/// [`mmu_update`] from a request on that is not for the short way.
-#[inline(never)]
-fn at_length<P: Personality, H: Hardware>(
-    caller: &mut Caller<'_, H>,
-    list: GuestVirt,
-    count: u32,
-    done: GuestVirt,
-    course: Course,
-) -> Result<u64, Stop> {
-    let size = size_of::<MmuUpdate<P>>() as u64;
     // What the guest wrote to its tables itself comes before what it asks for.
     drop(Pager::new(caller.host, caller.dom).lock());
     let call = |caller: &Caller<'_, H>| caller.recognised(Hypercall::MmuUpdate, [list.0, count.into(), done.0, 0, 0]);
@@ -127,7 +115,7 @@ fn at_length<P: Personality, H: Hardware>(
             return Err(batch.suspend::<P, H>(caller, call(caller), false));
         }
         let at = list.offset(u64::from(batch.course.completed) * size);
-        let Ok(request) = quick::read_one::<P, H>(caller, at) else {
+        let Ok(request) = quick::read_one::<P, H>(caller.host, at) else {
             result = Err(Errno::EFAULT);
             break;
         };
@@ -152,11 +140,12 @@ fn at_length<P: Personality, H: Hardware>(
         }
         // What follows may be for the short way again.
         if result.is_ok() && batch.target == Target::Own && batch.course.completed < count {
-            batch.course.run::<P, H>(caller, list, count);
+            batch.course.run::<P, H>(caller.host, caller.dom, caller.vcpu, list, count);
             caller.vcpu.segments.drop_moved_ldt::<P, H>(caller.host, caller.dom);
         }
     }
-    conclude::<P, H>(caller, &batch.course, done);
+    let Course { flush_tlb, completed, .. } = batch.course;
+    conclude::<P, H>(caller.host, caller.dom, caller.vcpu, flush_tlb, completed, done);
     Ok(result?)
 }
 
@@ -488,8 +477,24 @@ fn plain_store<P: Personality, H: Hardware>(
     Ok(())
 }
 
-/// `update_va_mapping(virtual page number, value, flags)`: changes the L1 entry of a page of the current address space.
+/// What is left to do when a mapping is changed.
 #[inline(always)]
+fn conclude_change<P: Personality, H: Hardware>(
+    host: &Host<H>,
+    dom: &Domain,
+    vcpu: &mut Vcpu,
+    at: GuestVirt,
+    flags: UpdateVaFlags,
+) {
+    if flags.contains(UpdateVaFlags::FLUSH_TLB) {
+        host.hw.flush_all();
+    } else if flags.contains(UpdateVaFlags::INVLPG) {
+        host.hw.flush_page(at);
+    }
+    vcpu.segments.refresh_ldt::<P, H>(host, dom);
+}
+
+/// `update_va_mapping(virtual page number, value, flags)`: changes the L1 entry of a page of the current address space.
 pub fn update_va_mapping<P: Personality, H: Hardware>(
     caller: &mut Caller<'_, H>,
     page: u64,
@@ -502,43 +507,6 @@ pub fn update_va_mapping<P: Personality, H: Hardware>(
     if !P::in_guest_range(at, 4096) {
         return Err(Errno::EINVAL);
     }
-    let entry = P::Tables::truncate(value);
-    let pager = Pager::new(host, dom);
-    let state = pager.lock();
-    let quickly = target == Target::Own
-        && pager
-            .l1_entry::<P::Tables>(&state, at)
-            .is_some_and(|(table, index)| pager.update_l1_quickly::<P::Tables>(&table, index, entry));
-    drop(state);
-    let flags = UpdateVaFlags::from_bits_truncate(flags);
-    if !quickly {
-        return change_mapping::<P, H>(caller, at, entry, flags, target);
-    }
-    conclude_change::<P, H>(caller, at, flags);
-    Ok(0)
-}
-
-/// What is left to do when a mapping is changed.
-#[inline(always)]
-fn conclude_change<P: Personality, H: Hardware>(caller: &mut Caller<'_, H>, at: GuestVirt, flags: UpdateVaFlags) {
-    if flags.contains(UpdateVaFlags::FLUSH_TLB) {
-        caller.host.hw.flush_all();
-    } else if flags.contains(UpdateVaFlags::INVLPG) {
-        caller.host.hw.flush_page(at);
-    }
-    caller.vcpu.segments.refresh_ldt::<P, H>(caller.host, caller.dom);
-}
-
-/// What [`update_va_mapping`] does, whatever the entry is to be.
-#[inline(never)]
-fn change_mapping<P: Personality, H: Hardware>(
-    caller: &mut Caller<'_, H>,
-    at: GuestVirt,
-    entry: Pte,
-    flags: UpdateVaFlags,
-    target: Target,
-) -> Result<u64, Errno> {
-    let (host, dom) = (caller.host, caller.dom);
     // Another domain may have let go of a page of this one's.
     caller.vcpu.segments.drop_moved_ldt::<P, H>(host, dom);
     let pager = Pager::new(host, dom);
@@ -546,9 +514,11 @@ fn change_mapping<P: Personality, H: Hardware>(
     let result = pager
         .l1_entry::<P::Tables>(&state, at)
         .ok_or(PagingError::NoTable)
-        .and_then(|(table, index)| pager.update_l1::<P::Tables>(table.mfn(), index, entry, target));
+        .and_then(|(table, index)| {
+            pager.update_l1::<P::Tables>(table.mfn(), index, P::Tables::truncate(value), target)
+        });
     drop(state);
-    conclude_change::<P, H>(caller, at, flags);
+    conclude_change::<P, H>(host, dom, caller.vcpu, at, UpdateVaFlags::from_bits_truncate(flags));
     result.map(|()| 0).map_err(|_| Errno::EINVAL)
 }
 

@@ -1,9 +1,10 @@
-//! The requests that kernels make most, by a short way: changes of L1 entries, flushes, a new base.
+//! The calls and requests that kernels make most, by a short way: changes of L1 entries, flushes, a new base.
 //!
-//! [`Course::run`] carries out requests from where the call stands for as long as they are such, and as nothing about them is
-//! out of the ordinary: the caller's own frames, types that are held already. It stops *before* the first that is not, of
-//! which it has changed nothing; that one is for the way at length, which decides everything anew. So what is done here is a
-//! special case of what would be done there, and nothing is refused here.
+//! [`mmu_update`] carries out requests for as long as they are such, and as nothing about them is out of the ordinary: the
+//! caller's own frames, types that are held already. It stops *before* the first that is not, of which it has changed
+//! nothing; that one is for the way at length ([`super::mmu_update`]), which decides everything anew and begins where this one
+//! stopped ([`Course`]). So what is done here is a special case of what would be done there, and nothing is refused here. The
+//! same goes for [`update_va_mapping`].
 //!
 //! Some requests are read at a time, where 2.0 reads one at a time: a list that changes while it is being read may be seen
 //! as it was or as it is. Behind a request that is not for here it is read again. If some of them cannot be read, none of
@@ -11,139 +12,212 @@
 //!
 //! The paging lock is held for all that were read at a time, and no longer: never while guest memory is touched.
 
-use super::machine_to_phys;
+use super::{conclude, conclude_change, flush_page, machine_to_phys};
 use crate::addr::{GuestVirt, MachineAddr};
-use crate::host::Hardware;
-use crate::hypercall::Caller;
+use crate::domain::Domain;
+use crate::host::{Hardware, Host};
 use crate::machine::BadPointer;
 use crate::paging::entry::L1Table;
 use crate::paging::format::Format;
 use crate::paging::{Pager, PagingState};
 use crate::personality::Personality;
 use crate::preempt::{Poll, cost};
+use crate::vcpu::Vcpu;
 use proxenos_abi::GuestWord;
-use proxenos_abi::mmu::{MmuCommand, MmuExtCommand, MmuUpdate};
+use proxenos_abi::mmu::{MmuCommand, MmuExtCommand, MmuUpdate, UpdateVaFlags};
 use proxenos_abi::zerocopy::{FromZeros, IntoBytes};
 
 /// Requests that are read at a time. In tests few, so that a short list has many points at which it can be interrupted.
 const CHUNK: usize = if cfg!(test) { 3 } else { 16 };
 
-/// How far an `mmu_update` has come.
-pub(super) struct Course {
+/// How far an `mmu_update` has come since the guest's entry.
+#[derive(Clone, Copy, Debug)]
+pub struct Course {
     /// Requests done.
-    pub completed: u32,
+    pub(super) completed: u32,
     /// The whole TLB is to be flushed before the guest goes on.
-    pub flush_tlb: bool,
-    /// What it has taken since the guest's entry.
-    pub poll: Poll,
+    pub(super) flush_tlb: bool,
+    /// What it has taken.
+    pub(super) poll: Poll,
 }
 
 impl Course {
     /// Nothing is done yet.
-    #[inline(always)]
+    #[inline]
+    #[must_use]
     pub const fn begin() -> Self {
         Self { completed: 0, flush_tlb: false, poll: Poll::begin() }
     }
 
     /// Carries out requests of a list of `count`, all of whose addresses are the guest's, up to one that is not for here, or
     /// until the call should make way.
-    #[inline(always)]
-    pub fn run<P: Personality, H: Hardware>(&mut self, caller: &Caller<'_, H>, list: GuestVirt, count: u32) {
-        if count - self.completed == 1 {
-            if let Ok(request) = read_one::<P, H>(caller, self.place::<P>(list)) {
-                self.carry_out::<P, H>(caller, core::slice::from_ref(&request));
-            }
-        } else {
-            self.run_many::<P, H>(caller, list, count);
-        }
-    }
-
-    #[inline(never)]
-    fn run_many<P: Personality, H: Hardware>(&mut self, caller: &Caller<'_, H>, list: GuestVirt, count: u32) {
+    pub(super) fn run<P: Personality, H: Hardware>(
+        &mut self,
+        host: &Host<H>,
+        dom: &Domain,
+        vcpu: &Vcpu,
+        list: GuestVirt,
+        count: u32,
+    ) {
+        let pager = Pager::new(host, dom);
         let mut chunk = [MmuUpdate::<P>::new_zeroed(); CHUNK];
-        while self.completed < count && !self.poll.is_due(&caller.host.hw) {
+        while self.completed < count && !self.poll.is_due(&host.hw) {
             let requests = &mut chunk[..CHUNK.min((count - self.completed) as usize)];
-            if caller.host.hw.copy_from_guest(self.place::<P>(list), requests.as_mut_bytes()).is_err()
-                || !self.carry_out::<P, H>(caller, requests)
-            {
+            let at = list.offset(u64::from(self.completed) * size_of::<MmuUpdate<P>>() as u64);
+            if host.hw.copy_from_guest(at, requests.as_mut_bytes()).is_err() {
                 break;
             }
-        }
-    }
-
-    /// Where in its list the next request is.
-    #[inline(always)]
-    fn place<P: Personality>(&self, list: GuestVirt) -> GuestVirt {
-        list.offset(u64::from(self.completed) * size_of::<MmuUpdate<P>>() as u64)
-    }
-
-    /// Carries out requests; true when all of them are done.
-    #[inline(always)]
-    fn carry_out<P: Personality, H: Hardware>(
-        &mut self,
-        caller: &Caller<'_, H>,
-        requests: &[MmuUpdate<P>],
-    ) -> bool {
-        let pager = Pager::new(caller.host, caller.dom);
-        let mut state = pager.lock();
-        let mut table = None;
-        let mut done = 0;
-        for request in requests {
-            let carried_out = match request.command() {
-                Some(MmuCommand::NormalPtUpdate) => {
-                    store::<P, H>(&pager, &mut table, request.address(), request.val.to_u64())
+            let before = self.completed;
+            let mut table = None;
+            let mut state = pager.lock();
+            for request in &*requests {
+                if !carry_out::<P, H>(pager, &mut state, vcpu, &mut table, &mut self.flush_tlb, request) {
+                    break;
                 }
-                Some(MmuCommand::MachphysUpdate) => {
-                    machine_to_phys::<P, H>(caller.host, caller.dom.id, request).is_ok()
-                }
-                Some(MmuCommand::ExtendedCommand) => self.extended::<P, H>(caller, &pager, &mut state, request),
-                None => false,
-            };
-            if !carried_out {
+                self.completed += 1;
+            }
+            drop(state);
+            let done = self.completed - before;
+            self.poll.step(done * cost::ENTRY);
+            if (done as usize) < requests.len() {
                 break;
             }
-            done += 1;
-        }
-        self.completed += done;
-        self.poll.step(done * cost::ENTRY);
-        done as usize == requests.len()
-    }
-
-    fn extended<P: Personality, H: Hardware>(
-        &mut self,
-        caller: &Caller<'_, H>,
-        pager: &Pager<'_, H>,
-        state: &mut PagingState,
-        request: &MmuUpdate<P>,
-    ) -> bool {
-        let at = request.address();
-        match request.ext_command() {
-            Some(MmuExtCommand::NewBaseptr) => {
-                // Pages of the LDT would have to be looked up anew.
-                let switched = !caller.vcpu.segments.has_ldt_pages()
-                    && pager.switch_held_base::<P::Tables>(state, at.mfn(), |root| caller.host.hw.load_root(root));
-                // Loading the root has flushed whatever an earlier request wanted flushed.
-                self.flush_tlb &= !switched;
-                switched
-            }
-            Some(MmuExtCommand::TlbFlush) => {
-                self.flush_tlb = true;
-                true
-            }
-            Some(MmuExtCommand::Invlpg) => {
-                super::flush_page::<P, H>(caller.host, GuestVirt(at.0));
-                true
-            }
-            _ => false,
         }
     }
 }
 
-/// A checked store to an entry of an L1 table of the caller's; false when that is not what it is, or more is to be looked at.
-/// `table` is the one of the last store: it stays one while the paging lock is held (see [`L1Table`]).
+/// `mmu_update`, if the short way leads to its end; else what it has come to is in [`Vcpu::course`].
+#[inline(always)]
+pub(crate) fn mmu_update<P: Personality, H: Hardware>(
+    host: &Host<H>,
+    dom: &Domain,
+    vcpu: &mut Vcpu,
+    list: GuestVirt,
+    count: u32,
+    done: GuestVirt,
+) -> Option<u64> {
+    if !P::in_guest_range(list, u64::from(count) * size_of::<MmuUpdate<P>>() as u64) || !vcpu.unfinished.is_empty() {
+        return None;
+    }
+    if count != 1 {
+        return many::<P, H>(host, dom, vcpu, list, count, done);
+    }
+    let request = read_one::<P, H>(host, list).ok()?;
+    let pager = Pager::new(host, dom);
+    let mut flush_tlb = false;
+    let mut state = pager.lock();
+    let carried_out = carry_out::<P, H>(pager, &mut state, vcpu, &mut None, &mut flush_tlb, &request);
+    drop(state);
+    if !carried_out {
+        return None;
+    }
+    conclude::<P, H>(host, dom, vcpu, flush_tlb, 1, done);
+    Some(0)
+}
+
+#[inline(never)]
+fn many<P: Personality, H: Hardware>(
+    host: &Host<H>,
+    dom: &Domain,
+    vcpu: &mut Vcpu,
+    list: GuestVirt,
+    count: u32,
+    done: GuestVirt,
+) -> Option<u64> {
+    let mut course = Course::begin();
+    course.run::<P, H>(host, dom, vcpu, list, count);
+    if count == 0 || course.completed < count {
+        vcpu.course = course;
+        return None;
+    }
+    conclude::<P, H>(host, dom, vcpu, course.flush_tlb, count, done);
+    Some(0)
+}
+
+/// `update_va_mapping` of a frame of the caller's own, if the short way leads to its end; else nothing has changed.
+#[inline(always)]
+pub(crate) fn update_va_mapping<P: Personality, H: Hardware>(
+    host: &Host<H>,
+    dom: &Domain,
+    vcpu: &mut Vcpu,
+    page: u64,
+    value: u64,
+    flags: u32,
+) -> Option<u64> {
+    let at = GuestVirt(page.checked_mul(4096)?);
+    if !P::in_guest_range(at, 4096) {
+        return None;
+    }
+    let pager = Pager::new(host, dom);
+    let state = pager.lock();
+    let (table, index) = pager.l1_entry::<P::Tables>(&state, at)?;
+    if !pager.update_l1_quickly::<P::Tables>(&table, index, P::Tables::truncate(value)) {
+        return None;
+    }
+    drop(state);
+    conclude_change::<P, H>(host, dom, vcpu, at, UpdateVaFlags::from_bits_truncate(flags));
+    Some(0)
+}
+
+/// Carries out a request; false when it is not for here, and nothing has changed. `table` is the one of the last store since
+/// the lock was taken: it stays one while that is held (see [`L1Table`]).
+#[inline(always)]
+fn carry_out<P: Personality, H: Hardware>(
+    pager: Pager<'_, H>,
+    state: &mut PagingState,
+    vcpu: &Vcpu,
+    table: &mut Option<L1Table>,
+    flush_tlb: &mut bool,
+    request: &MmuUpdate<P>,
+) -> bool {
+    match request.command() {
+        Some(MmuCommand::NormalPtUpdate) => {
+            store::<P, H>(pager, table, request.address(), request.val.to_u64())
+        }
+        Some(MmuCommand::MachphysUpdate) => {
+            machine_to_phys::<P, H>(pager.host, pager.dom.id, request).is_ok()
+        }
+        Some(MmuCommand::ExtendedCommand) => extended::<P, H>(pager, state, vcpu, flush_tlb, request),
+        None => false,
+    }
+}
+
+#[inline(always)]
+fn extended<P: Personality, H: Hardware>(
+    pager: Pager<'_, H>,
+    state: &mut PagingState,
+    vcpu: &Vcpu,
+    flush_tlb: &mut bool,
+    request: &MmuUpdate<P>,
+) -> bool {
+    let at = request.address();
+    match request.ext_command() {
+        Some(MmuExtCommand::NewBaseptr) => {
+            let load = |root| pager.host.hw.load_root(root);
+            // Pages of the LDT would have to be looked up anew.
+            if vcpu.segments.has_ldt_pages() || !pager.switch_held_base::<P::Tables>(state, at.mfn(), load) {
+                return false;
+            }
+            // Loading the root has flushed whatever an earlier request wanted flushed.
+            *flush_tlb = false;
+            true
+        }
+        Some(MmuExtCommand::TlbFlush) => {
+            *flush_tlb = true;
+            true
+        }
+        Some(MmuExtCommand::Invlpg) => {
+            flush_page::<P, H>(pager.host, GuestVirt(at.0));
+            true
+        }
+        _ => false,
+    }
+}
+
+/// A checked store to an entry of an L1 table of the caller's.
 #[inline(always)]
 fn store<P: Personality, H: Hardware>(
-    pager: &Pager<'_, H>,
+    pager: Pager<'_, H>,
     table: &mut Option<L1Table>,
     at: MachineAddr,
     value: u64,
@@ -162,15 +236,15 @@ fn store<P: Personality, H: Hardware>(
 /// Reads a request.
 #[inline(always)]
 pub(super) fn read_one<P: Personality, H: Hardware>(
-    caller: &Caller<'_, H>,
+    host: &Host<H>,
     at: GuestVirt,
 ) -> Result<MmuUpdate<P>, BadPointer> {
     let word = P::Word::from_u64_truncating;
     let (ptr, val) = if P::Word::BYTES == 4 {
-        let [both] = caller.host.hw.read_words(at)?;
+        let [both] = host.hw.read_words(at)?;
         (both, both >> 32)
     } else {
-        let [ptr, val] = caller.host.hw.read_words(at)?;
+        let [ptr, val] = host.hw.read_words(at)?;
         (ptr, val)
     };
     Ok(MmuUpdate { ptr: word(ptr), val: word(val) })

@@ -5,7 +5,7 @@
 //! and at no time does a present entry lack its reference.
 
 use super::format::{Format, Pte};
-use super::types::{get_own_target, is_low_io};
+use super::types::get_own_target;
 use super::{Pager, PagingError, PagingState, Target};
 use crate::addr::{MachineAddr, Mfn};
 use crate::frame::FrameType;
@@ -23,12 +23,6 @@ pub(crate) struct L1Table {
 }
 
 impl L1Table {
-    /// A table that the CPU walks itself.
-    #[inline]
-    pub const fn unshadowed(mfn: Mfn) -> Self {
-        Self { mfn, shadow: None }
-    }
-
     /// Its frame.
     #[inline]
     pub const fn mfn(&self) -> Mfn {
@@ -40,13 +34,21 @@ impl<H: Hardware> Pager<'_, H> {
     /// Looks whether a frame is an L1 table of the domain's. The caller holds the paging lock.
     #[inline(always)]
     pub(crate) fn own_l1_table<F: Format>(&self, mfn: Mfn) -> Option<L1Table> {
-        let info = self.host.frames.info(mfn)?;
-        let word = info.type_word();
-        let is_table = word.kind() == FrameType::L1 && word.is_validated();
-        if !is_table || info.refs().owner() != self.dom.id || is_low_io(mfn) {
+        let info = self.host.frames.above_first_mib(mfn)?;
+        if !info.is_held(self.dom.id, FrameType::L1) {
             return None;
         }
         Some(L1Table { mfn, shadow: if F::SHADOWED { info.shadow() } else { None } })
+    }
+
+    /// The same for a frame that a validated entry names where an L1 table should be: it is one, or a directory that is read as one.
+    #[inline(always)]
+    pub(super) fn walked_l1_table<F: Format>(&self, mfn: Mfn) -> Option<L1Table> {
+        if !F::LINEAR && !F::SHADOWED {
+            return Some(L1Table { mfn, shadow: None });
+        }
+        let info = self.host.frames.info(mfn)?;
+        (info.type_word().kind() == FrameType::L1).then(|| L1Table { mfn, shadow: info.shadow() })
     }
 
     /// [`update_l1`](Self::update_l1) for what most changes are: to nothing, to a frame of the domain's own that needs no new
@@ -66,8 +68,15 @@ impl<H: Hardware> Pager<'_, H> {
         if let Some(shadow) = table.shadow {
             self.write_l1_shadow(shadow, index, new);
         }
-        if !same_reference {
-            self.put_l1_target(old);
+        if !same_reference && old.present() {
+            match self.host.frames.above_first_mib(old.mfn()).filter(|_| old.writable()) {
+                Some(info) => {
+                    if info.put_writable(hw.stamp()) {
+                        self.host.free_frame(old.mfn(), info);
+                    }
+                }
+                None => self.put_l1_target(old),
+            }
         }
         true
     }

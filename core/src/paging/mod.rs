@@ -26,13 +26,12 @@ pub mod writable;
 
 use crate::addr::{DomId, GuestVirt, Mfn};
 use crate::domain::Domain;
-use crate::frame::{FrameType, RefError, TypeRest};
+use crate::frame::{FrameType, RefError};
 use crate::host::{Hardware, Host};
 use crate::preempt::Poll;
 use entry::L1Table;
 use format::{Format, Pte, bits};
 use proxenos_abi::Errno;
-use types::is_low_io;
 use writable::WritableTables;
 
 /// Why a paging request was refused.
@@ -192,8 +191,7 @@ impl<'a, H: Hardware> Pager<'a, H> {
     #[inline(always)]
     pub(crate) fn l1_entry<F: Format>(&self, state: &PagingState, at: GuestVirt) -> Option<(L1Table, usize)> {
         let (table, _) = self.descend::<F>(state, at)?;
-        let table = if F::SHADOWED { self.own_l1_table::<F>(table)? } else { L1Table::unshadowed(table) };
-        Some((table, F::index(1, at)))
+        Some((self.walked_l1_table::<F>(table)?, F::index(1, at)))
     }
 
     /// What stands in the place of the L1 table for `at`, and the rights that the levels above leave.
@@ -256,15 +254,14 @@ impl<'a, H: Hardware> Pager<'a, H> {
         table: Mfn,
         load: impl FnOnce(Mfn),
     ) -> bool {
-        let Some(old) = state.base else { return false };
-        let Some(old_info) = self.host.frames.info(old) else { return false };
+        let frames = &self.host.frames;
+        let Some(old) = state.base.and_then(|old| frames.info(old)) else { return false };
         // Type references to a table are given back under the paging lock: no more go meanwhile.
-        if old_info.type_word().count() < 2 || F::SHADOWED && state.upper.is_none() || is_low_io(table) {
+        if old.type_word().count() < 2 || F::SHADOWED && state.upper.is_none() {
             return false;
         }
-        let Ok(info) = self.host.frames.get(table, self.dom.id) else { return false };
-        if info.get_held_type(FrameType::table(F::TOP)).is_err() {
-            self.host.put_frame(table, info);
+        let Some(info) = frames.above_first_mib(table) else { return false };
+        if !info.get_held(self.dom.id, FrameType::table(F::TOP)) {
             return false;
         }
         if F::SHADOWED {
@@ -272,8 +269,7 @@ impl<'a, H: Hardware> Pager<'a, H> {
         }
         state.base = Some(table);
         load(state.cpu_root().unwrap_or(table));
-        let _: TypeRest = old_info.put_type(|| self.host.hw.stamp());
-        self.host.put_frame(old, old_info);
+        old.put_held();
         true
     }
 

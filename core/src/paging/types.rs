@@ -309,7 +309,7 @@ impl<H: Hardware> Pager<'_, H> {
 
 /// [`Pager::get_l1_target`] for what most entries are: a mapping of a frame of the domain's own, writable only if the frame
 /// was writable memory last. What a domain owns is RAM, and known to the frame table. False says nothing.
-#[inline]
+#[inline(always)]
 pub(super) fn get_own_target<F: Format, H: Hardware>(host: &Host<H>, owner: DomId, entry: Pte) -> bool {
     let Some(info) = host.frames.above_first_mib(entry.mfn()) else { return false };
     if entry.0 & F::REFUSED != 0 {

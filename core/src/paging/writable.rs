@@ -295,9 +295,7 @@ impl<'a, H: Hardware> Pager<'a, H> {
     /// Whether a frame is a validated L1 table of the domain's.
     #[inline]
     pub(super) fn is_own_l1(&self, mfn: Mfn) -> bool {
-        let Some(info) = self.host.frames.info(mfn).filter(|_| self.host.is_ram(mfn)) else { return false };
-        let word = info.type_word();
-        word.kind() == FrameType::L1 && word.is_validated() && word.count() > 0 && info.refs().owner() == self.dom.id
+        self.host.frames.above_first_mib(mfn).is_some_and(|info| info.is_held(self.dom.id, FrameType::L1))
     }
 
     /// Counts a store to a table and opens it, if it is written to often; true when the guest can go on by itself.

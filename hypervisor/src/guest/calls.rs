@@ -9,6 +9,7 @@
 //!
 //! [`CpuLocal::attention`]: super::CpuLocal
 
+use super::hw::Hw;
 use super::{CpuLocal, leave};
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::percpu::{Cpu, Pending};
@@ -17,7 +18,7 @@ use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 use proxenos_abi::{Errno, Hypercall, X86_32, X86_64};
 use proxenos_core::domain::Arch;
-use proxenos_core::hypercall::xen_version;
+use proxenos_core::hypercall::{answer, xen_version};
 use proxenos_core::personality::Personality;
 use proxenos_core::preempt::Answer;
 
@@ -88,13 +89,40 @@ const fn leaves(number: Hypercall) -> Leaves {
 extern "C" fn handle<P: CallRegisters, const N: u32>(frame: &mut TrapFrame) -> u64 {
     let Some(number) = Hypercall::from_raw(N) else { return Errno::ENOSYS.to_result() as u64 };
     let args = P::arguments(frame);
-    if number == Hypercall::XenVersion {
-        return xen_version(args[0]);
+    match number {
+        Hypercall::XenVersion => return xen_version(args[0]),
+        Hypercall::MmuUpdate | Hypercall::UpdateVaMapping => {}
+        _ => return carry_out::<P>(frame, number),
     }
+    let cpu = Cpu::current();
+    // SAFETY: the one reference of this entry; it ends with this function, or where another begins.
+    let Some(run) = (unsafe { cpu.local.running() }) else { crate::fault::report_trap(frame) };
+    let Some(result) = answer::<P, Hw>(run.host, &run.dom, &mut run.vcpu, number, &args) else {
+        return carry_out_at_length::<P>(frame, number);
+    };
+    run.vcpu.call_made_way = false;
+    if !run.dom.run_state().is_empty() {
+        cpu.local.attention.store(1, Ordering::Relaxed);
+    }
+    result
+}
+
+/// Carries out a call to which there was no quick answer. Out of the way of those to which there is.
+#[inline(never)]
+fn carry_out_at_length<P: CallRegisters>(frame: &mut TrapFrame, number: Hypercall) -> u64 {
+    match number {
+        Hypercall::MmuUpdate => carry_out::<P>(frame, Hypercall::MmuUpdate),
+        _ => carry_out::<P>(frame, Hypercall::UpdateVaMapping),
+    }
+}
+
+/// Carries out a call.
+#[inline(always)]
+fn carry_out<P: CallRegisters>(frame: &mut TrapFrame, number: Hypercall) -> u64 {
     let cpu = Cpu::current();
     // SAFETY: the one reference of this entry; it ends with this function.
     let Some(run) = (unsafe { cpu.local.running() }) else { crate::fault::report_trap(frame) };
-    let result = match run.caller(frame).call::<P>(number, &args) {
+    let result = match run.caller(frame).call_at_length::<P>(number, &P::arguments(frame)) {
         Answer::Done(result) => result,
         Answer::Again => return again::<P>(cpu, frame, number),
     };

@@ -13,6 +13,13 @@ use core::arch::asm;
 use proxenos_core::addr::GuestVirt;
 use proxenos_core::machine::BadPointer;
 
+/// The fixup, at label 5, of a read: says that it failed and goes on at label 4. Out of the way of those that do not.
+macro_rules! failed_at {
+    () => {
+        ".pushsection .text.fixup, \"ax\", @progbits\n5: mov {failed:e}, 1\njmp 4b\n.popsection"
+    };
+}
+
 /// Copies from the guest.
 pub fn copy_from_guest(from: GuestVirt, into: &mut [u8]) -> Result<(), BadPointer> {
     // SAFETY: the destination is ours and as long as the count.
@@ -56,12 +63,6 @@ unsafe fn copy(to: u64, from: u64, bytes: usize) -> Result<(), BadPointer> {
     if left == 0 { Ok(()) } else { Err(BadPointer) }
 }
 
-/// Whether a move came to its end. Its fixup is the instruction behind the one that says so.
-#[inline(always)]
-fn moved(failed: u32) -> Result<(), BadPointer> {
-    if failed == 0 { Ok(()) } else { Err(BadPointer) }
-}
-
 /// Reads a few words.
 #[inline(always)]
 pub fn read_words<const N: usize>(from: GuestVirt) -> Result<[u64; N], BadPointer> {
@@ -73,13 +74,13 @@ pub fn read_words<const N: usize>(from: GuestVirt) -> Result<[u64; N], BadPointe
         // SAFETY: only reads, at the guest's addresses; a fault leaves `failed` at 1.
         unsafe {
             asm!(
-                "mov {failed:e}, 1",
+                "xor {failed:e}, {failed:e}",
                 "2: mov {one}, [{at}]",
                 "3: mov {other}, [{at} + 8]",
-                "xor {failed:e}, {failed:e}",
                 "4:",
-                ex_table!("2b", "4b"),
-                ex_table!("3b", "4b"),
+                failed_at!(),
+                ex_table!("2b", "5b"),
+                ex_table!("3b", "5b"),
                 at = in(reg) at,
                 one = out(reg) one,
                 other = out(reg) other,
@@ -87,7 +88,9 @@ pub fn read_words<const N: usize>(from: GuestVirt) -> Result<[u64; N], BadPointe
                 options(nostack, readonly)
             );
         }
-        moved(failed)?;
+        if failed != 0 {
+            return Err(BadPointer);
+        }
         (pair[0], pair[1]) = (one, other);
         at = at.wrapping_add(16);
     }
@@ -96,18 +99,20 @@ pub fn read_words<const N: usize>(from: GuestVirt) -> Result<[u64; N], BadPointe
         // SAFETY: as above.
         unsafe {
             asm!(
-                "mov {failed:e}, 1",
-                "2: mov {word}, [{at}]",
                 "xor {failed:e}, {failed:e}",
+                "2: mov {word}, [{at}]",
                 "4:",
-                ex_table!("2b", "4b"),
+                failed_at!(),
+                ex_table!("2b", "5b"),
                 at = in(reg) at,
                 word = out(reg) *word,
                 failed = out(reg) failed,
                 options(nostack, readonly)
             );
         }
-        moved(failed)?;
+        if failed != 0 {
+            return Err(BadPointer);
+        }
     }
     Ok(words)
 }
@@ -115,41 +120,33 @@ pub fn read_words<const N: usize>(from: GuestVirt) -> Result<[u64; N], BadPointe
 /// Writes 32 bits.
 #[inline(always)]
 pub fn write_u32(to: GuestVirt, value: u32) -> Result<(), BadPointer> {
-    let failed: u32;
     // SAFETY: writes to a guest address, which the caller has checked, so no memory of ours changes.
     unsafe {
         asm!(
-            "mov {failed:e}, 1",
             "2: mov [{to}], {value:e}",
-            "xor {failed:e}, {failed:e}",
-            "4:",
-            ex_table!("2b", "4b"),
+            ex_table!("2b", "{fault}"),
             to = in(reg) to.0,
             value = in(reg) value,
-            failed = out(reg) failed,
-            options(nostack)
+            fault = label { return Err(BadPointer) },
+            options(nostack, preserves_flags)
         );
     }
-    moved(failed)
+    Ok(())
 }
 
 /// Writes 64 bits.
 #[inline(always)]
 pub fn write_u64(to: GuestVirt, value: u64) -> Result<(), BadPointer> {
-    let failed: u32;
     // SAFETY: as in `write_u32`.
     unsafe {
         asm!(
-            "mov {failed:e}, 1",
             "2: mov [{to}], {value}",
-            "xor {failed:e}, {failed:e}",
-            "4:",
-            ex_table!("2b", "4b"),
+            ex_table!("2b", "{fault}"),
             to = in(reg) to.0,
             value = in(reg) value,
-            failed = out(reg) failed,
-            options(nostack)
+            fault = label { return Err(BadPointer) },
+            options(nostack, preserves_flags)
         );
     }
-    moved(failed)
+    Ok(())
 }
