@@ -26,6 +26,24 @@ pub trait MachineMemory {
     fn cas32(&self, at: MachineAddr, old: u32, new: u32) -> Result<(), u32>;
     /// Atomically replaces `old` by `new`; on mismatch returns what was there.
     fn cas64(&self, at: MachineAddr, old: u64, new: u64) -> Result<(), u64>;
+    /// Atomically replaces what is there by `new`, returns what was there.
+    #[inline]
+    fn swap32(&self, at: MachineAddr, new: u32) -> u32 {
+        let mut old = self.load32(at);
+        while let Err(seen) = self.cas32(at, old, new) {
+            old = seen;
+        }
+        old
+    }
+    /// Atomically replaces what is there by `new`, returns what was there.
+    #[inline]
+    fn swap64(&self, at: MachineAddr, new: u64) -> u64 {
+        let mut old = self.load64(at);
+        while let Err(seen) = self.cas64(at, old, new) {
+            old = seen;
+        }
+        old
+    }
     /// Atomically sets `bits`, returns the value before.
     fn or32(&self, at: MachineAddr, bits: u32) -> u32;
     /// Fills a frame with zeroes.

@@ -18,7 +18,7 @@ const OTHERS: u64 = TYPES & !ONE_TYPE;
 impl FrameInfo {
     /// Takes a reference to `owner`'s frame, and one to it as writable memory. False says nothing and changes nothing:
     /// then [`get`](Self::get) and [`get_type`](Self::get_type) tell.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn get_writable(&self, owner: DomId) -> bool {
         // A validated type has a count, and so has the frame then. Marks and partial tables are no writable memory's.
@@ -55,7 +55,7 @@ impl FrameInfo {
     /// Gives back a reference to the frame as writable memory and one to the frame itself: [`put_type`](Self::put_type)
     /// and [`put`](Self::put); nothing, if it is I/O memory. `stamp` is the TLB clock, read when no CPU could walk to the
     /// mapping any more. True when the frame is to be freed.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn put_writable(&self, stamp: u32) -> bool {
         self.set_stamp(stamp);

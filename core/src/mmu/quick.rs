@@ -67,17 +67,17 @@ impl Course {
             if host.hw.copy_from_guest(at, requests.as_mut_bytes()).is_err() {
                 break;
             }
-            let before = self.completed;
-            let mut table = None;
+            let mut table = L1Table::NONE;
             let mut state = pager.lock();
+            let mut done = 0;
             for request in &*requests {
                 if !carry_out::<P, H>(pager, &mut state, vcpu, &mut table, &mut self.flush_tlb, request) {
                     break;
                 }
-                self.completed += 1;
+                done += 1;
             }
             drop(state);
-            let done = self.completed - before;
+            self.completed += done;
             self.poll.step(done * cost::ENTRY);
             if (done as usize) < requests.len() {
                 break;
@@ -104,9 +104,9 @@ pub(crate) fn mmu_update<P: Personality, H: Hardware>(
     }
     let request = read_one::<P, H>(host, list).ok()?;
     let pager = Pager::new(host, dom);
-    let mut flush_tlb = false;
+    let (mut table, mut flush_tlb) = (L1Table::NONE, false);
     let mut state = pager.lock();
-    let carried_out = carry_out::<P, H>(pager, &mut state, vcpu, &mut None, &mut flush_tlb, &request);
+    let carried_out = carry_out::<P, H>(pager, &mut state, vcpu, &mut table, &mut flush_tlb, &request);
     drop(state);
     if !carried_out {
         return None;
@@ -126,9 +126,13 @@ fn many<P: Personality, H: Hardware>(
 ) -> Option<u64> {
     let mut course = Course::begin();
     course.run::<P, H>(host, dom, vcpu, list, count);
-    if count == 0 || course.completed < count {
+    if course.completed < count {
         vcpu.course = course;
         return None;
+    }
+    if count == 0 {
+        // What the guest wrote to its tables itself comes before what it asks for.
+        drop(Pager::new(host, dom).lock());
     }
     conclude::<P, H>(host, dom, vcpu, course.flush_tlb, count, done);
     Some(0)
@@ -151,7 +155,8 @@ pub(crate) fn update_va_mapping<P: Personality, H: Hardware>(
     let pager = Pager::new(host, dom);
     let state = pager.lock();
     let (table, index) = pager.l1_entry::<P::Tables>(&state, at)?;
-    if !pager.update_l1_quickly::<P::Tables>(&table, index, P::Tables::truncate(value)) {
+    let slot = P::Tables::entry_addr(table.mfn(), index);
+    if !pager.update_l1_quickly::<P::Tables>(&table, slot, P::Tables::truncate(value)) {
         return None;
     }
     drop(state);
@@ -160,25 +165,24 @@ pub(crate) fn update_va_mapping<P: Personality, H: Hardware>(
 }
 
 /// Carries out a request; false when it is not for here, and nothing has changed. `table` is the one of the last store since
-/// the lock was taken: it stays one while that is held (see [`L1Table`]).
+/// the lock was taken, or none: it stays one while that is held (see [`L1Table`]).
 #[inline(always)]
 fn carry_out<P: Personality, H: Hardware>(
     pager: Pager<'_, H>,
     state: &mut PagingState,
     vcpu: &Vcpu,
-    table: &mut Option<L1Table>,
+    table: &mut L1Table,
     flush_tlb: &mut bool,
     request: &MmuUpdate<P>,
 ) -> bool {
-    match request.command() {
-        Some(MmuCommand::NormalPtUpdate) => {
-            store::<P, H>(pager, table, request.address(), request.val.to_u64())
-        }
-        Some(MmuCommand::MachphysUpdate) => {
-            machine_to_phys::<P, H>(pager.host, pager.dom.id, request).is_ok()
-        }
+    let command = request.command();
+    if command == Some(MmuCommand::NormalPtUpdate) {
+        return store::<P, H>(pager, table, request.address(), request.val.to_u64());
+    }
+    match command {
+        Some(MmuCommand::MachphysUpdate) => machine_to_phys::<P, H>(pager.host, pager.dom.id, request).is_ok(),
         Some(MmuCommand::ExtendedCommand) => extended::<P, H>(pager, state, vcpu, flush_tlb, request),
-        None => false,
+        _ => false,
     }
 }
 
@@ -218,19 +222,16 @@ fn extended<P: Personality, H: Hardware>(
 #[inline(always)]
 fn store<P: Personality, H: Hardware>(
     pager: Pager<'_, H>,
-    table: &mut Option<L1Table>,
+    table: &mut L1Table,
     at: MachineAddr,
     value: u64,
 ) -> bool {
-    let table = match *table {
-        Some(table) if table.mfn() == at.mfn() => table,
-        _ => {
-            let Some(found) = pager.own_l1_table::<P::Tables>(at.mfn()) else { return false };
-            *table.insert(found)
-        }
-    };
-    let Some(index) = P::Tables::entry_index(at) else { return false };
-    pager.update_l1_quickly::<P::Tables>(&table, index, P::Tables::truncate(value))
+    if table.mfn() != at.mfn() {
+        let Some(found) = pager.own_l1_table::<P::Tables>(at.mfn()) else { return false };
+        *table = found;
+    }
+    P::Tables::entry_index(at).is_some()
+        && pager.update_l1_quickly::<P::Tables>(table, at, P::Tables::truncate(value))
 }
 
 /// Reads a request.

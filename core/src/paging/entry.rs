@@ -23,6 +23,9 @@ pub(crate) struct L1Table {
 }
 
 impl L1Table {
+    /// None: no frame has this number.
+    pub const NONE: Self = Self { mfn: Mfn(u64::MAX), shadow: None };
+
     /// Its frame.
     #[inline]
     pub const fn mfn(&self) -> Mfn {
@@ -52,24 +55,26 @@ impl<H: Hardware> Pager<'_, H> {
     }
 
     /// [`update_l1`](Self::update_l1) for what most changes are: to nothing, to a frame of the domain's own that needs no new
-    /// type, or to what differs harmlessly. False says nothing, and nothing has changed. The caller holds the paging lock.
+    /// type, or to what differs harmlessly. `at` is the entry's address in `table`. False says nothing, and nothing has
+    /// changed. The caller holds the paging lock.
     #[inline(always)]
-    pub(crate) fn update_l1_quickly<F: Format>(&self, table: &L1Table, index: usize, new: Pte) -> bool {
-        let hw = &self.host.hw;
-        let mut old = F::load(hw, table.mfn, index);
-        let same_reference = new.present() && old.differs_harmlessly(new);
-        if new.present() && !same_reference && !get_own_target::<F, H>(self.host, self.dom.id, new) {
+    pub(crate) fn update_l1_quickly<F: Format>(&self, table: &L1Table, at: MachineAddr, new: Pte) -> bool {
+        let (hw, frames) = (&self.host.hw, &self.host.frames);
+        let old = F::load_at(hw, at);
+        if old.differs_harmlessly(new) {
+            F::swap_at(hw, at, new);
+            self.write_l1_shadow_at::<F>(table.shadow, at, new);
+            return true;
+        }
+        if new.present() && !get_own_target::<F, H>(self.host, self.dom.id, new) {
             return false;
         }
-        // As in `update_l1`: what the CPU changes meanwhile is not what the reference depends on.
-        while let Err(seen) = F::cas(hw, table.mfn, index, old, new) {
-            old = seen;
-        }
-        if let Some(shadow) = table.shadow {
-            self.write_l1_shadow(shadow, index, new);
-        }
-        if !same_reference && old.present() {
-            match self.host.frames.above_first_mib(old.mfn()).filter(|_| old.writable()) {
+        // The CPU may have set A or D in the old entry meanwhile; its frame and rights cannot have changed, and with them the
+        // reference that is given back: we hold the paging lock.
+        F::swap_at(hw, at, new);
+        self.write_l1_shadow_at::<F>(table.shadow, at, new);
+        if old.present() {
+            match frames.above_first_mib(old.mfn()).filter(|_| old.writable()) {
                 Some(info) => {
                     if info.put_writable(hw.stamp()) {
                         self.host.free_frame(old.mfn(), info);
@@ -79,6 +84,16 @@ impl<H: Hardware> Pager<'_, H> {
             }
         }
         true
+    }
+
+    /// Writes the shadow of the entry at an address in its table.
+    #[inline(always)]
+    fn write_l1_shadow_at<F: Format>(&self, shadow: Option<Mfn>, at: MachineAddr, new: Pte) {
+        if F::SHADOWED
+            && let Some(shadow) = shadow
+        {
+            self.write_l1_shadow(shadow, at.page_offset() / size_of::<u32>(), new);
+        }
     }
 
     /// Changes an entry of a table that the domain owns: MMU_NORMAL_PT_UPDATE on a frame that is a table now.

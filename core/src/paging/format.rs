@@ -100,14 +100,22 @@ pub trait Format {
     fn entry_addr(table: Mfn, index: usize) -> MachineAddr;
     /// Which entry of its frame lies at `at`, if `at` is an entry's address.
     fn entry_index(at: MachineAddr) -> Option<usize>;
-    /// Reads an entry.
-    fn load(mem: &impl MachineMemory, table: Mfn, index: usize) -> Pte;
+    /// Reads the entry at an entry's address.
+    fn load_at(mem: &impl MachineMemory, at: MachineAddr) -> Pte;
+    /// Replaces the entry at an entry's address, whatever it is; says what it was.
+    fn swap_at(mem: &impl MachineMemory, at: MachineAddr, new: Pte) -> Pte;
     /// Replaces an entry, if it is still `old`; else says what it is.
     fn cas(mem: &impl MachineMemory, table: Mfn, index: usize, old: Pte, new: Pte) -> Result<(), Pte>;
     /// Whether the slot is the guest's to fill: the others lead to the hypervisor.
     fn is_guest_slot(level: u8, index: usize) -> bool;
     /// The entry as the guest's word has it: what cannot be stored is dropped.
     fn truncate(value: u64) -> Pte;
+
+    /// Reads an entry.
+    #[inline]
+    fn load(mem: &impl MachineMemory, table: Mfn, index: usize) -> Pte {
+        Self::load_at(mem, Self::entry_addr(table, index))
+    }
 
     /// The slot that translates `at` in a table of `level`.
     #[inline]
@@ -148,8 +156,13 @@ impl Format for TwoLevel {
     }
 
     #[inline]
-    fn load(mem: &impl MachineMemory, table: Mfn, index: usize) -> Pte {
-        Pte(mem.load32(Self::entry_addr(table, index)).into())
+    fn load_at(mem: &impl MachineMemory, at: MachineAddr) -> Pte {
+        Pte(mem.load32(at).into())
+    }
+
+    #[inline]
+    fn swap_at(mem: &impl MachineMemory, at: MachineAddr, new: Pte) -> Pte {
+        Pte(mem.swap32(at, new.0 as u32).into())
     }
 
     #[inline]
@@ -187,8 +200,13 @@ impl Format for FourLevel {
     }
 
     #[inline]
-    fn load(mem: &impl MachineMemory, table: Mfn, index: usize) -> Pte {
-        Pte(mem.load64(Self::entry_addr(table, index)))
+    fn load_at(mem: &impl MachineMemory, at: MachineAddr) -> Pte {
+        Pte(mem.load64(at))
+    }
+
+    #[inline]
+    fn swap_at(mem: &impl MachineMemory, at: MachineAddr, new: Pte) -> Pte {
+        Pte(mem.swap64(at, new.0))
     }
 
     #[inline]

@@ -177,6 +177,10 @@ impl<'a, H: Hardware> Pager<'a, H> {
     /// of the next level, but where a directory stands in the place of an L1 table.
     #[inline]
     pub fn walk<F: Format>(&self, state: &PagingState, at: GuestVirt) -> Option<Translation> {
+        // Below the top, every slot is the guest's.
+        if !F::is_guest_slot(F::TOP, F::index(F::TOP, at)) {
+            return None;
+        }
         let (table, rights) = self.descend::<F>(state, at)?;
         let index = F::index(1, at);
         let level = if F::LINEAR && self.host.frames.info(table)?.is_directory() { 2 } else { 1 };
@@ -187,9 +191,11 @@ impl<'a, H: Hardware> Pager<'a, H> {
         Some(Translation { table, level, index, entry: F::load(&self.host.hw, table, index), rights })
     }
 
-    /// The L1 table that translates `at` and the slot in it, to change it: not a directory that is read as one.
+    /// The L1 table that translates `at` and the slot in it, to change it: not a directory that is read as one. `at` is an
+    /// address that the guest may use (`Personality::in_guest_range`), so no slot of the hypervisor's is on the way.
     #[inline(always)]
     pub(crate) fn l1_entry<F: Format>(&self, state: &PagingState, at: GuestVirt) -> Option<(L1Table, usize)> {
+        debug_assert!(F::is_guest_slot(F::TOP, F::index(F::TOP, at)));
         let (table, _) = self.descend::<F>(state, at)?;
         Some((self.walked_l1_table::<F>(table)?, F::index(1, at)))
     }
@@ -201,11 +207,7 @@ impl<'a, H: Hardware> Pager<'a, H> {
         let mut rights = bits::RW | bits::US;
         let mut level = F::TOP;
         while level > 1 {
-            let index = F::index(level, at);
-            if !F::is_guest_slot(level, index) {
-                return None;
-            }
-            let entry = F::load(&self.host.hw, table, index);
+            let entry = F::load(&self.host.hw, table, F::index(level, at));
             if !entry.present() {
                 return None;
             }

@@ -92,6 +92,16 @@ impl MachineMemory for Hw {
     }
 
     #[inline]
+    fn swap32(&self, at: MachineAddr, new: u32) -> u32 {
+        cell32(at).swap(new, Ordering::AcqRel)
+    }
+
+    #[inline]
+    fn swap64(&self, at: MachineAddr, new: u64) -> u64 {
+        cell64(at).swap(new, Ordering::AcqRel)
+    }
+
+    #[inline]
     fn or32(&self, at: MachineAddr, bits: u32) -> u32 {
         cell32(at).fetch_or(bits, Ordering::AcqRel)
     }
