@@ -9,7 +9,8 @@ use crate::bounce::Callback;
 use crate::domain::{Arch, Domain, RunState};
 use crate::event::{self, Reply};
 use crate::host::{Hardware, Host};
-use crate::mmu::{self, Abandoned};
+use crate::machine::BadPointer;
+use crate::mmu::{self, Abandoned, Course};
 use crate::paging::partial::Drained;
 use crate::paging::{Pager, Target};
 use crate::personality::Personality;
@@ -184,7 +185,9 @@ impl<H: Hardware> Caller<'_, H> {
     /// One call of a multicall's list.
     fn call_in_multicall<P: Personality>(&mut self, number: u64, args: &Args) -> Result<u64, Stop> {
         let number = decode(number).ok_or(Errno::ENOSYS)?;
-        if let Some(result) = answer::<P, H>(self.host, self.dom, self.vcpu, number, args) {
+        if number != Hypercall::Multicall
+            && let Some(result) = answer::<P, H>(self.host, self.dom, self.vcpu, number, args)
+        {
             return Ok(result);
         }
         self.dispatch::<P>(number, args, Nesting::InMulticall)
@@ -198,60 +201,28 @@ impl<H: Hardware> Caller<'_, H> {
             return Err(Errno::EFAULT.into());
         }
         let call = self.recognised(Hypercall::Multicall, [list.0, count.into(), 0, 0, 0]);
-        let mut index = 0;
-        if !self.vcpu.unfinished.is_empty()
-            && let Some(Progress::Multicall(done)) = self.vcpu.unfinished.take(&call)
-        {
+        // The quick answer has begun it, or it was begun before.
+        let Course { completed: mut index, mut poll, .. } = core::mem::replace(&mut self.vcpu.course, Course::begin());
+        if let Some(Progress::Multicall(done)) = self.vcpu.unfinished.take(&call) {
             index = done;
         }
-        let mut poll = Poll::begin();
         while index < count {
             if poll.is_due(&self.host.hw) {
                 return Err(self.suspend_multicall(call, index));
             }
             let at = list.offset(u64::from(index) * size);
-            let (op, first) = self.first_words::<P>(at)?;
+            match self.call_of_multicall::<P>(at, index)? {
+                Answer::Done(result) => write_result::<P, H>(self.host, at, result).map_err(|_| Errno::EFAULT)?,
+                Answer::Again => return Err(self.suspend_multicall(call, index)),
+            }
             index += 1;
             poll.step(2 * cost::ENTRY);
-            // One that concerns nobody needs no more of its entry, and leaves nothing behind.
-            if op == u64::from(Hypercall::XenVersion.raw()) {
-                self.write_result::<P>(at, xen_version(first))?;
-                continue;
-            }
-            match self.call_of_multicall::<P>(at, index - 1)? {
-                Answer::Done(result) => self.write_result::<P>(at, result)?,
-                Answer::Again => return Err(self.suspend_multicall(call, index - 1)),
-            }
             // A domain that has ended does nothing more. One that merely waits still gets its calls done first.
             if self.dom.run_state().intersects(RunState::SHUTDOWN | RunState::CRASHED) {
                 break;
             }
         }
         Ok(0)
-    }
-
-    /// Writes the result of one of a multicall's calls into its entry.
-    #[inline(always)]
-    fn write_result<P: Personality>(&self, entry: GuestVirt, result: u64) -> Result<(), Errno> {
-        let slot = entry.offset((P::Word::BYTES * (1 + MULTICALL_RESULT_ARG)) as u64);
-        let written = if P::Word::BYTES == 4 {
-            self.host.hw.write_u32(slot, result as u32)
-        } else {
-            self.host.hw.write_u64(slot, result)
-        };
-        written.map_err(|_| Errno::EFAULT)
-    }
-
-    /// The number and the first argument of an entry of a multicall's list.
-    #[inline(always)]
-    fn first_words<P: Personality>(&self, entry: GuestVirt) -> Result<(u64, u64), Errno> {
-        if P::Word::BYTES == 4 {
-            let [both] = self.host.hw.read_words(entry).map_err(|_| Errno::EFAULT)?;
-            Ok((both & 0xffff_ffff, both >> 32))
-        } else {
-            let [op, first] = self.host.hw.read_words(entry).map_err(|_| Errno::EFAULT)?;
-            Ok((op, first))
-        }
     }
 
     #[cold]
@@ -435,8 +406,60 @@ pub fn answer<P: Personality, H: Hardware>(
             mmu::quick::mmu_update::<P, H>(host, dom, vcpu, GuestVirt(a), b as u32, GuestVirt(c))
         }
         Hypercall::UpdateVaMapping => mmu::quick::update_va_mapping::<P, H>(host, dom, vcpu, a, b, c as u32),
+        Hypercall::Multicall => answer_multicall::<P, H>(host, vcpu, GuestVirt(a), b as u32),
         _ => None,
     }
+}
+
+/// `multicall`, as long as its calls concern nobody. If there are others, how far it has come is in [`Vcpu::course`].
+#[inline(always)]
+fn answer_multicall<P: Personality, H: Hardware>(
+    host: &Host<H>,
+    vcpu: &mut Vcpu,
+    list: GuestVirt,
+    count: u32,
+) -> Option<u64> {
+    let size = size_of::<MulticallEntry<P>>() as u64;
+    if !P::in_guest_range(list, u64::from(count) * size) || !vcpu.unfinished.is_empty() {
+        return None;
+    }
+    let (mut at, mut left, mut poll) = (list, count, Poll::begin());
+    while left != 0 && !poll.is_due(&host.hw) {
+        // What cannot be read or written is found out once more at length.
+        let Ok((op, first)) = first_words::<P, H>(host, at) else { break };
+        if op != u64::from(Hypercall::XenVersion.raw())
+            || write_result::<P, H>(host, at, xen_version(first)).is_err()
+        {
+            break;
+        }
+        at = at.offset(size);
+        left -= 1;
+        poll.step(2 * cost::ENTRY);
+    }
+    if left == 0 {
+        return Some(0);
+    }
+    vcpu.course = Course { completed: count - left, poll, ..Course::begin() };
+    None
+}
+
+/// The number and the first argument of an entry of a multicall's list.
+#[inline(always)]
+fn first_words<P: Personality, H: Hardware>(host: &Host<H>, entry: GuestVirt) -> Result<(u64, u64), BadPointer> {
+    if P::Word::BYTES == 4 {
+        let [both] = host.hw.read_words(entry)?;
+        Ok((both & 0xffff_ffff, both >> 32))
+    } else {
+        let [op, first] = host.hw.read_words(entry)?;
+        Ok((op, first))
+    }
+}
+
+/// Writes the result of one of a multicall's calls into its entry.
+#[inline(always)]
+fn write_result<P: Personality, H: Hardware>(host: &Host<H>, entry: GuestVirt, result: u64) -> Result<(), BadPointer> {
+    let slot = entry.offset((P::Word::BYTES * (1 + MULTICALL_RESULT_ARG)) as u64);
+    if P::Word::BYTES == 4 { host.hw.write_u32(slot, result as u32) } else { host.hw.write_u64(slot, result) }
 }
 
 /// The call with this number.

@@ -19,7 +19,6 @@ use crate::paging::partial::Drained;
 use crate::paging::{Pager, PagingError, PagingState, Target};
 use crate::personality::Personality;
 use crate::preempt::{Call, Poll, Progress, Stop, cost};
-use crate::vcpu::Vcpu;
 use alloc::sync::Arc;
 use proxenos_abi::mmu::{MmuCommand, MmuExtCommand, MmuUpdate, UpdateVaFlags};
 use proxenos_abi::{Errno, GuestWord, Hypercall, Pfn};
@@ -62,20 +61,12 @@ struct Batch {
     unsettled: bool,
 }
 
-/// What is left to do when no more requests are carried out.
+/// Flushes what the requests wanted flushed, and says how many there were.
 #[inline(always)]
-fn conclude<P: Personality, H: Hardware>(
-    host: &Host<H>,
-    dom: &Domain,
-    vcpu: &mut Vcpu,
-    flush_tlb: bool,
-    completed: u32,
-    done: GuestVirt,
-) {
+fn conclude<P: Personality, H: Hardware>(host: &Host<H>, flush_tlb: bool, completed: u32, done: GuestVirt) {
     if flush_tlb {
         host.hw.flush_all();
     }
-    vcpu.segments.refresh_ldt::<P, H>(host, dom);
     // As in 2.0, a bad pointer here is not worth an error: the requests have been carried out.
     if done.0 != 0 && P::in_guest_range(done, 4) {
         let _ = host.hw.write_u32(done, completed);
@@ -102,12 +93,16 @@ pub fn mmu_update<P: Personality, H: Hardware>(
     let mut result = Ok(0);
     // Another domain may have let go of a page of this one's.
     caller.vcpu.segments.drop_moved_ldt::<P, H>(caller.host, caller.dom);
-    if !caller.vcpu.unfinished.is_empty()
-        && let Some(progress) = caller.vcpu.unfinished.take(&call(caller))
-    {
-        result = batch.resume(caller, progress);
-        if !batch.settle(caller) {
-            return Err(batch.suspend::<P, H>(caller, call(caller), result.is_err()));
+    if !caller.vcpu.unfinished.is_empty() {
+        if let Some(progress) = caller.vcpu.unfinished.take(&call(caller)) {
+            result = batch.resume(caller, progress);
+            if !batch.settle(caller) {
+                return Err(batch.suspend::<P, H>(caller, call(caller), result.is_err()));
+            }
+        } else {
+            // Others are unfinished, perhaps for good. This one has not been tried by the short way yet.
+            batch.course.run::<P, H>(caller.host, caller.dom, caller.vcpu, list, count);
+            caller.vcpu.segments.drop_moved_ldt::<P, H>(caller.host, caller.dom);
         }
     }
     while result.is_ok() && batch.course.completed < count {
@@ -145,7 +140,8 @@ pub fn mmu_update<P: Personality, H: Hardware>(
         }
     }
     let Course { flush_tlb, completed, .. } = batch.course;
-    conclude::<P, H>(caller.host, caller.dom, caller.vcpu, flush_tlb, completed, done);
+    caller.vcpu.segments.refresh_ldt::<P, H>(caller.host, caller.dom);
+    conclude::<P, H>(caller.host, flush_tlb, completed, done);
     Ok(result?)
 }
 
@@ -477,21 +473,14 @@ fn plain_store<P: Personality, H: Hardware>(
     Ok(())
 }
 
-/// What is left to do when a mapping is changed.
+/// What `update_va_mapping` wants flushed.
 #[inline(always)]
-fn conclude_change<P: Personality, H: Hardware>(
-    host: &Host<H>,
-    dom: &Domain,
-    vcpu: &mut Vcpu,
-    at: GuestVirt,
-    flags: UpdateVaFlags,
-) {
+fn flush<H: Hardware>(host: &Host<H>, at: GuestVirt, flags: UpdateVaFlags) {
     if flags.contains(UpdateVaFlags::FLUSH_TLB) {
         host.hw.flush_all();
     } else if flags.contains(UpdateVaFlags::INVLPG) {
         host.hw.flush_page(at);
     }
-    vcpu.segments.refresh_ldt::<P, H>(host, dom);
 }
 
 /// `update_va_mapping(virtual page number, value, flags)`: changes the L1 entry of a page of the current address space.
@@ -518,7 +507,8 @@ pub fn update_va_mapping<P: Personality, H: Hardware>(
             pager.update_l1::<P::Tables>(table.mfn(), index, P::Tables::truncate(value), target)
         });
     drop(state);
-    conclude_change::<P, H>(host, dom, caller.vcpu, at, UpdateVaFlags::from_bits_truncate(flags));
+    flush(host, at, UpdateVaFlags::from_bits_truncate(flags));
+    caller.vcpu.segments.refresh_ldt::<P, H>(host, dom);
     result.map(|()| 0).map_err(|_| Errno::EINVAL)
 }
 

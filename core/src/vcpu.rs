@@ -48,7 +48,7 @@ pub struct Vcpu {
     pub reschedule: bool,
     /// Calls that made way and are to be made again.
     pub unfinished: Unfinished,
-    /// What the short way of the `mmu_update` that is being made has done of it. Between calls, nothing.
+    /// What the short way of the call that is being made has done of it. Between calls, nothing.
     pub course: Course,
     /// The last call made way: it is the guest's next instruction, whatever the domain waits for otherwise.
     pub call_made_way: bool,

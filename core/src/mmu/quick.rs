@@ -12,8 +12,8 @@
 //!
 //! The paging lock is held for all that were read at a time, and no longer: never while guest memory is touched.
 
-use super::{conclude, conclude_change, flush_page, machine_to_phys};
-use crate::addr::{GuestVirt, MachineAddr};
+use super::{conclude, flush, flush_page, machine_to_phys};
+use crate::addr::GuestVirt;
 use crate::domain::Domain;
 use crate::host::{Hardware, Host};
 use crate::machine::BadPointer;
@@ -30,15 +30,15 @@ use proxenos_abi::zerocopy::{FromZeros, IntoBytes};
 /// Requests that are read at a time. In tests few, so that a short list has many points at which it can be interrupted.
 const CHUNK: usize = if cfg!(test) { 3 } else { 16 };
 
-/// How far an `mmu_update` has come since the guest's entry.
+/// How far a call has come since the guest's entry: an `mmu_update`, or a multicall.
 #[derive(Clone, Copy, Debug)]
 pub struct Course {
     /// Requests done.
-    pub(super) completed: u32,
+    pub(crate) completed: u32,
     /// The whole TLB is to be flushed before the guest goes on.
-    pub(super) flush_tlb: bool,
+    pub(crate) flush_tlb: bool,
     /// What it has taken.
-    pub(super) poll: Poll,
+    pub(crate) poll: Poll,
 }
 
 impl Course {
@@ -71,7 +71,12 @@ impl Course {
             let mut state = pager.lock();
             let mut done = 0;
             for request in &*requests {
-                if !carry_out::<P, H>(pager, &mut state, vcpu, &mut table, &mut self.flush_tlb, request) {
+                let carried_out = if is_store(request) {
+                    store::<P, H>(pager, &mut table, request)
+                } else {
+                    others::<P, H>(pager, &mut state, vcpu, &mut self.flush_tlb, request)
+                };
+                if !carried_out {
                     break;
                 }
                 done += 1;
@@ -104,14 +109,19 @@ pub(crate) fn mmu_update<P: Personality, H: Hardware>(
     }
     let request = read_one::<P, H>(host, list).ok()?;
     let pager = Pager::new(host, dom);
-    let (mut table, mut flush_tlb) = (L1Table::NONE, false);
+    let mut flush_tlb = false;
     let mut state = pager.lock();
-    let carried_out = carry_out::<P, H>(pager, &mut state, vcpu, &mut table, &mut flush_tlb, &request);
+    let carried_out = if is_store(&request) {
+        store::<P, H>(pager, &mut { L1Table::NONE }, &request)
+    } else {
+        carry_out::<P, H>(pager, &mut state, vcpu, &mut flush_tlb, &request)
+    };
     drop(state);
     if !carried_out {
         return None;
     }
-    conclude::<P, H>(host, dom, vcpu, flush_tlb, 1, done);
+    conclude::<P, H>(host, flush_tlb, 1, done);
+    follow_ldt::<P, H>(host, dom, vcpu);
     Some(0)
 }
 
@@ -134,7 +144,8 @@ fn many<P: Personality, H: Hardware>(
         // What the guest wrote to its tables itself comes before what it asks for.
         drop(Pager::new(host, dom).lock());
     }
-    conclude::<P, H>(host, dom, vcpu, course.flush_tlb, count, done);
+    conclude::<P, H>(host, course.flush_tlb, count, done);
+    follow_ldt::<P, H>(host, dom, vcpu);
     Some(0)
 }
 
@@ -160,26 +171,47 @@ pub(crate) fn update_va_mapping<P: Personality, H: Hardware>(
         return None;
     }
     drop(state);
-    conclude_change::<P, H>(host, dom, vcpu, at, UpdateVaFlags::from_bits_truncate(flags));
+    flush::<H>(host, at, UpdateVaFlags::from_bits_truncate(flags));
+    follow_ldt::<P, H>(host, dom, vcpu);
     Some(0)
 }
 
-/// Carries out a request; false when it is not for here, and nothing has changed. `table` is the one of the last store since
-/// the lock was taken, or none: it stays one while that is held (see [`L1Table`]).
+/// Looks where the LDT lies, if a mapping of it may have gone. Nothing else is due of it: what is done here sets none.
+#[inline(always)]
+fn follow_ldt<P: Personality, H: Hardware>(host: &Host<H>, dom: &Domain, vcpu: &mut Vcpu) {
+    if dom.has_ldt_moved() {
+        vcpu.segments.refresh_ldt::<P, H>(host, dom);
+    }
+}
+
+/// Whether a request is a checked store.
+#[inline(always)]
+fn is_store<P: Personality>(request: &MmuUpdate<P>) -> bool {
+    request.command() == Some(MmuCommand::NormalPtUpdate)
+}
+
+/// [`carry_out`], out of the way of stores.
+#[inline(never)]
+fn others<P: Personality, H: Hardware>(
+    pager: Pager<'_, H>,
+    state: &mut PagingState,
+    vcpu: &Vcpu,
+    flush_tlb: &mut bool,
+    request: &MmuUpdate<P>,
+) -> bool {
+    carry_out::<P, H>(pager, state, vcpu, flush_tlb, request)
+}
+
+/// Carries out a request that is no store; false when it is not for here, and nothing has changed.
 #[inline(always)]
 fn carry_out<P: Personality, H: Hardware>(
     pager: Pager<'_, H>,
     state: &mut PagingState,
     vcpu: &Vcpu,
-    table: &mut L1Table,
     flush_tlb: &mut bool,
     request: &MmuUpdate<P>,
 ) -> bool {
-    let command = request.command();
-    if command == Some(MmuCommand::NormalPtUpdate) {
-        return store::<P, H>(pager, table, request.address(), request.val.to_u64());
-    }
-    match command {
+    match request.command() {
         Some(MmuCommand::MachphysUpdate) => machine_to_phys::<P, H>(pager.host, pager.dom.id, request).is_ok(),
         Some(MmuCommand::ExtendedCommand) => extended::<P, H>(pager, state, vcpu, flush_tlb, request),
         _ => false,
@@ -218,14 +250,16 @@ fn extended<P: Personality, H: Hardware>(
     }
 }
 
-/// A checked store to an entry of an L1 table of the caller's.
+/// Carries out a checked store, if it is one to an entry of an L1 table of the caller's; false when it is not for here, and
+/// nothing has changed. `table` is the one of the last store since the lock was taken, or none: it stays one while that is
+/// held (see [`L1Table`]).
 #[inline(always)]
 fn store<P: Personality, H: Hardware>(
     pager: Pager<'_, H>,
     table: &mut L1Table,
-    at: MachineAddr,
-    value: u64,
+    request: &MmuUpdate<P>,
 ) -> bool {
+    let (at, value) = (request.address(), request.val.to_u64());
     if table.mfn() != at.mfn() {
         let Some(found) = pager.own_l1_table::<P::Tables>(at.mfn()) else { return false };
         *table = found;

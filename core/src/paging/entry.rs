@@ -18,13 +18,13 @@ use crate::host::Hardware;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct L1Table {
     mfn: Mfn,
-    /// First frame of its shadow.
-    shadow: Option<Mfn>,
+    /// First frame of its shadow, in formats that have one.
+    shadow: Mfn,
 }
 
 impl L1Table {
     /// None: no frame has this number.
-    pub const NONE: Self = Self { mfn: Mfn(u64::MAX), shadow: None };
+    pub const NONE: Self = Self { mfn: Mfn(u64::MAX), shadow: Mfn(0) };
 
     /// Its frame.
     #[inline]
@@ -41,17 +41,20 @@ impl<H: Hardware> Pager<'_, H> {
         if !info.is_held(self.dom.id, FrameType::L1) {
             return None;
         }
-        Some(L1Table { mfn, shadow: if F::SHADOWED { info.shadow() } else { None } })
+        Some(L1Table { mfn, shadow: if F::SHADOWED { info.shadow()? } else { Mfn(0) } })
     }
 
     /// The same for a frame that a validated entry names where an L1 table should be: it is one, or a directory that is read as one.
     #[inline(always)]
     pub(super) fn walked_l1_table<F: Format>(&self, mfn: Mfn) -> Option<L1Table> {
         if !F::LINEAR && !F::SHADOWED {
-            return Some(L1Table { mfn, shadow: None });
+            return Some(L1Table { mfn, shadow: Mfn(0) });
         }
         let info = self.host.frames.info(mfn)?;
-        (info.type_word().kind() == FrameType::L1).then(|| L1Table { mfn, shadow: info.shadow() })
+        if info.type_word().kind() != FrameType::L1 {
+            return None;
+        }
+        Some(L1Table { mfn, shadow: info.shadow()? })
     }
 
     /// [`update_l1`](Self::update_l1) for what most changes are: to nothing, to a frame of the domain's own that needs no new
@@ -88,10 +91,8 @@ impl<H: Hardware> Pager<'_, H> {
 
     /// Writes the shadow of the entry at an address in its table.
     #[inline(always)]
-    fn write_l1_shadow_at<F: Format>(&self, shadow: Option<Mfn>, at: MachineAddr, new: Pte) {
-        if F::SHADOWED
-            && let Some(shadow) = shadow
-        {
+    fn write_l1_shadow_at<F: Format>(&self, shadow: Mfn, at: MachineAddr, new: Pte) {
+        if F::SHADOWED {
             self.write_l1_shadow(shadow, at.page_offset() / size_of::<u32>(), new);
         }
     }

@@ -91,7 +91,7 @@ extern "C" fn handle<P: CallRegisters, const N: u32>(frame: &mut TrapFrame) -> u
     let args = P::arguments(frame);
     match number {
         Hypercall::XenVersion => return xen_version(args[0]),
-        Hypercall::MmuUpdate | Hypercall::UpdateVaMapping => {}
+        Hypercall::MmuUpdate | Hypercall::UpdateVaMapping | Hypercall::Multicall => {}
         _ => return carry_out::<P>(frame, number),
     }
     let cpu = Cpu::current();
@@ -100,7 +100,7 @@ extern "C" fn handle<P: CallRegisters, const N: u32>(frame: &mut TrapFrame) -> u
     let Some(result) = answer::<P, Hw>(run.host, &run.dom, &mut run.vcpu, number, &args) else {
         return carry_out_at_length::<P>(frame, number);
     };
-    run.vcpu.call_made_way = false;
+    // Nothing of what is left to do is this call's, but the end of its domain.
     if !run.dom.run_state().is_empty() {
         cpu.local.attention.store(1, Ordering::Relaxed);
     }
@@ -112,6 +112,7 @@ extern "C" fn handle<P: CallRegisters, const N: u32>(frame: &mut TrapFrame) -> u
 fn carry_out_at_length<P: CallRegisters>(frame: &mut TrapFrame, number: Hypercall) -> u64 {
     match number {
         Hypercall::MmuUpdate => carry_out::<P>(frame, Hypercall::MmuUpdate),
+        Hypercall::Multicall => carry_out::<P>(frame, Hypercall::Multicall),
         _ => carry_out::<P>(frame, Hypercall::UpdateVaMapping),
     }
 }
