@@ -3,10 +3,10 @@
 //! As [`super::mapping`] has it for mappings: what is [`FrameInfo::get`] and [`FrameInfo::get_type`] at once, where the type is
 //! the one asked for and validated.
 
-use super::atomics::Ordering;
 use super::word::{CROWDED, KIND, ONE_REF, ONE_TYPE, OWNER, VALIDATED, kind_field, owner_field, type_count};
 use super::{FrameInfo, FrameType};
 use crate::addr::DomId;
+use crate::atomics::Ordering;
 
 impl FrameInfo {
     /// Whether the frame is `owner`'s and validated as `kind`. A validated type has a count, and so has the frame then.

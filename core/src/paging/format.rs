@@ -91,6 +91,8 @@ pub trait Format {
     const INDEX_BITS: u32;
     /// Bits that a present entry must not have.
     const REFUSED: u64;
+    /// The present bits of all entries that lie in 64 bits of a table.
+    const PRESENT: u64;
     /// Whether the CPU cannot walk these tables and walks shadows instead.
     const SHADOWED: bool;
     /// Whether a top-level table may be hung in as a table of the lowest level, to be read ([`super::linear`]).
@@ -142,6 +144,7 @@ impl Format for TwoLevel {
     const ENTRIES: usize = 1024;
     const INDEX_BITS: u32 = 10;
     const REFUSED: u64 = bits::G | bits::PAT_OR_PS;
+    const PRESENT: u64 = bits::P << 32 | bits::P;
     const SHADOWED: bool = true;
     const LINEAR: bool = true;
 
@@ -186,6 +189,7 @@ impl Format for FourLevel {
     const ENTRIES: usize = 512;
     const INDEX_BITS: u32 = 9;
     const REFUSED: u64 = bits::G | bits::PAT_OR_PS | bits::KEYS;
+    const PRESENT: u64 = bits::P;
     const SHADOWED: bool = false;
     const LINEAR: bool = false;
 

@@ -17,6 +17,7 @@ pub mod entry;
 pub mod format;
 pub mod linear;
 pub mod partial;
+mod scan;
 pub mod shadow;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -33,7 +33,7 @@ enum Req {
     NewBase { frame: usize },
     Flush,
     FlushPage { page: usize },
-    SetLdt { page: usize, entries: u64 },
+    Unknown,
 }
 
 impl Req {
@@ -52,8 +52,8 @@ impl Req {
             Self::Unpin { frame: pfn } => unpin(frame(pfn)),
             Self::NewBase { frame: pfn } => new_base(frame(pfn)),
             Self::Flush => extended(MmuExtCommand::TlbFlush, 0, 0),
+            Self::Unknown => (1, 0),
             Self::FlushPage { page } => extended(MmuExtCommand::Invlpg, guest.va(page).0, 0),
-            Self::SetLdt { page, entries } => extended(MmuExtCommand::SetLdt, guest.va(page).0, entries),
         }
     }
 }
@@ -84,7 +84,7 @@ fn requests() -> impl Strategy<Value = Vec<Req>> {
         3 => (0..3_usize).prop_map(|frame| Req::NewBase { frame }),
         1 => Just(Req::Flush),
         2 => (DATA..FRAMES).prop_map(|page| Req::FlushPage { page }),
-        1 => (DATA..FRAMES, 0..600_u64).prop_map(|(page, entries)| Req::SetLdt { page, entries }),
+        1 => Just(Req::Unknown),
     ];
     prop::collection::vec(request, 1..14)
 }
@@ -117,7 +117,8 @@ fn contents(guest: &Guest) -> Vec<u64> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// A list does what its requests do one by one at length, up to the first that is refused.
+    /// A list does what its requests do one by one at length, up to the first that is refused. (An LDT would make a
+    /// difference, since each call looks anew where it lies; [`super::random`] has some.)
     #[test]
     fn a_list_does_what_its_requests_do_at_length(lists in prop::collection::vec(requests(), 1..4), wide: bool) {
         let arch = if wide { Arch::X86_64 } else { Arch::X86_32 };
