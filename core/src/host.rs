@@ -151,7 +151,7 @@ impl<H: Hardware> Host<H> {
     /// A frame lost its last reference: scrubs it, so that nobody sees what was there, forgets which pfn it was, and frees
     /// it.
     #[cold]
-    fn free_frame(&self, mfn: Mfn, info: &FrameInfo) {
+    pub(crate) fn free_frame(&self, mfn: Mfn, info: &FrameInfo) {
         let refs = info.refs();
         if !refs.is_shared()
             && let Some(owner) = self.domains.find(refs.owner())
@@ -168,10 +168,19 @@ impl<H: Hardware> Host<H> {
     pub fn free_hypervisor(&self, first: Mfn, order: u32) {
         for mfn in first.0..first.0 + (1 << order) {
             self.hw.clear_frame(Mfn(mfn));
+        }
+        self.free_zeroed(first, order);
+    }
+
+    /// Frees 2^`order` frames of the hypervisor's own in which its caller has left nothing but zeroes. No guest may ever
+    /// have had a mapping of them.
+    pub(crate) fn free_zeroed(&self, first: Mfn, order: u32) {
+        let stamp = self.hw.stamp();
+        for mfn in first.0..first.0 + (1 << order) {
             if let Some(info) = self.frames.info(Mfn(mfn)) {
-                info.set_stamp(self.hw.stamp());
+                info.set_stamp(stamp);
             }
         }
-        self.alloc.lock().free(first, order);
+        self.alloc.lock().free_zeroed(first, order);
     }
 }

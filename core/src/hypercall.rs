@@ -9,7 +9,8 @@ use crate::bounce::Callback;
 use crate::domain::{Arch, Domain, RunState};
 use crate::event::{self, Reply};
 use crate::host::{Hardware, Host};
-use crate::mmu::{self, Abandoned};
+use crate::machine::BadPointer;
+use crate::mmu::{self, Abandoned, Course};
 use crate::paging::partial::Drained;
 use crate::paging::{Pager, Target};
 use crate::personality::Personality;
@@ -62,9 +63,18 @@ impl<H: Hardware> Caller<'_, H> {
         }
     }
 
-    /// Carries out a call of a guest of a known architecture. Inlined where the number is a constant, it is that one call.
-    #[inline(always)]
+    /// Carries out a call of a guest of a known architecture.
     pub fn call<P: Personality>(&mut self, number: Hypercall, args: &Args) -> Answer {
+        match answer::<P, H>(self.host, self.dom, self.vcpu, number, args) {
+            Some(result) => Answer::Done(result),
+            None => self.call_at_length::<P>(number, args),
+        }
+    }
+
+    /// Carries out a call to which [`answer`] has just had no answer. Inlined where the number is a constant, it is that one
+    /// call.
+    #[inline(always)]
+    pub fn call_at_length<P: Personality>(&mut self, number: Hypercall, args: &Args) -> Answer {
         let result = self.dispatch::<P>(number, args, Nesting::Alone);
         self.vcpu.call_made_way = result == Err(Stop::Preempted);
         match result {
@@ -104,14 +114,24 @@ impl<H: Hardware> Caller<'_, H> {
                 | Hypercall::SetGdt
                 | Hypercall::UpdateDescriptor
         );
+        let result = self.attempt::<P>(number, args, nesting);
+        if changes_mappings && result == Err(Stop::Error(Errno::EINVAL)) && self.dom.is_unsettled() {
+            return self.try_again::<P>(number, *args, nesting);
+        }
+        result
+    }
+
+    /// A call that changes mappings was refused. What another call never came back for may be what stands in the way.
+    #[cold]
+    #[inline(never)]
+    fn try_again<P: Personality>(&mut self, number: Hypercall, args: Args, nesting: Nesting) -> Result<u64, Stop> {
         loop {
-            let result = self.attempt::<P>(number, args, nesting);
-            if !changes_mappings || result != Err(Stop::Error(Errno::EINVAL)) || !self.dom.is_unsettled() {
-                return result;
-            }
-            // What a call never came back for may be what stands in the way.
             if mmu::settle(self.host, self.dom, &mut Poll::begin(), Abandoned::Undo) == Drained::Partly {
                 return Err(Stop::Preempted);
+            }
+            let result = self.attempt::<P>(number, &args, nesting);
+            if result != Err(Stop::Error(Errno::EINVAL)) || !self.dom.is_unsettled() {
+                return result;
             }
         }
     }
@@ -165,6 +185,11 @@ impl<H: Hardware> Caller<'_, H> {
     /// One call of a multicall's list.
     fn call_in_multicall<P: Personality>(&mut self, number: u64, args: &Args) -> Result<u64, Stop> {
         let number = decode(number).ok_or(Errno::ENOSYS)?;
+        if number != Hypercall::Multicall
+            && let Some(result) = answer::<P, H>(self.host, self.dom, self.vcpu, number, args)
+        {
+            return Ok(result);
+        }
         self.dispatch::<P>(number, args, Nesting::InMulticall)
     }
 
@@ -176,31 +201,19 @@ impl<H: Hardware> Caller<'_, H> {
             return Err(Errno::EFAULT.into());
         }
         let call = self.recognised(Hypercall::Multicall, [list.0, count.into(), 0, 0, 0]);
-        let mut index = match self.vcpu.unfinished.take(&call) {
-            Some(Progress::Multicall(done)) => done,
-            _ => 0,
-        };
-        let mut poll = Poll::begin();
+        // The quick answer has begun it, or it was begun before.
+        let Course { completed: mut index, mut poll, .. } = core::mem::replace(&mut self.vcpu.course, Course::begin());
+        if let Some(Progress::Multicall(done)) = self.vcpu.unfinished.take(&call) {
+            index = done;
+        }
         while index < count {
+            if poll.is_due(&self.host.hw) {
+                return Err(self.suspend_multicall(call, index));
+            }
             let at = list.offset(u64::from(index) * size);
-            let mut entry = MulticallEntry::<P>::new_zeroed();
-            self.host.hw.copy_from_guest(at, entry.as_mut_bytes()).map_err(|_| Errno::EFAULT)?;
-            let words: [P::Word; ARGS_PER_MULTICALL_ENTRY - 1] = entry.args;
-            let args = core::array::from_fn(|i| words[i].to_u64());
-            let op = entry.op;
-            let preempted = poll.is_due(&self.host.hw) || {
-                self.place.entry = Some(index);
-                let result = self.call_in_multicall::<P>(op.to_u64(), &args);
-                self.place.entry = None;
-                match result {
-                    Err(Stop::Preempted) => true,
-                    Ok(value) => self.write_result::<P>(at, Ok(value)).map(|()| false)?,
-                    Err(Stop::Error(error)) => self.write_result::<P>(at, Err(error)).map(|()| false)?,
-                }
-            };
-            if preempted {
-                self.vcpu.unfinished.keep(call, Progress::Multicall(index));
-                return Err(Stop::Preempted);
+            match self.call_of_multicall::<P>(at, index)? {
+                Answer::Done(result) => write_result::<P, H>(self.host, at, result).map_err(|_| Errno::EFAULT)?,
+                Answer::Again => return Err(self.suspend_multicall(call, index)),
             }
             index += 1;
             poll.step(2 * cost::ENTRY);
@@ -212,11 +225,28 @@ impl<H: Hardware> Caller<'_, H> {
         Ok(0)
     }
 
-    /// Writes the result of one of a multicall's calls into its entry.
-    fn write_result<P: Personality>(&self, entry: GuestVirt, result: Result<u64, Errno>) -> Result<(), Errno> {
-        let result = P::Word::from_u64_truncating(to_register(result));
-        let slot = entry.offset((P::Word::BYTES * (1 + MULTICALL_RESULT_ARG)) as u64);
-        self.host.hw.copy_to_guest(slot, result.as_bytes()).map_err(|_| Errno::EFAULT)
+    #[cold]
+    fn suspend_multicall(&mut self, call: Call, index: u32) -> Stop {
+        self.vcpu.unfinished.keep(call, Progress::Multicall(index));
+        Stop::Preempted
+    }
+
+    /// Makes one of a multicall's calls.
+    #[inline(never)]
+    fn call_of_multicall<P: Personality>(&mut self, at: GuestVirt, index: u32) -> Result<Answer, Errno> {
+        let mut entry = MulticallEntry::<P>::new_zeroed();
+        self.host.hw.copy_from_guest(at, entry.as_mut_bytes()).map_err(|_| Errno::EFAULT)?;
+        let words: [P::Word; ARGS_PER_MULTICALL_ENTRY - 1] = entry.args;
+        let args = core::array::from_fn(|i| words[i].to_u64());
+        let op = entry.op;
+        self.place.entry = Some(index);
+        let result = self.call_in_multicall::<P>(op.to_u64(), &args);
+        self.place.entry = None;
+        Ok(match result {
+            Err(Stop::Preempted) => Answer::Again,
+            Ok(value) => Answer::Done(value),
+            Err(Stop::Error(error)) => Answer::Done(to_register(Err(error))),
+        })
     }
 
     fn event_channel_op<P: Personality>(&mut self, at: GuestVirt) -> Result<u64, Errno> {
@@ -356,6 +386,80 @@ impl<H: Hardware> Caller<'_, H> {
             }
         }
     }
+}
+
+/// The answer to a call that needs no more than is at hand, as the guest's register has it. `None` says nothing: then
+/// nothing has been done that [`Caller::call_at_length`] does not know of. Inlined where the number is a constant, it is
+/// that one call.
+#[inline(always)]
+pub fn answer<P: Personality, H: Hardware>(
+    host: &Host<H>,
+    dom: &Domain,
+    vcpu: &mut Vcpu,
+    number: Hypercall,
+    args: &Args,
+) -> Option<u64> {
+    let [a, b, c, ..] = *args;
+    match number {
+        Hypercall::XenVersion => Some(xen_version(a)),
+        Hypercall::MmuUpdate => {
+            mmu::quick::mmu_update::<P, H>(host, dom, vcpu, GuestVirt(a), b as u32, GuestVirt(c))
+        }
+        Hypercall::UpdateVaMapping => mmu::quick::update_va_mapping::<P, H>(host, dom, vcpu, a, b, c as u32),
+        Hypercall::Multicall => answer_multicall::<P, H>(host, vcpu, GuestVirt(a), b as u32),
+        _ => None,
+    }
+}
+
+/// `multicall`, as long as its calls concern nobody. If there are others, how far it has come is in [`Vcpu::course`].
+#[inline(always)]
+fn answer_multicall<P: Personality, H: Hardware>(
+    host: &Host<H>,
+    vcpu: &mut Vcpu,
+    list: GuestVirt,
+    count: u32,
+) -> Option<u64> {
+    let size = size_of::<MulticallEntry<P>>() as u64;
+    if !P::in_guest_range(list, u64::from(count) * size) || !vcpu.unfinished.is_empty() {
+        return None;
+    }
+    let (mut at, mut left, mut poll) = (list, count, Poll::begin());
+    while left != 0 && !poll.is_due(&host.hw) {
+        // What cannot be read or written is found out once more at length.
+        let Ok((op, first)) = first_words::<P, H>(host, at) else { break };
+        if op != u64::from(Hypercall::XenVersion.raw())
+            || write_result::<P, H>(host, at, xen_version(first)).is_err()
+        {
+            break;
+        }
+        at = at.offset(size);
+        left -= 1;
+        poll.step(2 * cost::ENTRY);
+    }
+    if left == 0 {
+        return Some(0);
+    }
+    vcpu.course = Course { completed: count - left, poll, ..Course::begin() };
+    None
+}
+
+/// The number and the first argument of an entry of a multicall's list.
+#[inline(always)]
+fn first_words<P: Personality, H: Hardware>(host: &Host<H>, entry: GuestVirt) -> Result<(u64, u64), BadPointer> {
+    if P::Word::BYTES == 4 {
+        let [both] = host.hw.read_words(entry)?;
+        Ok((both & 0xffff_ffff, both >> 32))
+    } else {
+        let [op, first] = host.hw.read_words(entry)?;
+        Ok((op, first))
+    }
+}
+
+/// Writes the result of one of a multicall's calls into its entry.
+#[inline(always)]
+fn write_result<P: Personality, H: Hardware>(host: &Host<H>, entry: GuestVirt, result: u64) -> Result<(), BadPointer> {
+    let slot = entry.offset((P::Word::BYTES * (1 + MULTICALL_RESULT_ARG)) as u64);
+    if P::Word::BYTES == 4 { host.hw.write_u32(slot, result as u32) } else { host.hw.write_u64(slot, result) }
 }
 
 /// The call with this number.

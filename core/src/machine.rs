@@ -26,6 +26,24 @@ pub trait MachineMemory {
     fn cas32(&self, at: MachineAddr, old: u32, new: u32) -> Result<(), u32>;
     /// Atomically replaces `old` by `new`; on mismatch returns what was there.
     fn cas64(&self, at: MachineAddr, old: u64, new: u64) -> Result<(), u64>;
+    /// Atomically replaces what is there by `new`, returns what was there.
+    #[inline]
+    fn swap32(&self, at: MachineAddr, new: u32) -> u32 {
+        let mut old = self.load32(at);
+        while let Err(seen) = self.cas32(at, old, new) {
+            old = seen;
+        }
+        old
+    }
+    /// Atomically replaces what is there by `new`, returns what was there.
+    #[inline]
+    fn swap64(&self, at: MachineAddr, new: u64) -> u64 {
+        let mut old = self.load64(at);
+        while let Err(seen) = self.cas64(at, old, new) {
+            old = seen;
+        }
+        old
+    }
     /// Atomically sets `bits`, returns the value before.
     fn or32(&self, at: MachineAddr, bits: u32) -> u32;
     /// Fills a frame with zeroes.
@@ -41,6 +59,11 @@ pub trait MachineMemory {
     #[inline]
     fn is_same_line(&self, one: MachineAddr, other: MachineAddr) -> bool {
         (0..64).step_by(8).all(|at| self.load64(MachineAddr(one.0 + at)) == self.load64(MachineAddr(other.0 + at)))
+    }
+    /// All the bits that are set anywhere in 64 bytes, aligned to that: whether there is anything to see in them.
+    #[inline]
+    fn bits_of_line(&self, at: MachineAddr) -> u64 {
+        (0..64).step_by(8).fold(0, |bits, offset| bits | self.load64(MachineAddr(at.0 + offset)))
     }
     /// Copies bytes out of machine memory; the range may cross frames.
     fn read(&self, at: MachineAddr, into: &mut [u8]);
@@ -60,6 +83,30 @@ pub trait GuestMemory {
     fn copy_from_guest(&self, from: GuestVirt, into: &mut [u8]) -> Result<(), BadPointer>;
     /// Copies to the guest.
     fn copy_to_guest(&self, to: GuestVirt, from: &[u8]) -> Result<(), BadPointer>;
+
+    /// Reads a few words of 64 bits, little-endian, from any address. What is small goes faster in this way.
+    #[inline]
+    fn read_words<const N: usize>(&self, from: GuestVirt) -> Result<[u64; N], BadPointer> {
+        let mut words = [0_u64; N];
+        for (index, word) in (0..).zip(&mut words) {
+            let mut bytes = [0; 8];
+            self.copy_from_guest(from.offset(8 * index), &mut bytes)?;
+            *word = u64::from_le_bytes(bytes);
+        }
+        Ok(words)
+    }
+
+    /// Writes 32 bits, little-endian.
+    #[inline]
+    fn write_u32(&self, to: GuestVirt, value: u32) -> Result<(), BadPointer> {
+        self.copy_to_guest(to, &value.to_le_bytes())
+    }
+
+    /// Writes 64 bits, little-endian.
+    #[inline]
+    fn write_u64(&self, to: GuestVirt, value: u64) -> Result<(), BadPointer> {
+        self.copy_to_guest(to, &value.to_le_bytes())
+    }
 }
 
 /// The translation caches of this CPU (and, through stamps, of all).

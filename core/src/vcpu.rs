@@ -5,6 +5,7 @@
 
 use crate::addr::GuestVirt;
 use crate::bounce::{Callback, TrapTable};
+use crate::mmu::Course;
 use crate::preempt::Unfinished;
 use crate::segments::Segments;
 use proxenos_abi::Selector;
@@ -47,6 +48,8 @@ pub struct Vcpu {
     pub reschedule: bool,
     /// Calls that made way and are to be made again.
     pub unfinished: Unfinished,
+    /// What the short way of the call that is being made has done of it. Between calls, nothing.
+    pub course: Course,
     /// The last call made way: it is the guest's next instruction, whatever the domain waits for otherwise.
     pub call_made_way: bool,
 }
@@ -72,6 +75,7 @@ impl Vcpu {
             timer_changed: false,
             reschedule: false,
             unfinished: Unfinished::new(),
+            course: Course::begin(),
             call_made_way: false,
         }
     }

@@ -11,7 +11,92 @@ use crate::addr::{MachineAddr, Mfn};
 use crate::frame::FrameType;
 use crate::host::Hardware;
 
+/// A validated L1 table of the domain's own, found while the domain's paging lock is held: it stays one until the lock is
+/// released. For type references to a table are taken and given back under that lock only, and each comes with a
+/// reference to the frame; as long as there is one, neither the type nor the frame goes. So to change entries of the table
+/// takes no reference of one's own.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct L1Table {
+    mfn: Mfn,
+    /// First frame of its shadow, in formats that have one.
+    shadow: Mfn,
+}
+
+impl L1Table {
+    /// None: no frame has this number.
+    pub const NONE: Self = Self { mfn: Mfn(u64::MAX), shadow: Mfn(0) };
+
+    /// Its frame.
+    #[inline]
+    pub const fn mfn(&self) -> Mfn {
+        self.mfn
+    }
+}
+
 impl<H: Hardware> Pager<'_, H> {
+    /// Looks whether a frame is an L1 table of the domain's. The caller holds the paging lock.
+    #[inline(always)]
+    pub(crate) fn own_l1_table<F: Format>(&self, mfn: Mfn) -> Option<L1Table> {
+        let info = self.host.frames.above_first_mib(mfn)?;
+        if !info.is_held(self.dom.id, FrameType::L1) {
+            return None;
+        }
+        Some(L1Table { mfn, shadow: if F::SHADOWED { info.shadow()? } else { Mfn(0) } })
+    }
+
+    /// The same for a frame that a validated entry names where an L1 table should be: it is one, or a directory that is read as one.
+    #[inline(always)]
+    pub(super) fn walked_l1_table<F: Format>(&self, mfn: Mfn) -> Option<L1Table> {
+        if !F::LINEAR && !F::SHADOWED {
+            return Some(L1Table { mfn, shadow: Mfn(0) });
+        }
+        let info = self.host.frames.info(mfn)?;
+        if info.type_word().kind() != FrameType::L1 {
+            return None;
+        }
+        Some(L1Table { mfn, shadow: info.shadow()? })
+    }
+
+    /// [`update_l1`](Self::update_l1) for what most changes are: to nothing, to a frame of the domain's own that needs no new
+    /// type, or to what differs harmlessly. `at` is the entry's address in `table`. False says nothing, and nothing has
+    /// changed. The caller holds the paging lock.
+    #[inline(always)]
+    pub(crate) fn update_l1_quickly<F: Format>(&self, table: &L1Table, at: MachineAddr, new: Pte) -> bool {
+        let (hw, frames) = (&self.host.hw, &self.host.frames);
+        let old = F::load_at(hw, at);
+        if old.differs_harmlessly(new) {
+            F::swap_at(hw, at, new);
+            self.write_l1_shadow_at::<F>(table.shadow, at, new);
+            return true;
+        }
+        if new.present() && !get_own_target::<F, H>(self.host, self.dom.id, new) {
+            return false;
+        }
+        // The CPU may have set A or D in the old entry meanwhile; its frame and rights cannot have changed, and with them the
+        // reference that is given back: we hold the paging lock.
+        F::swap_at(hw, at, new);
+        self.write_l1_shadow_at::<F>(table.shadow, at, new);
+        if old.present() {
+            match frames.above_first_mib(old.mfn()).filter(|_| old.writable()) {
+                Some(info) => {
+                    if info.put_writable(hw.stamp()) {
+                        self.host.free_frame(old.mfn(), info);
+                    }
+                }
+                None => self.put_l1_target(old),
+            }
+        }
+        true
+    }
+
+    /// Writes the shadow of the entry at an address in its table.
+    #[inline(always)]
+    fn write_l1_shadow_at<F: Format>(&self, shadow: Mfn, at: MachineAddr, new: Pte) {
+        if F::SHADOWED {
+            self.write_l1_shadow(shadow, at.page_offset() / size_of::<u32>(), new);
+        }
+    }
+
     /// Changes an entry of a table that the domain owns: MMU_NORMAL_PT_UPDATE on a frame that is a table now.
     pub fn update_entry<F: Format>(
         &self,
@@ -30,7 +115,6 @@ impl<H: Hardware> Pager<'_, H> {
     }
 
     /// Changes an entry of an L1 table.
-    #[inline]
     pub fn update_l1<F: Format>(&self, table: Mfn, index: usize, new: Pte, target: Target) -> Result<(), PagingError> {
         let mut old = F::load(&self.host.hw, table, index);
         if new.present() {

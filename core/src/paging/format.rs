@@ -91,6 +91,8 @@ pub trait Format {
     const INDEX_BITS: u32;
     /// Bits that a present entry must not have.
     const REFUSED: u64;
+    /// The present bits of all entries that lie in 64 bits of a table.
+    const PRESENT: u64;
     /// Whether the CPU cannot walk these tables and walks shadows instead.
     const SHADOWED: bool;
     /// Whether a top-level table may be hung in as a table of the lowest level, to be read ([`super::linear`]).
@@ -100,14 +102,22 @@ pub trait Format {
     fn entry_addr(table: Mfn, index: usize) -> MachineAddr;
     /// Which entry of its frame lies at `at`, if `at` is an entry's address.
     fn entry_index(at: MachineAddr) -> Option<usize>;
-    /// Reads an entry.
-    fn load(mem: &impl MachineMemory, table: Mfn, index: usize) -> Pte;
+    /// Reads the entry at an entry's address.
+    fn load_at(mem: &impl MachineMemory, at: MachineAddr) -> Pte;
+    /// Replaces the entry at an entry's address, whatever it is; says what it was.
+    fn swap_at(mem: &impl MachineMemory, at: MachineAddr, new: Pte) -> Pte;
     /// Replaces an entry, if it is still `old`; else says what it is.
     fn cas(mem: &impl MachineMemory, table: Mfn, index: usize, old: Pte, new: Pte) -> Result<(), Pte>;
     /// Whether the slot is the guest's to fill: the others lead to the hypervisor.
     fn is_guest_slot(level: u8, index: usize) -> bool;
     /// The entry as the guest's word has it: what cannot be stored is dropped.
     fn truncate(value: u64) -> Pte;
+
+    /// Reads an entry.
+    #[inline]
+    fn load(mem: &impl MachineMemory, table: Mfn, index: usize) -> Pte {
+        Self::load_at(mem, Self::entry_addr(table, index))
+    }
 
     /// The slot that translates `at` in a table of `level`.
     #[inline]
@@ -134,6 +144,7 @@ impl Format for TwoLevel {
     const ENTRIES: usize = 1024;
     const INDEX_BITS: u32 = 10;
     const REFUSED: u64 = bits::G | bits::PAT_OR_PS;
+    const PRESENT: u64 = bits::P << 32 | bits::P;
     const SHADOWED: bool = true;
     const LINEAR: bool = true;
 
@@ -148,8 +159,13 @@ impl Format for TwoLevel {
     }
 
     #[inline]
-    fn load(mem: &impl MachineMemory, table: Mfn, index: usize) -> Pte {
-        Pte(mem.load32(Self::entry_addr(table, index)).into())
+    fn load_at(mem: &impl MachineMemory, at: MachineAddr) -> Pte {
+        Pte(mem.load32(at).into())
+    }
+
+    #[inline]
+    fn swap_at(mem: &impl MachineMemory, at: MachineAddr, new: Pte) -> Pte {
+        Pte(mem.swap32(at, new.0 as u32).into())
     }
 
     #[inline]
@@ -173,6 +189,7 @@ impl Format for FourLevel {
     const ENTRIES: usize = 512;
     const INDEX_BITS: u32 = 9;
     const REFUSED: u64 = bits::G | bits::PAT_OR_PS | bits::KEYS;
+    const PRESENT: u64 = bits::P;
     const SHADOWED: bool = false;
     const LINEAR: bool = false;
 
@@ -187,8 +204,13 @@ impl Format for FourLevel {
     }
 
     #[inline]
-    fn load(mem: &impl MachineMemory, table: Mfn, index: usize) -> Pte {
-        Pte(mem.load64(Self::entry_addr(table, index)))
+    fn load_at(mem: &impl MachineMemory, at: MachineAddr) -> Pte {
+        Pte(mem.load64(at))
+    }
+
+    #[inline]
+    fn swap_at(mem: &impl MachineMemory, at: MachineAddr, new: Pte) -> Pte {
+        Pte(mem.swap64(at, new.0))
     }
 
     #[inline]

@@ -17,6 +17,7 @@ pub mod entry;
 pub mod format;
 pub mod linear;
 pub mod partial;
+mod scan;
 pub mod shadow;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -29,6 +30,7 @@ use crate::domain::Domain;
 use crate::frame::{FrameType, RefError};
 use crate::host::{Hardware, Host};
 use crate::preempt::Poll;
+use entry::L1Table;
 use format::{Format, Pte, bits};
 use proxenos_abi::Errno;
 use writable::WritableTables;
@@ -176,22 +178,11 @@ impl<'a, H: Hardware> Pager<'a, H> {
     /// of the next level, but where a directory stands in the place of an L1 table.
     #[inline]
     pub fn walk<F: Format>(&self, state: &PagingState, at: GuestVirt) -> Option<Translation> {
-        let mut table = state.base?;
-        let mut rights = bits::RW | bits::US;
-        let mut level = F::TOP;
-        while level > 1 {
-            let index = F::index(level, at);
-            if !F::is_guest_slot(level, index) {
-                return None;
-            }
-            let entry = F::load(&self.host.hw, table, index);
-            if !entry.present() {
-                return None;
-            }
-            rights &= entry.0;
-            table = entry.mfn();
-            level -= 1;
+        // Below the top, every slot is the guest's.
+        if !F::is_guest_slot(F::TOP, F::index(F::TOP, at)) {
+            return None;
         }
+        let (table, rights) = self.descend::<F>(state, at)?;
         let index = F::index(1, at);
         let level = if F::LINEAR && self.host.frames.info(table)?.is_directory() { 2 } else { 1 };
         // What lies in the hypervisor's slots of a directory has never been looked at.
@@ -199,6 +190,33 @@ impl<'a, H: Hardware> Pager<'a, H> {
             return None;
         }
         Some(Translation { table, level, index, entry: F::load(&self.host.hw, table, index), rights })
+    }
+
+    /// The L1 table that translates `at` and the slot in it, to change it: not a directory that is read as one. `at` is an
+    /// address that the guest may use (`Personality::in_guest_range`), so no slot of the hypervisor's is on the way.
+    #[inline(always)]
+    pub(crate) fn l1_entry<F: Format>(&self, state: &PagingState, at: GuestVirt) -> Option<(L1Table, usize)> {
+        debug_assert!(F::is_guest_slot(F::TOP, F::index(F::TOP, at)));
+        let (table, _) = self.descend::<F>(state, at)?;
+        Some((self.walked_l1_table::<F>(table)?, F::index(1, at)))
+    }
+
+    /// What stands in the place of the L1 table for `at`, and the rights that the levels above leave.
+    #[inline(always)]
+    fn descend<F: Format>(&self, state: &PagingState, at: GuestVirt) -> Option<(Mfn, u64)> {
+        let mut table = state.base?;
+        let mut rights = bits::RW | bits::US;
+        let mut level = F::TOP;
+        while level > 1 {
+            let entry = F::load(&self.host.hw, table, F::index(level, at));
+            if !entry.present() {
+                return None;
+            }
+            rights &= entry.0;
+            table = entry.mfn();
+            level -= 1;
+        }
+        Some((table, rights))
     }
 
     /// Makes `table` the base of a domain that does not run.
@@ -228,6 +246,34 @@ impl<'a, H: Hardware> Pager<'a, H> {
             self.put_frame_and_type::<F>(state, old);
         }
         Ok(())
+    }
+
+    /// [`switch_base`](Self::switch_base), where nothing has to be validated or undone for it: the new base is held as such
+    /// a table by something, and the old one by something else. False says nothing, and nothing has changed.
+    #[inline]
+    pub(crate) fn switch_held_base<F: Format>(
+        &self,
+        state: &mut PagingState,
+        table: Mfn,
+        load: impl FnOnce(Mfn),
+    ) -> bool {
+        let frames = &self.host.frames;
+        let Some(old) = state.base.and_then(|old| frames.info(old)) else { return false };
+        // Type references to a table are given back under the paging lock: no more go meanwhile.
+        if old.type_word().count() < 2 || F::SHADOWED && state.upper.is_none() {
+            return false;
+        }
+        let Some(info) = frames.above_first_mib(table) else { return false };
+        if !info.get_held(self.dom.id, FrameType::table(F::TOP)) {
+            return false;
+        }
+        if F::SHADOWED {
+            self.hang_shadow(state, Some(table));
+        }
+        state.base = Some(table);
+        load(state.cpu_root().unwrap_or(table));
+        old.put_held();
+        true
     }
 
     /// Gives up the page-table base: the domain is dying, and no CPU has its tables loaded.

@@ -46,11 +46,17 @@ fn l1_shadow(entry: Pte) -> u64 {
 }
 
 impl<H: Hardware> Pager<'_, H> {
-    /// Makes the shadow of a table whose entries have just been validated.
-    pub(super) fn create_shadow<F: Format>(&self, table: Mfn, level: u8) -> Result<(), PagingError> {
+    /// Gives a table that is to have one a shadow, in which nothing is present yet.
+    pub(super) fn create_empty_shadow(&self, table: Mfn, level: u8) -> Result<Mfn, PagingError> {
         let first = self.host.alloc.lock().alloc_for_guest(order(level), &self.host.hw).ok_or(PagingError::NoMemory)?;
+        self.host.frames.info(table).expect("a table is RAM").set_shadow(Some(first));
+        Ok(first)
+    }
+
+    /// Makes the shadow of a table above the lowest level whose entries have just been validated.
+    pub(super) fn create_shadow<F: Format>(&self, table: Mfn, level: u8) -> Result<(), PagingError> {
+        let first = self.create_empty_shadow(table, level)?;
         let info = self.host.frames.info(table).expect("a table is RAM");
-        info.set_shadow(Some(first));
         if F::LINEAR && level == 2 {
             info.set_view(None);
         }
@@ -81,6 +87,22 @@ impl<H: Hardware> Pager<'_, H> {
             info.set_shadow(None);
             self.host.free_hypervisor(first, order(level));
         }
+    }
+
+    /// Frees the shadow of an L1 table that is none any more, all of whose slots its caller has cleared that were in use. It
+    /// goes back as zeroes: only the CPU has ever seen it.
+    pub(super) fn destroy_cleared_shadow(&self, table: Mfn) {
+        let info = self.host.frames.info(table).expect("a table is RAM");
+        if let Some(first) = info.shadow() {
+            info.set_shadow(None);
+            self.host.free_zeroed(first, L1_ORDER);
+        }
+    }
+
+    /// Clears a slot of an L1 table's shadow, of which this is the first frame.
+    #[inline]
+    pub(super) fn clear_l1_shadow(&self, shadow: Mfn, index: usize) {
+        self.host.hw.store64(slot(shadow, index), 0);
     }
 
     /// Writes the shadow of one entry; nothing to do for formats that the CPU walks itself.

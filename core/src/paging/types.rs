@@ -94,9 +94,15 @@ impl<H: Hardware> Pager<'_, H> {
     /// writable memory if the entry allows writes.
     #[inline]
     pub fn get_l1_target<F: Format>(&self, entry: Pte, target: Target) -> Result<(), PagingError> {
-        if !entry.present() {
+        if !entry.present() || target == Target::Own && get_own_target::<F, H>(self.host, self.dom.id, entry) {
             return Ok(());
         }
+        self.get_any_target::<F>(entry, target)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn get_any_target<F: Format>(&self, entry: Pte, target: Target) -> Result<(), PagingError> {
         if entry.0 & F::REFUSED != 0 || entry.mfn().0 >= self.host.machine_frames {
             return Err(PagingError::RefusedBits);
         }
@@ -128,22 +134,29 @@ impl<H: Hardware> Pager<'_, H> {
     /// Gives back the reference of an L1 entry that is gone.
     #[inline]
     pub fn put_l1_target(&self, entry: Pte) {
-        let mfn = entry.mfn();
-        if !entry.present() || !self.host.is_ram(mfn) {
-            return;
+        if entry.present() {
+            self.put_mapping(entry, self.host.hw.stamp());
         }
-        let info = self.host.frames.info(mfn).expect("RAM is in the frame table");
-        if entry.writable() {
-            let _: TypeRest = info.put_type(|| self.host.hw.stamp());
+    }
+
+    /// As [`put_l1_target`](Self::put_l1_target), of a present entry that no CPU could walk to any more when the TLB clock
+    /// stood at `stamp`.
+    #[inline]
+    pub(super) fn put_mapping(&self, entry: Pte, stamp: u32) {
+        let mfn = entry.mfn();
+        let Some(info) = self.host.frames.above_first_mib(mfn) else { return };
+        let was_last = if entry.writable() {
+            info.put_writable(stamp)
         } else {
-            // A page that is only read may still be in a TLB when it is given to somebody else.
-            info.set_stamp(self.host.hw.stamp());
             let word = info.type_word();
             if word.kind() == FrameType::Descriptor && word.count() > 0 {
                 self.descriptors_unmapped(info.refs().owner());
             }
+            info.put_readable(stamp)
+        };
+        if was_last {
+            self.host.free_frame(mfn, info);
         }
-        self.host.put_frame(mfn, info);
     }
 
     /// A mapping of a descriptor page is gone, perhaps the one at which its owner's LDT was found.
@@ -186,20 +199,6 @@ impl<H: Hardware> Pager<'_, H> {
         }
     }
 
-    fn get_entry<F: Format>(
-        &self,
-        state: &mut PagingState,
-        level: u8,
-        table: Mfn,
-        entry: Pte,
-    ) -> Result<(), PagingError> {
-        if level == 1 {
-            self.get_l1_target::<F>(entry, Target::Own)
-        } else {
-            self.get_child::<F>(state, level, table, entry)
-        }
-    }
-
     /// Checks a frame as `kind`, taking a reference for each entry from the one on that is named. When it fails, or has to make
     /// way, a table above the lowest level is left partial.
     fn validate<F: Format>(
@@ -215,33 +214,27 @@ impl<H: Hardware> Pager<'_, H> {
         if level > F::TOP {
             return Err(PagingError::Frame(RefError::WrongType));
         }
+        if level == 1 {
+            return self.validate_l1::<F>(state, mfn);
+        }
         let mut done = from;
         let result = (from..F::ENTRIES).try_for_each(|index| {
-            if level > 1 && state.poll.is_due(&self.host.hw) {
+            if state.poll.is_due(&self.host.hw) {
                 return Err(PagingError::Preempted);
             }
             if F::is_guest_slot(level, index) {
                 let entry = F::load(&self.host.hw, mfn, index);
-                self.get_entry::<F>(state, level, mfn, entry)?;
+                self.get_child::<F>(state, level, mfn, entry)?;
                 self.note_parent::<F>(level, entry, mfn, index);
-                if level > 1 {
-                    state.poll.step(if entry.present() { cost::ENTRY } else { cost::EMPTY });
-                }
+                state.poll.step(if entry.present() { cost::ENTRY } else { cost::EMPTY });
             }
             done = index + 1;
             Ok(())
         });
-        if level == 1 {
-            state.poll.step(cost::TABLE);
-        }
         let result = result.and_then(|()| if F::SHADOWED { self.create_shadow::<F>(mfn, level) } else { Ok(()) });
         if let Err(error) = result {
             let preempted = error == PagingError::Preempted;
-            match level {
-                1 => self.mapped_nothing(|| self.put_l1_entries::<F>(mfn, done)),
-                _ if preempted => self.set_aside(state, mfn, done, Condition::Suspended),
-                _ => self.set_aside(state, mfn, done, Condition::Condemned),
-            }
+            self.set_aside(state, mfn, done, if preempted { Condition::Suspended } else { Condition::Condemned });
         } else if level == 4 {
             for (slot, entry) in self.host.hypervisor_slots.iter().enumerate() {
                 let at = F::entry_addr(mfn, HYPERVISOR_L4_FIRST + slot);
@@ -252,28 +245,13 @@ impl<H: Hardware> Pager<'_, H> {
     }
 
     /// Gives back references of a table that has never been one, so that what it named was mapped by none of them.
-    fn mapped_nothing<R>(&self, give_back: impl FnOnce() -> R) -> R {
+    pub(super) fn mapped_nothing<R>(&self, give_back: impl FnOnce() -> R) -> R {
         let moved = self.dom.has_ldt_moved();
         let result = give_back();
         if !moved {
             self.dom.ldt_has_not_moved();
         }
         result
-    }
-
-    /// Gives back the references of a table of the lowest level that ceases to be one.
-    fn devalidate_l1<F: Format>(&self, state: &mut PagingState, mfn: Mfn) {
-        self.put_l1_entries::<F>(mfn, F::ENTRIES);
-        if F::SHADOWED {
-            self.destroy_shadow(mfn, 1);
-        }
-        state.poll.step(cost::TABLE);
-    }
-
-    fn put_l1_entries<F: Format>(&self, mfn: Mfn, count: usize) {
-        for index in 0..count {
-            self.put_l1_target(F::load(&self.host.hw, mfn, index));
-        }
     }
 
     /// Checks a page of descriptors, then brings them into the form they are kept in: a page that is refused stays as
@@ -295,20 +273,14 @@ impl<H: Hardware> Pager<'_, H> {
 }
 
 /// [`Pager::get_l1_target`] for what most entries are: a mapping of a frame of the domain's own, writable only if the frame
-/// is mapped writable already. False says nothing.
-#[inline]
+/// was writable memory last. What a domain owns is RAM, and known to the frame table. False says nothing.
+#[inline(always)]
 pub(super) fn get_own_target<F: Format, H: Hardware>(host: &Host<H>, owner: DomId, entry: Pte) -> bool {
-    let mfn = entry.mfn();
-    // What has a domain as its owner is RAM, so only the first MiB needs a look.
-    let Some(info) = host.frames.info(mfn) else { return false };
-    if entry.0 & F::REFUSED != 0 || is_low_io(mfn) || info.get(owner).is_err() {
+    let Some(info) = host.frames.above_first_mib(entry.mfn()) else { return false };
+    if entry.0 & F::REFUSED != 0 {
         return false;
     }
-    if !entry.writable() || info.get_writable_once_more() {
-        return true;
-    }
-    host.put_frame(mfn, info);
-    false
+    if entry.writable() { info.get_writable(owner) } else { info.get(owner).is_ok() }
 }
 
 /// Whether a frame lies in the PC's first MiB, which counts as I/O memory though part of it is RAM.

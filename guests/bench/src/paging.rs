@@ -34,9 +34,20 @@ fn requests<'a>(bench: &Bench, window: &Window, list: impl Fn(usize) -> &'a [Mfn
     let one = |round| [change(window, 0, writable(list(round)[0]))];
     // SAFETY: as above.
     bench.measure("mmu-update-1", one, |one| unsafe { mmu_update(&one) } == Ok(1));
+    // Lists of their own, so that nothing is copied while it is measured.
     let all = |round| core::array::from_fn::<_, MANY, _>(|page| change(window, page, writable(list(round)[page])));
+    let lists = [all(0), all(1)];
+    let which = |round: usize| &lists[round % 2];
     // SAFETY: as above.
-    bench.measure_many("mmu-update-128", MANY as u64, all, |all| unsafe { mmu_update(&all) } == Ok(MANY));
+    bench.measure_many("mmu-update-128", MANY as u64, which, |all| unsafe { mmu_update(all) } == Ok(MANY));
+    let none = core::array::from_fn::<_, MANY, _>(|page| change(window, page, Pte::NONE));
+    let mapped = |round| {
+        // SAFETY: as above.
+        unsafe { mmu_update(which(round)) }.expect("frames of ours");
+        &none
+    };
+    // SAFETY: as above.
+    bench.measure_many("mmu-update-unmap-128", MANY as u64, mapped, |all| unsafe { mmu_update(all) } == Ok(MANY));
     let mapped = |round| {
         // SAFETY: as above.
         unsafe { write_entry(window.entry(0), writable(list(round)[0])) }.expect("a frame of ours");
@@ -53,8 +64,10 @@ fn single_pages<'a>(bench: &Bench, window: &Window, list: impl Fn(usize) -> &'a 
         ("update-va-flush", UpdateVaFlags::FLUSH_TLB),
     ];
     for (name, flags) in flushes {
-        let entry = |round| writable(list(round)[0]);
+        let entry = |round: usize| writable(list(round)[0]);
         // SAFETY: nothing refers to the window's pages.
+        unsafe { update_va_mapping(window.at, entry(1), flags) }.expect("a frame of ours");
+        // SAFETY: as above.
         bench.measure(name, entry, |entry| unsafe { update_va_mapping(window.at, entry, flags) }.is_ok());
     }
 }

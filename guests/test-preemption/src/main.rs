@@ -19,7 +19,7 @@ proxenos_guest::test_guest!(main);
 /// Requests of the long list.
 const REQUESTS: usize = 200_000;
 /// Calls of the long multicall.
-const CALLS: usize = 40_000;
+const CALLS: usize = 1_000_000;
 /// Tables of the lowest level in the tree.
 const TABLES: usize = 300;
 /// Time between two events.
@@ -133,7 +133,7 @@ fn long_list() {
 }
 
 fn long_multicall() {
-    section("a multicall of 40,000");
+    section("a multicall of 1,000,000");
     let list = frame();
     let per_frame = 4096 / size_of::<MulticallEntry<Arch>>();
     // xen_version, in places with an argument that it refuses.

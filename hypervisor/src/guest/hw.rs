@@ -92,6 +92,16 @@ impl MachineMemory for Hw {
     }
 
     #[inline]
+    fn swap32(&self, at: MachineAddr, new: u32) -> u32 {
+        cell32(at).swap(new, Ordering::AcqRel)
+    }
+
+    #[inline]
+    fn swap64(&self, at: MachineAddr, new: u64) -> u64 {
+        cell64(at).swap(new, Ordering::AcqRel)
+    }
+
+    #[inline]
     fn or32(&self, at: MachineAddr, bits: u32) -> u32 {
         cell32(at).fetch_or(bits, Ordering::AcqRel)
     }
@@ -142,6 +152,23 @@ impl MachineMemory for Hw {
         differ == 0
     }
 
+    #[inline]
+    fn bits_of_line(&self, at: MachineAddr) -> u64 {
+        let line = layout::DIRECT_MAP + at.0;
+        let bits;
+        // SAFETY: reads a cache line of RAM, which the direct map covers, by single accesses. By hand, because a compiler does
+        // not let what it loads as an atomic be an operand of anything else; this is what an empty page table costs.
+        unsafe {
+            asm!(
+                "mov {bits}, [{line}]", "or {bits}, [{line} + 8]", "or {bits}, [{line} + 16]", "or {bits}, [{line} + 24]",
+                "or {bits}, [{line} + 32]", "or {bits}, [{line} + 40]", "or {bits}, [{line} + 48]", "or {bits}, [{line} + 56]",
+                line = in(reg) line, bits = out(reg) bits,
+                options(readonly, nostack)
+            );
+        }
+        bits
+    }
+
     fn read(&self, at: MachineAddr, into: &mut [u8]) {
         let from: *const u8 = layout::direct(at).as_ptr();
         // SAFETY: RAM, contiguous in the direct map; `into` is ours, and lies nowhere a caller's frame does. What a guest writes meanwhile is
@@ -165,6 +192,21 @@ impl GuestMemory for Hw {
     #[inline]
     fn copy_to_guest(&self, to: GuestVirt, from: &[u8]) -> Result<(), BadPointer> {
         memory::copy_to_guest(to, from)
+    }
+
+    #[inline(always)]
+    fn read_words<const N: usize>(&self, from: GuestVirt) -> Result<[u64; N], BadPointer> {
+        memory::read_words(from)
+    }
+
+    #[inline(always)]
+    fn write_u32(&self, to: GuestVirt, value: u32) -> Result<(), BadPointer> {
+        memory::write_u32(to, value)
+    }
+
+    #[inline(always)]
+    fn write_u64(&self, to: GuestVirt, value: u64) -> Result<(), BadPointer> {
+        memory::write_u64(to, value)
     }
 }
 

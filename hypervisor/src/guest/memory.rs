@@ -2,7 +2,8 @@
 //!
 //! The copy runs under the guest's page tables, with write protection on, so it can do what the guest's kernel could. A
 //! fault in it ends the copy: the exception table leads out, and the caller gets [`BadPointer`]. Callers have checked
-//! that the addresses are the guest's (`Personality::in_guest_range`): what is mapped elsewhere is the hypervisor's.
+//! that the addresses are the guest's (`Personality::in_guest_range`): what is mapped elsewhere is the hypervisor's. What is a word
+//! or a few is moved by single instructions, in the midst of the code that wants it.
 //!
 //! A fault may also be one that shadowing causes and the trap path repairs, for which it takes the domain's paging lock:
 //! nobody holds that lock around a copy.
@@ -11,6 +12,13 @@ use crate::ex_table;
 use core::arch::asm;
 use proxenos_core::addr::GuestVirt;
 use proxenos_core::machine::BadPointer;
+
+/// The fixup, at label 5, of a read: says that it failed and goes on at label 4. Out of the way of those that do not.
+macro_rules! failed_at {
+    () => {
+        ".pushsection .text.fixup, \"ax\", @progbits\n5: mov {failed:e}, 1\njmp 4b\n.popsection"
+    };
+}
 
 /// Copies from the guest.
 pub fn copy_from_guest(from: GuestVirt, into: &mut [u8]) -> Result<(), BadPointer> {
@@ -53,4 +61,92 @@ unsafe fn copy(to: u64, from: u64, bytes: usize) -> Result<(), BadPointer> {
         );
     }
     if left == 0 { Ok(()) } else { Err(BadPointer) }
+}
+
+/// Reads a few words.
+#[inline(always)]
+pub fn read_words<const N: usize>(from: GuestVirt) -> Result<[u64; N], BadPointer> {
+    let mut words = [0; N];
+    let mut at = from.0;
+    let mut pairs = words.chunks_exact_mut(2);
+    for pair in &mut pairs {
+        let (one, other, failed): (u64, u64, u32);
+        // SAFETY: only reads, at the guest's addresses; a fault leaves `failed` at 1.
+        unsafe {
+            asm!(
+                "xor {failed:e}, {failed:e}",
+                "2: mov {one}, [{at}]",
+                "3: mov {other}, [{at} + 8]",
+                "4:",
+                failed_at!(),
+                ex_table!("2b", "5b"),
+                ex_table!("3b", "5b"),
+                at = in(reg) at,
+                one = out(reg) one,
+                other = out(reg) other,
+                failed = out(reg) failed,
+                options(nostack, readonly)
+            );
+        }
+        if failed != 0 {
+            return Err(BadPointer);
+        }
+        (pair[0], pair[1]) = (one, other);
+        at = at.wrapping_add(16);
+    }
+    if let [word] = pairs.into_remainder() {
+        let failed: u32;
+        // SAFETY: as above.
+        unsafe {
+            asm!(
+                "xor {failed:e}, {failed:e}",
+                "2: mov {word}, [{at}]",
+                "4:",
+                failed_at!(),
+                ex_table!("2b", "5b"),
+                at = in(reg) at,
+                word = out(reg) *word,
+                failed = out(reg) failed,
+                options(nostack, readonly)
+            );
+        }
+        if failed != 0 {
+            return Err(BadPointer);
+        }
+    }
+    Ok(words)
+}
+
+/// Writes 32 bits.
+#[inline(always)]
+pub fn write_u32(to: GuestVirt, value: u32) -> Result<(), BadPointer> {
+    // SAFETY: writes to a guest address, which the caller has checked, so no memory of ours changes.
+    unsafe {
+        asm!(
+            "2: mov [{to}], {value:e}",
+            ex_table!("2b", "{fault}"),
+            to = in(reg) to.0,
+            value = in(reg) value,
+            fault = label { return Err(BadPointer) },
+            options(nostack, preserves_flags)
+        );
+    }
+    Ok(())
+}
+
+/// Writes 64 bits.
+#[inline(always)]
+pub fn write_u64(to: GuestVirt, value: u64) -> Result<(), BadPointer> {
+    // SAFETY: as in `write_u32`.
+    unsafe {
+        asm!(
+            "2: mov [{to}], {value}",
+            ex_table!("2b", "{fault}"),
+            to = in(reg) to.0,
+            value = in(reg) value,
+            fault = label { return Err(BadPointer) },
+            options(nostack, preserves_flags)
+        );
+    }
+    Ok(())
 }
