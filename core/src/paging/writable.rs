@@ -132,7 +132,7 @@ impl WritableTables {
 
     /// The guest does something else.
     #[inline]
-    fn forget_recent(&mut self) {
+    pub(super) fn forget_recent(&mut self) {
         self.recent[0].1 = 0;
         self.recent[1].1 = 0;
     }
