@@ -104,14 +104,24 @@ impl<H: Hardware> Caller<'_, H> {
                 | Hypercall::SetGdt
                 | Hypercall::UpdateDescriptor
         );
+        let result = self.attempt::<P>(number, args, nesting);
+        if changes_mappings && result == Err(Stop::Error(Errno::EINVAL)) && self.dom.is_unsettled() {
+            return self.try_again::<P>(number, args, nesting);
+        }
+        result
+    }
+
+    /// A call that changes mappings was refused. What another call never came back for may be what stands in the way.
+    #[cold]
+    #[inline(never)]
+    fn try_again<P: Personality>(&mut self, number: Hypercall, args: &Args, nesting: Nesting) -> Result<u64, Stop> {
         loop {
-            let result = self.attempt::<P>(number, args, nesting);
-            if !changes_mappings || result != Err(Stop::Error(Errno::EINVAL)) || !self.dom.is_unsettled() {
-                return result;
-            }
-            // What a call never came back for may be what stands in the way.
             if mmu::settle(self.host, self.dom, &mut Poll::begin(), Abandoned::Undo) == Drained::Partly {
                 return Err(Stop::Preempted);
+            }
+            let result = self.attempt::<P>(number, args, nesting);
+            if result != Err(Stop::Error(Errno::EINVAL)) || !self.dom.is_unsettled() {
+                return result;
             }
         }
     }
@@ -182,26 +192,27 @@ impl<H: Hardware> Caller<'_, H> {
         };
         let mut poll = Poll::begin();
         while index < count {
+            if poll.is_due(&self.host.hw) {
+                return Err(self.suspend_multicall(call, index));
+            }
             let at = list.offset(u64::from(index) * size);
-            let mut entry = MulticallEntry::<P>::new_zeroed();
-            self.host.hw.copy_from_guest(at, entry.as_mut_bytes()).map_err(|_| Errno::EFAULT)?;
-            let words: [P::Word; ARGS_PER_MULTICALL_ENTRY - 1] = entry.args;
-            let args = core::array::from_fn(|i| words[i].to_u64());
-            let op = entry.op;
-            let preempted = poll.is_due(&self.host.hw) || {
-                self.place.entry = Some(index);
-                let result = self.call_in_multicall::<P>(op.to_u64(), &args);
-                self.place.entry = None;
-                match result {
-                    Err(Stop::Preempted) => true,
-                    Ok(value) => self.write_result::<P>(at, Ok(value)).map(|()| false)?,
-                    Err(Stop::Error(error)) => self.write_result::<P>(at, Err(error)).map(|()| false)?,
+            let (op, first) = self.first_words::<P>(at)?;
+            // One that concerns nobody needs no more of its entry, and leaves nothing behind.
+            let result = if op == u64::from(Hypercall::XenVersion.raw()) {
+                xen_version(first)
+            } else {
+                match self.call_of_multicall::<P>(at, index)? {
+                    Answer::Done(result) => result,
+                    Answer::Again => return Err(self.suspend_multicall(call, index)),
                 }
             };
-            if preempted {
-                self.vcpu.unfinished.keep(call, Progress::Multicall(index));
-                return Err(Stop::Preempted);
-            }
+            let slot = at.offset((P::Word::BYTES * (1 + MULTICALL_RESULT_ARG)) as u64);
+            let written = if P::Word::BYTES == 4 {
+                self.host.hw.write_u32(slot, result as u32)
+            } else {
+                self.host.hw.write_u64(slot, result)
+            };
+            written.map_err(|_| Errno::EFAULT)?;
             index += 1;
             poll.step(2 * cost::ENTRY);
             // A domain that has ended does nothing more. One that merely waits still gets its calls done first.
@@ -212,11 +223,40 @@ impl<H: Hardware> Caller<'_, H> {
         Ok(0)
     }
 
-    /// Writes the result of one of a multicall's calls into its entry.
-    fn write_result<P: Personality>(&self, entry: GuestVirt, result: Result<u64, Errno>) -> Result<(), Errno> {
-        let result = P::Word::from_u64_truncating(to_register(result));
-        let slot = entry.offset((P::Word::BYTES * (1 + MULTICALL_RESULT_ARG)) as u64);
-        self.host.hw.copy_to_guest(slot, result.as_bytes()).map_err(|_| Errno::EFAULT)
+    /// The number and the first argument of an entry of a multicall's list.
+    #[inline(always)]
+    fn first_words<P: Personality>(&self, entry: GuestVirt) -> Result<(u64, u64), Errno> {
+        if P::Word::BYTES == 4 {
+            let [both] = self.host.hw.read_words(entry).map_err(|_| Errno::EFAULT)?;
+            Ok((both & 0xffff_ffff, both >> 32))
+        } else {
+            let [op, first] = self.host.hw.read_words(entry).map_err(|_| Errno::EFAULT)?;
+            Ok((op, first))
+        }
+    }
+
+    #[cold]
+    fn suspend_multicall(&mut self, call: Call, index: u32) -> Stop {
+        self.vcpu.unfinished.keep(call, Progress::Multicall(index));
+        Stop::Preempted
+    }
+
+    /// Makes one of a multicall's calls.
+    #[inline(never)]
+    fn call_of_multicall<P: Personality>(&mut self, at: GuestVirt, index: u32) -> Result<Answer, Errno> {
+        let mut entry = MulticallEntry::<P>::new_zeroed();
+        self.host.hw.copy_from_guest(at, entry.as_mut_bytes()).map_err(|_| Errno::EFAULT)?;
+        let words: [P::Word; ARGS_PER_MULTICALL_ENTRY - 1] = entry.args;
+        let args = core::array::from_fn(|i| words[i].to_u64());
+        let op = entry.op;
+        self.place.entry = Some(index);
+        let result = self.call_in_multicall::<P>(op.to_u64(), &args);
+        self.place.entry = None;
+        Ok(match result {
+            Err(Stop::Preempted) => Answer::Again,
+            Ok(value) => Answer::Done(value),
+            Err(Stop::Error(error)) => Answer::Done(to_register(Err(error))),
+        })
     }
 
     fn event_channel_op<P: Personality>(&mut self, at: GuestVirt) -> Result<u64, Errno> {

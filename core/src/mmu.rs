@@ -4,7 +4,9 @@
 //! held: reading it may itself need the lock, to set an accessed bit.
 //!
 //! A list of any length makes way between two requests, and within one that validates or drops a tree of tables; see
-//! [`crate::preempt`].
+//! [`crate::preempt`]. Most requests are carried out by a short way ([`quick`]); what is here otherwise is the way at length.
+
+mod quick;
 
 use crate::addr::{DomId, FRAMES_BELOW_4G, GuestVirt, MachineAddr, Mfn};
 use crate::domain::{Arch, Domain, Privileges};
@@ -12,15 +14,15 @@ use crate::event::EventDomains;
 use crate::frame::FrameType;
 use crate::host::{Hardware, Host};
 use crate::hypercall::Caller;
-use crate::paging::format::{Format, FourLevel, TwoLevel};
+use crate::paging::format::{Format, FourLevel, Pte, TwoLevel};
 use crate::paging::partial::Drained;
 use crate::paging::{Pager, PagingError, PagingState, Target};
 use crate::personality::Personality;
 use crate::preempt::{Call, Poll, Progress, Stop, cost};
 use alloc::sync::Arc;
 use proxenos_abi::mmu::{MmuCommand, MmuExtCommand, MmuUpdate, UpdateVaFlags};
-use proxenos_abi::zerocopy::{FromZeros, IntoBytes};
 use proxenos_abi::{Errno, GuestWord, Hypercall, Pfn};
+use quick::Course;
 
 /// A request was refused. The guest sees `-EINVAL`, whatever the reason, as in 2.0.
 struct Refused;
@@ -49,8 +51,8 @@ struct Batch {
     target: Target,
     /// The foreign domain, kept alive, when it is an ordinary one.
     foreign: Option<Arc<Domain>>,
-    flush_tlb: bool,
-    poll: Poll,
+    /// How far the call has come.
+    course: Course,
     /// The request has to be made again: it made way before anything was done.
     waits: bool,
     /// What the request has condemned is not all undone yet.
@@ -61,80 +63,109 @@ struct Batch {
 
 /// `mmu_update(list, count, *done)`: carries out requests in order until one is refused. Writes how many were done, if
 /// `done` is not null.
+#[inline(always)]
 pub fn mmu_update<P: Personality, H: Hardware>(
     caller: &mut Caller<'_, H>,
     list: GuestVirt,
     count: u32,
     done: GuestVirt,
 ) -> Result<u64, Stop> {
-    let size = size_of::<MmuUpdate<P>>() as u64;
-    if !P::in_guest_range(list, u64::from(count) * size) {
+    if !P::in_guest_range(list, u64::from(count) * size_of::<MmuUpdate<P>>() as u64) {
         return Err(Errno::EFAULT.into());
     }
+    let mut course = Course::begin();
+    if count != 0 && caller.vcpu.unfinished.is_empty() {
+        course.run::<P, H>(caller, list, count);
+        if course.completed == count {
+            conclude::<P, H>(caller, &course, done);
+            return Ok(0);
+        }
+    }
+    at_length::<P, H>(caller, list, count, done, course)
+}
+
+/// What is left to do when no more requests are carried out.
+#[inline(always)]
+fn conclude<P: Personality, H: Hardware>(caller: &mut Caller<'_, H>, course: &Course, done: GuestVirt) {
+    if course.flush_tlb {
+        caller.host.hw.flush_all();
+    }
+    caller.vcpu.segments.refresh_ldt::<P, H>(caller.host, caller.dom);
+    // As in 2.0, a bad pointer here is not worth an error: the requests have been carried out.
+    if done.0 != 0 && P::in_guest_range(done, 4) {
+        let _ = caller.host.hw.write_u32(done, course.completed);
+    }
+}
+
+/// [`mmu_update`] from a request on that is not for the short way.
+#[inline(never)]
+fn at_length<P: Personality, H: Hardware>(
+    caller: &mut Caller<'_, H>,
+    list: GuestVirt,
+    count: u32,
+    done: GuestVirt,
+    course: Course,
+) -> Result<u64, Stop> {
+    let size = size_of::<MmuUpdate<P>>() as u64;
     // What the guest wrote to its tables itself comes before what it asks for.
     drop(Pager::new(caller.host, caller.dom).lock());
     let call = |caller: &Caller<'_, H>| caller.recognised(Hypercall::MmuUpdate, [list.0, count.into(), done.0, 0, 0]);
-    let mut batch = Batch::new(caller.dom);
+    let mut batch = Batch::new(caller.dom, course);
     let mut result = Ok(0);
-    let mut completed = 0;
     // Another domain may have let go of a page of this one's.
     caller.vcpu.segments.drop_moved_ldt::<P, H>(caller.host, caller.dom);
     if !caller.vcpu.unfinished.is_empty()
         && let Some(progress) = caller.vcpu.unfinished.take(&call(caller))
     {
-        (completed, result) = batch.resume(caller, progress);
+        result = batch.resume(caller, progress);
         if !batch.settle(caller) {
-            return Err(batch.suspend::<P, H>(caller, call(caller), completed, result.is_err()));
+            return Err(batch.suspend::<P, H>(caller, call(caller), result.is_err()));
         }
     }
-    while result.is_ok() && completed < count {
-        if batch.poll.is_due(&caller.host.hw) {
-            return Err(batch.suspend::<P, H>(caller, call(caller), completed, false));
+    while result.is_ok() && batch.course.completed < count {
+        if batch.course.poll.is_due(&caller.host.hw) {
+            return Err(batch.suspend::<P, H>(caller, call(caller), false));
         }
-        let mut request = MmuUpdate::<P>::new_zeroed();
-        let at = list.offset(u64::from(completed) * size);
-        if caller.host.hw.copy_from_guest(at, request.as_mut_bytes()).is_err() {
+        let at = list.offset(u64::from(batch.course.completed) * size);
+        let Ok(request) = quick::read_one::<P, H>(caller, at) else {
             result = Err(Errno::EFAULT);
             break;
-        }
+        };
         let carried_out = batch.carry_out::<P, H>(caller, &request);
         // Afterwards: had the first request to make way before it began, nothing would ever be done.
-        batch.poll.step(cost::ENTRY);
+        batch.course.poll.step(cost::ENTRY);
         match carried_out {
-            Ok(()) => completed += 1,
-            Err(Refused) if batch.waits => return Err(batch.suspend::<P, H>(caller, call(caller), completed, false)),
+            Ok(()) => batch.course.completed += 1,
+            Err(Refused) if batch.waits => return Err(batch.suspend::<P, H>(caller, call(caller), false)),
             Err(Refused) if batch.unsettled => {
                 // What a call never came back for may be what stands in the way.
                 batch.unsettled = false;
                 if !batch.sweep(caller) {
-                    return Err(batch.suspend::<P, H>(caller, call(caller), completed, false));
+                    return Err(batch.suspend::<P, H>(caller, call(caller), false));
                 }
             }
             Err(Refused) => result = Err(Errno::EINVAL),
         }
         caller.vcpu.segments.drop_moved_ldt::<P, H>(caller.host, caller.dom);
         if batch.left_over {
-            return Err(batch.suspend::<P, H>(caller, call(caller), completed, result.is_err()));
+            return Err(batch.suspend::<P, H>(caller, call(caller), result.is_err()));
+        }
+        // What follows may be for the short way again.
+        if result.is_ok() && batch.target == Target::Own && batch.course.completed < count {
+            batch.course.run::<P, H>(caller, list, count);
+            caller.vcpu.segments.drop_moved_ldt::<P, H>(caller.host, caller.dom);
         }
     }
-    if batch.flush_tlb {
-        caller.host.hw.flush_all();
-    }
-    caller.vcpu.segments.reload_ldt::<P, H>(caller.host, caller.dom);
-    if done.0 != 0 {
-        // As in 2.0, a bad pointer here is not worth an error: the requests have been carried out.
-        let _ = caller.copy_to_guest::<P>(done, completed.as_bytes());
-    }
+    conclude::<P, H>(caller, &batch.course, done);
     Ok(result?)
 }
 
 impl Batch {
-    fn new(dom: &Domain) -> Self {
+    fn new(dom: &Domain, course: Course) -> Self {
         Self {
             target: Target::Own,
             foreign: None,
-            flush_tlb: false,
-            poll: Poll::begin(),
+            course,
             waits: false,
             left_over: false,
             unsettled: dom.is_unsettled(),
@@ -146,29 +177,29 @@ impl Batch {
         &self,
         caller: &mut Caller<'_, H>,
         call: Call,
-        completed: u32,
         refused: bool,
     ) -> Stop {
-        if self.flush_tlb {
+        if self.course.flush_tlb {
             caller.host.hw.flush_all();
         }
-        caller.vcpu.segments.drop_moved_ldt::<P, H>(caller.host, caller.dom);
-        caller.vcpu.segments.reload_ldt::<P, H>(caller.host, caller.dom);
+        caller.vcpu.segments.refresh_ldt::<P, H>(caller.host, caller.dom);
+        let completed = self.course.completed;
         let progress = Progress::MmuUpdate { completed, refused, target: self.target, unsettled: self.unsettled };
         caller.vcpu.unfinished.keep(call, progress);
         Stop::Preempted
     }
 
     /// The call is made again.
-    fn resume<H: Hardware>(&mut self, caller: &Caller<'_, H>, progress: Progress) -> (u32, Result<u64, Errno>) {
-        let Progress::MmuUpdate { completed, refused, target, unsettled } = progress else { return (0, Ok(0)) };
+    fn resume<H: Hardware>(&mut self, caller: &Caller<'_, H>, progress: Progress) -> Result<u64, Errno> {
+        let Progress::MmuUpdate { completed, refused, target, unsettled } = progress else { return Ok(0) };
+        self.course.completed = completed;
         self.target = target;
         self.unsettled = unsettled;
         if let Target::Domain(id) = target {
             // If it is gone, so is what it was named for: whatever needs it is refused.
             self.foreign = caller.host.domains.find(id);
         }
-        (completed, if refused { Err(Errno::EINVAL) } else { Ok(0) })
+        if refused { Err(Errno::EINVAL) } else { Ok(0) }
     }
 
     /// Works with a domain's paging state within this call's time.
@@ -177,9 +208,9 @@ impl Batch {
         state: &mut PagingState,
         work: impl FnOnce(&mut PagingState) -> Result<R, PagingError>,
     ) -> Result<R, Refused> {
-        state.poll = self.poll;
+        state.poll = self.course.poll;
         let result = work(state);
-        self.poll = core::mem::replace(&mut state.poll, Poll::NEVER);
+        self.course.poll = core::mem::replace(&mut state.poll, Poll::NEVER);
         self.left_over |= state.has_condemned();
         self.waits |= matches!(result, Err(PagingError::Preempted));
         Ok(result?)
@@ -200,9 +231,9 @@ impl Batch {
         caller: &Caller<'_, H>,
         mut work: impl FnMut(&Host<H>, &Domain, &mut Poll) -> Drained,
     ) -> bool {
-        let mut done = work(caller.host, caller.dom, &mut self.poll) == Drained::Wholly;
+        let mut done = work(caller.host, caller.dom, &mut self.course.poll) == Drained::Wholly;
         if let Some(foreign) = &self.foreign {
-            done &= work(caller.host, foreign, &mut self.poll) == Drained::Wholly;
+            done &= work(caller.host, foreign, &mut self.course.poll) == Drained::Wholly;
         }
         done
     }
@@ -214,7 +245,14 @@ impl Batch {
     ) -> Result<(), Refused> {
         match request.command() {
             Some(MmuCommand::NormalPtUpdate) => self.store::<P, H>(caller, request),
-            Some(MmuCommand::MachphysUpdate) => self.machine_to_phys::<P, H>(caller, request),
+            Some(MmuCommand::MachphysUpdate) => {
+                let owner = match self.target {
+                    Target::Own => caller.dom.id,
+                    Target::Domain(id) => id,
+                    Target::Io | Target::Hypervisor => return Err(Refused),
+                };
+                machine_to_phys::<P, H>(caller.host, owner, request)
+            }
             Some(MmuCommand::ExtendedCommand) => self.extended::<P, H>(caller, request),
             None => Err(Refused),
         }
@@ -254,24 +292,6 @@ impl Batch {
         result
     }
 
-    /// Says which pfn a frame is.
-    fn machine_to_phys<P: Personality, H: Hardware>(
-        &self,
-        caller: &Caller<'_, H>,
-        request: &MmuUpdate<P>,
-    ) -> Result<(), Refused> {
-        let owner = match self.target {
-            Target::Own => caller.dom.id,
-            Target::Domain(id) => id,
-            Target::Io | Target::Hypervisor => return Err(Refused),
-        };
-        let frame = request.address().mfn();
-        let info = caller.host.frames.get(frame, owner)?;
-        caller.host.m2p.set(&caller.host.hw, frame, Pfn(request.val.to_u64()));
-        caller.host.put_frame(frame, info);
-        Ok(())
-    }
-
     fn extended<P: Personality, H: Hardware>(
         &mut self,
         caller: &mut Caller<'_, H>,
@@ -287,13 +307,11 @@ impl Batch {
             MmuExtCommand::UnpinTable => self.pin(caller, frame, None),
             MmuExtCommand::NewBaseptr => self.new_base::<P, H>(caller, frame),
             MmuExtCommand::TlbFlush => {
-                self.flush_tlb = true;
+                self.course.flush_tlb = true;
                 Ok(())
             }
             MmuExtCommand::Invlpg => {
-                if P::in_guest_range(at, 1) {
-                    caller.host.hw.flush_page(at);
-                }
+                flush_page::<P, H>(caller.host, at);
                 Ok(())
             }
             MmuExtCommand::FlushCache => {
@@ -362,7 +380,7 @@ impl Batch {
         drop(state);
         caller.vcpu.segments.drop_ldt::<P, H>(caller.host, caller.dom);
         // Loading the root has flushed whatever an earlier request wanted flushed.
-        self.flush_tlb = false;
+        self.course.flush_tlb = false;
         Ok(())
     }
 
@@ -401,6 +419,27 @@ impl Batch {
         caller.dom.total_pages.fetch_sub(1, Relaxed);
         foreign.total_pages.fetch_add(1, Relaxed);
         Ok(())
+    }
+}
+
+/// Says which pfn a frame is.
+fn machine_to_phys<P: Personality, H: Hardware>(
+    host: &Host<H>,
+    owner: DomId,
+    request: &MmuUpdate<P>,
+) -> Result<(), Refused> {
+    let frame = request.address().mfn();
+    let info = host.frames.get(frame, owner)?;
+    host.m2p.set(&host.hw, frame, Pfn(request.val.to_u64()));
+    host.put_frame(frame, info);
+    Ok(())
+}
+
+/// Drops the translations of a page, if its address is one that the guest can have.
+#[inline]
+fn flush_page<P: Personality, H: Hardware>(host: &Host<H>, at: GuestVirt) {
+    if P::in_guest_range(at, 1) {
+        host.hw.flush_page(at);
     }
 }
 
@@ -450,6 +489,7 @@ fn plain_store<P: Personality, H: Hardware>(
 }
 
 /// `update_va_mapping(virtual page number, value, flags)`: changes the L1 entry of a page of the current address space.
+#[inline(always)]
 pub fn update_va_mapping<P: Personality, H: Hardware>(
     caller: &mut Caller<'_, H>,
     page: u64,
@@ -462,25 +502,53 @@ pub fn update_va_mapping<P: Personality, H: Hardware>(
     if !P::in_guest_range(at, 4096) {
         return Err(Errno::EINVAL);
     }
+    let entry = P::Tables::truncate(value);
+    let pager = Pager::new(host, dom);
+    let state = pager.lock();
+    let quickly = target == Target::Own
+        && pager
+            .l1_entry::<P::Tables>(&state, at)
+            .is_some_and(|(table, index)| pager.update_l1_quickly::<P::Tables>(&table, index, entry));
+    drop(state);
+    let flags = UpdateVaFlags::from_bits_truncate(flags);
+    if !quickly {
+        return change_mapping::<P, H>(caller, at, entry, flags, target);
+    }
+    conclude_change::<P, H>(caller, at, flags);
+    Ok(0)
+}
+
+/// What is left to do when a mapping is changed.
+#[inline(always)]
+fn conclude_change<P: Personality, H: Hardware>(caller: &mut Caller<'_, H>, at: GuestVirt, flags: UpdateVaFlags) {
+    if flags.contains(UpdateVaFlags::FLUSH_TLB) {
+        caller.host.hw.flush_all();
+    } else if flags.contains(UpdateVaFlags::INVLPG) {
+        caller.host.hw.flush_page(at);
+    }
+    caller.vcpu.segments.refresh_ldt::<P, H>(caller.host, caller.dom);
+}
+
+/// What [`update_va_mapping`] does, whatever the entry is to be.
+#[inline(never)]
+fn change_mapping<P: Personality, H: Hardware>(
+    caller: &mut Caller<'_, H>,
+    at: GuestVirt,
+    entry: Pte,
+    flags: UpdateVaFlags,
+    target: Target,
+) -> Result<u64, Errno> {
+    let (host, dom) = (caller.host, caller.dom);
     // Another domain may have let go of a page of this one's.
     caller.vcpu.segments.drop_moved_ldt::<P, H>(host, dom);
     let pager = Pager::new(host, dom);
     let state = pager.lock();
     let result = pager
-        .walk::<P::Tables>(&state, at)
-        // A directory that is read as an L1 table is not changed as one.
-        .filter(|found| found.level == 1)
+        .l1_entry::<P::Tables>(&state, at)
         .ok_or(PagingError::NoTable)
-        .and_then(|found| pager.update_l1::<P::Tables>(found.table, found.index, P::Tables::truncate(value), target));
+        .and_then(|(table, index)| pager.update_l1::<P::Tables>(table.mfn(), index, entry, target));
     drop(state);
-    let flags = UpdateVaFlags::from_bits_truncate(flags);
-    if flags.contains(UpdateVaFlags::FLUSH_TLB) {
-        host.hw.flush_all();
-    } else if flags.contains(UpdateVaFlags::INVLPG) {
-        host.hw.flush_page(at);
-    }
-    caller.vcpu.segments.drop_moved_ldt::<P, H>(host, dom);
-    caller.vcpu.segments.reload_ldt::<P, H>(host, dom);
+    conclude_change::<P, H>(caller, at, flags);
     result.map(|()| 0).map_err(|_| Errno::EINVAL)
 }
 

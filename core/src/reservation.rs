@@ -107,8 +107,7 @@ pub fn dom_mem_op<P: Personality, H: Hardware>(
         poll.step(cost::TABLE.saturating_mul(order.frames() as u32));
         preempted = mmu::settle(caller.host, subject, &mut poll, Abandoned::Keep) == Drained::Partly;
     }
-    caller.vcpu.segments.drop_moved_ldt::<P, H>(caller.host, caller.dom);
-    caller.vcpu.segments.reload_ldt::<P, H>(caller.host, caller.dom);
+    caller.vcpu.segments.refresh_ldt::<P, H>(caller.host, caller.dom);
     if preempted {
         caller.vcpu.unfinished.keep(call, Progress::Reservation(done));
         return Err(Stop::Preempted);

@@ -44,6 +44,8 @@ pub struct Segments {
     ldt_base: GuestVirt,
     ldt_entries: u16,
     ldt: [Option<Mfn>; TABLE_PAGES],
+    /// Some page of it is in use.
+    has_ldt_pages: bool,
     /// Its first page is to be taken before the guest goes on.
     ldt_first_page_due: bool,
 }
@@ -64,6 +66,7 @@ impl Segments {
             ldt_base: GuestVirt(0),
             ldt_entries: 0,
             ldt: [None; TABLE_PAGES],
+            has_ldt_pages: false,
             ldt_first_page_due: false,
         }
     }
@@ -189,9 +192,10 @@ impl Segments {
 
     /// Forgets which frames the LDT lies in, so that they are looked up anew: the address space has changed.
     pub fn drop_ldt<P: Personality, H: Hardware>(&mut self, host: &Host<H>, dom: &Domain) {
-        if self.ldt.iter().all(Option::is_none) {
+        if !self.has_ldt_pages {
             return;
         }
+        self.has_ldt_pages = false;
         self.ldt_first_page_due = true;
         let pager = Pager::new(host, dom);
         let mut state = pager.lock();
@@ -201,6 +205,13 @@ impl Segments {
                 pager.put_frame_and_type::<P::Tables>(&mut state, old);
             }
         }
+    }
+
+    /// Whether any page of the LDT is in use.
+    #[inline]
+    #[must_use]
+    pub const fn has_ldt_pages(&self) -> bool {
+        self.has_ldt_pages
     }
 
     /// Gives up all frames of both tables: the domain has ended and runs nowhere.
@@ -229,10 +240,19 @@ impl Segments {
         }
     }
 
-    /// Takes the LDT's first page, if it has been set or dropped: at the end of a hypercall that may have done so. That
-    /// there is none is no error yet.
+    /// At the end of a hypercall that may have changed mappings or the LDT: looks where the LDT lies now
+    /// ([`drop_moved_ldt`](Self::drop_moved_ldt)), and takes its first page, if it has been set or dropped. That there is
+    /// none is no error yet.
     #[inline]
-    pub fn reload_ldt<P: Personality, H: Hardware>(&mut self, host: &Host<H>, dom: &Domain) {
+    pub fn refresh_ldt<P: Personality, H: Hardware>(&mut self, host: &Host<H>, dom: &Domain) {
+        if dom.has_ldt_moved() || self.ldt_first_page_due {
+            self.look_up_ldt::<P, H>(host, dom);
+        }
+    }
+
+    #[cold]
+    fn look_up_ldt<P: Personality, H: Hardware>(&mut self, host: &Host<H>, dom: &Domain) {
+        self.drop_moved_ldt::<P, H>(host, dom);
         if core::mem::take(&mut self.ldt_first_page_due) {
             let _: bool = self.ldt_fault::<P, H>(host, dom, 0);
         }
@@ -257,6 +277,7 @@ impl Segments {
             return false;
         }
         self.ldt[page] = Some(frame);
+        self.has_ldt_pages = true;
         host.hw.map_descriptors(dom.id, DescriptorPage::Ldt(page as u8), Some(frame));
         true
     }

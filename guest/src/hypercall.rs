@@ -15,6 +15,7 @@ use proxenos_abi::mmu::{MmuUpdate, UpdateVaFlags};
 use proxenos_abi::{DomId, Errno, GuestVirt, Hypercall, MachineAddr, Mfn, PAGE_SHIFT, Selector};
 
 /// A page's number in the virtual address space, as `update_va_mapping` takes it.
+#[inline]
 fn page_number(at: GuestVirt) -> usize {
     at.raw() as usize >> PAGE_SHIFT
 }
@@ -30,12 +31,15 @@ const fn number(call: Hypercall) -> usize {
 /// If the word is a negative number that is no error of the interface.
 #[inline]
 pub fn check(result: usize) -> Result<usize, Errno> {
+    const FIRST_ERROR: usize = -4095_isize as usize;
+    if result < FIRST_ERROR { Ok(result) } else { Err(error(result)) }
+}
+
+#[cold]
+fn error(result: usize) -> Errno {
     let signed = result as isize;
-    if !(-4095..0).contains(&signed) {
-        return Ok(result);
-    }
     match Errno::from_result(signed as i64) {
-        Some(errno) => Err(errno),
+        Some(errno) => errno,
         None => panic!("a hypercall returned {signed}, which is no error of the interface"),
     }
 }
@@ -44,6 +48,7 @@ pub fn check(result: usize) -> Result<usize, Errno> {
 ///
 /// # Safety
 /// Every address is an entry point made for its vector.
+#[inline]
 pub unsafe fn set_trap_table(table: &[TrapInfo<Arch>]) -> Result<(), Errno> {
     // SAFETY: the hypervisor reads the table up to its end mark; the rest is the caller's promise.
     check(unsafe { hypercall1(number(Hypercall::SetTrapTable), table.as_ptr() as usize) }).map(drop)
@@ -53,6 +58,7 @@ pub unsafe fn set_trap_table(table: &[TrapInfo<Arch>]) -> Result<(), Errno> {
 ///
 /// # Safety
 /// No reference the compiler knows of becomes invalid by the change.
+#[inline]
 pub unsafe fn mmu_update(requests: &[MmuUpdate<Arch>]) -> Result<usize, (Errno, usize)> {
     let mut done: u32 = 0;
     // SAFETY: the list is read, the count written; the rest is the caller's promise.
@@ -69,6 +75,7 @@ pub unsafe fn mmu_update(requests: &[MmuUpdate<Arch>]) -> Result<usize, (Errno, 
 ///
 /// # Safety
 /// The descriptors of the selectors in use stay as they are.
+#[inline]
 pub unsafe fn set_gdt(frames: &[Word], entries: usize) -> Result<(), Errno> {
     // SAFETY: the list is read; the rest is the caller's promise.
     check(unsafe { hypercall2(number(Hypercall::SetGdt), frames.as_ptr() as usize, entries) }).map(drop)
@@ -78,6 +85,7 @@ pub unsafe fn set_gdt(frames: &[Word], entries: usize) -> Result<(), Errno> {
 ///
 /// # Safety
 /// The stack is the kernel's to use for this.
+#[inline]
 pub unsafe fn stack_switch(ss: Selector, sp: GuestVirt) -> Result<(), Errno> {
     // SAFETY: the caller's promise.
     check(unsafe { hypercall2(number(Hypercall::StackSwitch), ss.raw().into(), sp.raw() as usize) }).map(drop)
@@ -87,6 +95,7 @@ pub unsafe fn stack_switch(ss: Selector, sp: GuestVirt) -> Result<(), Errno> {
 ///
 /// # Safety
 /// Both are entry points made for it.
+#[inline]
 pub unsafe fn set_callbacks(event: (Selector, GuestVirt), failsafe: (Selector, GuestVirt)) -> Result<(), Errno> {
     // SAFETY: the caller's promise.
     check(unsafe {
@@ -102,24 +111,28 @@ pub unsafe fn set_callbacks(event: (Selector, GuestVirt), failsafe: (Selector, G
 }
 
 /// 5: the next use of the floating-point unit raises #NM, once.
+#[inline]
 pub fn fpu_taskswitch() -> Result<(), Errno> {
     // SAFETY: changes no memory.
     check(unsafe { hypercall0(number(Hypercall::FpuTaskswitch)) }).map(drop)
 }
 
 /// 6: gives the CPU up.
+#[inline]
 pub fn sched_yield() -> Result<(), Errno> {
     // SAFETY: changes no memory.
     check(unsafe { hypercall1(number(Hypercall::SchedOp), SchedOp::Yield.raw() as usize) }).map(drop)
 }
 
 /// 6: unmasks upcalls and waits until an event is pending.
+#[inline]
 pub fn sched_block() -> Result<(), Errno> {
     // SAFETY: changes no memory but the shared page, which is atomic.
     check(unsafe { hypercall1(number(Hypercall::SchedOp), SchedOp::Block.raw() as usize) }).map(drop)
 }
 
 /// 6: ends the domain; see [`crate::shutdown::shutdown`].
+#[inline]
 pub fn shutdown(reason: Reason) -> Result<(), Errno> {
     let op = SchedOp::Shutdown.raw() | u32::from(reason.0) << SCHEDOP_REASONSHIFT;
     // SAFETY: changes no memory.
@@ -130,18 +143,21 @@ pub fn shutdown(reason: Reason) -> Result<(), Errno> {
 ///
 /// # Safety
 /// The operation, and every address in it, is sound to carry out.
+#[inline]
 pub unsafe fn dom0_op<T>(op: &mut T) -> Result<usize, Errno> {
     // SAFETY: the caller's promise.
     check(unsafe { hypercall1(number(Hypercall::Dom0Op), &raw mut *op as usize) })
 }
 
 /// 8: sets a debug register.
+#[inline]
 pub fn set_debugreg(register: usize, value: usize) -> Result<(), Errno> {
     // SAFETY: changes no memory; breakpoints raise traps, which have handlers.
     check(unsafe { hypercall2(number(Hypercall::SetDebugreg), register, value) }).map(drop)
 }
 
 /// 9: reads a debug register. A register that does not exist gives an error that looks like a value.
+#[inline]
 pub fn get_debugreg(register: usize) -> usize {
     // SAFETY: changes nothing.
     unsafe { hypercall1(number(Hypercall::GetDebugreg), register) }
@@ -151,6 +167,7 @@ pub fn get_debugreg(register: usize) -> usize {
 ///
 /// # Safety
 /// The descriptors of the selectors in use stay as they are.
+#[inline]
 pub unsafe fn update_descriptor(at: MachineAddr, descriptor: u64) -> Result<(), Errno> {
     let (low, high) = (descriptor as u32 as usize, (descriptor >> 32) as usize);
     // SAFETY: the caller's promise.
@@ -158,6 +175,7 @@ pub unsafe fn update_descriptor(at: MachineAddr, descriptor: u64) -> Result<(), 
 }
 
 /// 11: one vector (0x80, 0x20 to 0x2f) goes straight to the kernel; 0 undoes it.
+#[inline]
 pub fn set_fast_trap(vector: u8) -> Result<(), Errno> {
     // SAFETY: the trap table has the vector's handler.
     check(unsafe { hypercall1(number(Hypercall::SetFastTrap), vector.into()) }).map(drop)
@@ -167,6 +185,7 @@ pub fn set_fast_trap(vector: u8) -> Result<(), Errno> {
 ///
 /// # Safety
 /// Frames given back are in use nowhere.
+#[inline]
 pub unsafe fn dom_mem_op(op: DomMemOp, extents: &mut [Word], order: u32, domain: DomId) -> Result<usize, Errno> {
     // SAFETY: the list is read and written; the rest is the caller's promise.
     check(unsafe {
@@ -185,6 +204,7 @@ pub unsafe fn dom_mem_op(op: DomMemOp, extents: &mut [Word], order: u32, domain:
 ///
 /// # Safety
 /// As each of the calls asks.
+#[inline]
 pub unsafe fn multicall(calls: &mut [MulticallEntry<Arch>]) -> Result<(), Errno> {
     // SAFETY: the list is read and written; the rest is the caller's promise.
     check(unsafe { hypercall2(number(Hypercall::Multicall), calls.as_mut_ptr() as usize, calls.len()) }).map(drop)
@@ -194,6 +214,7 @@ pub unsafe fn multicall(calls: &mut [MulticallEntry<Arch>]) -> Result<(), Errno>
 ///
 /// # Safety
 /// No reference the compiler knows of becomes invalid by the change.
+#[inline]
 pub unsafe fn update_va_mapping(at: GuestVirt, entry: Pte, flags: UpdateVaFlags) -> Result<(), Errno> {
     // SAFETY: the caller's promise.
     check(unsafe {
@@ -203,6 +224,7 @@ pub unsafe fn update_va_mapping(at: GuestVirt, entry: Pte, flags: UpdateVaFlags)
 }
 
 /// 15: the system time, in nanoseconds, of the next timer event; 0 for none.
+#[inline]
 pub fn set_timer_op(system_time_ns: u64) -> Result<(), Errno> {
     let (high, low) = ((system_time_ns >> 32) as usize, system_time_ns as u32 as usize);
     // SAFETY: changes no memory.
@@ -210,6 +232,7 @@ pub fn set_timer_op(system_time_ns: u64) -> Result<(), Errno> {
 }
 
 /// 16: an operation on event channels. Returns the argument as the hypervisor filled it in.
+#[inline]
 pub fn event_channel_op<T: EvtchnArgument>(argument: T) -> Result<T, Errno> {
     let mut op = EvtchnOp::new(argument);
     // SAFETY: `op` is read and written, nothing else.
@@ -218,12 +241,14 @@ pub fn event_channel_op<T: EvtchnArgument>(argument: T) -> Result<T, Errno> {
 }
 
 /// 17: the interface's version, major number in bits 16 to 31.
+#[inline]
 pub fn xen_version() -> Result<u32, Errno> {
     // SAFETY: changes no memory.
     check(unsafe { hypercall1(number(Hypercall::XenVersion), 0) }).map(|version| version as u32)
 }
 
 /// 18: writes to the emergency console, up to the first NUL. Returns how many bytes were taken.
+#[inline]
 pub fn console_write(bytes: &[u8]) -> Result<usize, Errno> {
     // SAFETY: the bytes are read, nothing is written.
     check(unsafe {
@@ -232,6 +257,7 @@ pub fn console_write(bytes: &[u8]) -> Result<usize, Errno> {
 }
 
 /// 18: reads from the emergency console. Returns how many bytes there were.
+#[inline]
 pub fn console_read(into: &mut [u8]) -> Result<usize, Errno> {
     // SAFETY: at most so many bytes are written.
     check(unsafe {
@@ -243,6 +269,7 @@ pub fn console_read(into: &mut [u8]) -> Result<usize, Errno> {
 ///
 /// # Safety
 /// What the operation does to a device is sound.
+#[inline]
 pub unsafe fn physdev_op<T>(op: &mut T) -> Result<usize, Errno> {
     // SAFETY: the caller's promise.
     check(unsafe { hypercall1(number(Hypercall::PhysdevOp), &raw mut *op as usize) })
@@ -252,6 +279,7 @@ pub unsafe fn physdev_op<T>(op: &mut T) -> Result<usize, Errno> {
 ///
 /// # Safety
 /// Mappings made or undone leave every reference valid; frames transferred are in use nowhere.
+#[inline]
 pub unsafe fn grant_table_op<T>(command: u32, operations: &mut [T]) -> Result<usize, Errno> {
     // SAFETY: the list is read and written; the rest is the caller's promise.
     check(unsafe {
@@ -265,6 +293,7 @@ pub unsafe fn grant_table_op<T>(command: u32, operations: &mut [T]) -> Result<us
 }
 
 /// 21: turns an assistance on or off.
+#[inline]
 pub fn vm_assist(command: VmAssistCommand, what: VmAssistType) -> Result<(), Errno> {
     // SAFETY: changes no memory.
     check(unsafe { hypercall2(number(Hypercall::VmAssist), command.raw() as usize, what.raw() as usize) }).map(drop)
@@ -274,6 +303,7 @@ pub fn vm_assist(command: VmAssistCommand, what: VmAssistType) -> Result<(), Err
 ///
 /// # Safety
 /// See [`update_va_mapping`].
+#[inline]
 pub unsafe fn update_va_mapping_otherdomain(
     at: GuestVirt,
     entry: Pte,
@@ -297,6 +327,7 @@ pub unsafe fn update_va_mapping_otherdomain(
 ///
 /// # Safety
 /// The base is the caller's to use; this SDK uses neither register.
+#[inline]
 #[cfg(target_arch = "x86_64")]
 pub unsafe fn set_segment_base(which: proxenos_abi::hypercall::SegmentBase, base: u64) -> Result<(), Errno> {
     // SAFETY: the caller's promise.
@@ -307,6 +338,7 @@ pub unsafe fn set_segment_base(which: proxenos_abi::hypercall::SegmentBase, base
 ///
 /// # Safety
 /// What runs then comes back only through a trap, a system call or an event, on the stack of [`stack_switch`].
+#[inline]
 #[cfg(target_arch = "x86_64")]
 pub unsafe fn switch_to_user(frame: &proxenos_abi::hypercall::SwitchToUser) -> ! {
     // SAFETY: the frame is at the stack pointer when the call is made; the rest is the caller's promise.
@@ -323,6 +355,7 @@ pub unsafe fn switch_to_user(frame: &proxenos_abi::hypercall::SwitchToUser) -> !
 }
 
 /// The machine frame numbers as [`set_gdt`] wants them.
+#[inline]
 pub fn frame_word(frame: Mfn) -> Word {
     frame.raw() as Word
 }

@@ -98,6 +98,7 @@ pub fn pfn_of_mfn(mfn: Mfn) -> Option<Pfn> {
 ///
 /// # Panics
 /// If the address is wider than the guest's word.
+#[inline]
 pub fn request(command: MmuCommand, at: MachineAddr, value: Word) -> MmuUpdate<Arch> {
     MmuUpdate::from_parts(command, at.raw(), value).expect("an address of this architecture")
 }
@@ -106,6 +107,7 @@ pub fn request(command: MmuCommand, at: MachineAddr, value: Word) -> MmuUpdate<A
 ///
 /// # Panics
 /// If an argument is wider than the guest's word.
+#[inline]
 pub fn extended(command: MmuExtCommand, ptr: u64, argument: u64) -> MmuUpdate<Arch> {
     MmuUpdate::extended(command, ptr, argument).expect("arguments of this architecture")
 }
@@ -114,6 +116,7 @@ pub fn extended(command: MmuExtCommand, ptr: u64, argument: u64) -> MmuUpdate<Ar
 ///
 /// # Safety
 /// See [`hypercall::mmu_update`].
+#[inline]
 pub unsafe fn update(request: MmuUpdate<Arch>) -> Result<(), Errno> {
     // SAFETY: the caller's promise.
     unsafe { hypercall::mmu_update(&[request]) }.map(drop).map_err(|(errno, _)| errno)
@@ -123,6 +126,7 @@ pub unsafe fn update(request: MmuUpdate<Arch>) -> Result<(), Errno> {
 ///
 /// # Safety
 /// See [`hypercall::mmu_update`].
+#[inline]
 pub unsafe fn write_entry(at: MachineAddr, entry: Pte) -> Result<(), Errno> {
     // SAFETY: the caller's promise.
     unsafe { update(request(MmuCommand::NormalPtUpdate, at, entry.0)) }
@@ -150,6 +154,7 @@ pub fn unpin(frame: Mfn) -> Result<(), Errno> {
 ///
 /// # Safety
 /// It maps what this one maps, as far as anybody cares.
+#[inline]
 pub unsafe fn set_base(frame: Mfn) -> Result<(), Errno> {
     // SAFETY: the caller's promise.
     unsafe { update(extended(MmuExtCommand::NewBaseptr, frame.addr().raw(), 0)) }?;
@@ -158,12 +163,14 @@ pub unsafe fn set_base(frame: Mfn) -> Result<(), Errno> {
 }
 
 /// Flushes all translations.
+#[inline]
 pub fn flush_tlb() -> Result<(), Errno> {
     // SAFETY: no mapping changes.
     unsafe { update(extended(MmuExtCommand::TlbFlush, 0, 0)) }
 }
 
 /// Flushes the translations of one page.
+#[inline]
 pub fn flush_page(at: GuestVirt) -> Result<(), Errno> {
     // SAFETY: no mapping changes. The low bits of the address are the command's.
     unsafe { update(extended(MmuExtCommand::Invlpg, at.raw(), 0)) }
@@ -182,6 +189,7 @@ pub unsafe fn set_ldt(at: GuestVirt, entries: u32) -> Result<(), Errno> {
 ///
 /// # Safety
 /// No reference the compiler knows of becomes invalid by the change.
+#[inline]
 pub unsafe fn remap(frame: Frame, flags: crate::pte::PteFlags) -> Result<(), Errno> {
     // SAFETY: the caller's promise.
     unsafe { update_va_mapping(frame.virt(), Pte::new(frame.mfn(), flags), UpdateVaFlags::INVLPG) }

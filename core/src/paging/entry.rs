@@ -5,13 +5,73 @@
 //! and at no time does a present entry lack its reference.
 
 use super::format::{Format, Pte};
-use super::types::get_own_target;
+use super::types::{get_own_target, is_low_io};
 use super::{Pager, PagingError, PagingState, Target};
 use crate::addr::{MachineAddr, Mfn};
 use crate::frame::FrameType;
 use crate::host::Hardware;
 
+/// A validated L1 table of the domain's own, found while the domain's paging lock is held: it stays one until the lock is
+/// released. For type references to a table are taken and given back under that lock only, and each comes with a
+/// reference to the frame; as long as there is one, neither the type nor the frame goes. So to change entries of the table
+/// takes no reference of one's own.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct L1Table {
+    mfn: Mfn,
+    /// First frame of its shadow.
+    shadow: Option<Mfn>,
+}
+
+impl L1Table {
+    /// A table that the CPU walks itself.
+    #[inline]
+    pub const fn unshadowed(mfn: Mfn) -> Self {
+        Self { mfn, shadow: None }
+    }
+
+    /// Its frame.
+    #[inline]
+    pub const fn mfn(&self) -> Mfn {
+        self.mfn
+    }
+}
+
 impl<H: Hardware> Pager<'_, H> {
+    /// Looks whether a frame is an L1 table of the domain's. The caller holds the paging lock.
+    #[inline(always)]
+    pub(crate) fn own_l1_table<F: Format>(&self, mfn: Mfn) -> Option<L1Table> {
+        let info = self.host.frames.info(mfn)?;
+        let word = info.type_word();
+        let is_table = word.kind() == FrameType::L1 && word.is_validated();
+        if !is_table || info.refs().owner() != self.dom.id || is_low_io(mfn) {
+            return None;
+        }
+        Some(L1Table { mfn, shadow: if F::SHADOWED { info.shadow() } else { None } })
+    }
+
+    /// [`update_l1`](Self::update_l1) for what most changes are: to nothing, to a frame of the domain's own that needs no new
+    /// type, or to what differs harmlessly. False says nothing, and nothing has changed. The caller holds the paging lock.
+    #[inline(always)]
+    pub(crate) fn update_l1_quickly<F: Format>(&self, table: &L1Table, index: usize, new: Pte) -> bool {
+        let hw = &self.host.hw;
+        let mut old = F::load(hw, table.mfn, index);
+        let same_reference = new.present() && old.differs_harmlessly(new);
+        if new.present() && !same_reference && !get_own_target::<F, H>(self.host, self.dom.id, new) {
+            return false;
+        }
+        // As in `update_l1`: what the CPU changes meanwhile is not what the reference depends on.
+        while let Err(seen) = F::cas(hw, table.mfn, index, old, new) {
+            old = seen;
+        }
+        if let Some(shadow) = table.shadow {
+            self.write_l1_shadow(shadow, index, new);
+        }
+        if !same_reference {
+            self.put_l1_target(old);
+        }
+        true
+    }
+
     /// Changes an entry of a table that the domain owns: MMU_NORMAL_PT_UPDATE on a frame that is a table now.
     pub fn update_entry<F: Format>(
         &self,
@@ -30,7 +90,6 @@ impl<H: Hardware> Pager<'_, H> {
     }
 
     /// Changes an entry of an L1 table.
-    #[inline]
     pub fn update_l1<F: Format>(&self, table: Mfn, index: usize, new: Pte, target: Target) -> Result<(), PagingError> {
         let mut old = F::load(&self.host.hw, table, index);
         if new.present() {

@@ -27,11 +27,13 @@ pub mod writable;
 
 use crate::addr::{DomId, GuestVirt, Mfn};
 use crate::domain::Domain;
-use crate::frame::{FrameType, RefError};
+use crate::frame::{FrameType, RefError, TypeRest};
 use crate::host::{Hardware, Host};
 use crate::preempt::Poll;
+use entry::L1Table;
 use format::{Format, Pte, bits};
 use proxenos_abi::Errno;
+use types::is_low_io;
 use writable::WritableTables;
 
 /// Why a paging request was refused.
@@ -177,6 +179,27 @@ impl<'a, H: Hardware> Pager<'a, H> {
     /// of the next level, but where a directory stands in the place of an L1 table.
     #[inline]
     pub fn walk<F: Format>(&self, state: &PagingState, at: GuestVirt) -> Option<Translation> {
+        let (table, rights) = self.descend::<F>(state, at)?;
+        let index = F::index(1, at);
+        let level = if F::LINEAR && self.host.frames.info(table)?.is_directory() { 2 } else { 1 };
+        // What lies in the hypervisor's slots of a directory has never been looked at.
+        if !F::is_guest_slot(level, index) {
+            return None;
+        }
+        Some(Translation { table, level, index, entry: F::load(&self.host.hw, table, index), rights })
+    }
+
+    /// The L1 table that translates `at` and the slot in it, to change it: not a directory that is read as one.
+    #[inline(always)]
+    pub(crate) fn l1_entry<F: Format>(&self, state: &PagingState, at: GuestVirt) -> Option<(L1Table, usize)> {
+        let (table, _) = self.descend::<F>(state, at)?;
+        let table = if F::SHADOWED { self.own_l1_table::<F>(table)? } else { L1Table::unshadowed(table) };
+        Some((table, F::index(1, at)))
+    }
+
+    /// What stands in the place of the L1 table for `at`, and the rights that the levels above leave.
+    #[inline(always)]
+    fn descend<F: Format>(&self, state: &PagingState, at: GuestVirt) -> Option<(Mfn, u64)> {
         let mut table = state.base?;
         let mut rights = bits::RW | bits::US;
         let mut level = F::TOP;
@@ -193,13 +216,7 @@ impl<'a, H: Hardware> Pager<'a, H> {
             table = entry.mfn();
             level -= 1;
         }
-        let index = F::index(1, at);
-        let level = if F::LINEAR && self.host.frames.info(table)?.is_directory() { 2 } else { 1 };
-        // What lies in the hypervisor's slots of a directory has never been looked at.
-        if !F::is_guest_slot(level, index) {
-            return None;
-        }
-        Some(Translation { table, level, index, entry: F::load(&self.host.hw, table, index), rights })
+        Some((table, rights))
     }
 
     /// Makes `table` the base of a domain that does not run.
@@ -229,6 +246,36 @@ impl<'a, H: Hardware> Pager<'a, H> {
             self.put_frame_and_type::<F>(state, old);
         }
         Ok(())
+    }
+
+    /// [`switch_base`](Self::switch_base), where nothing has to be validated or undone for it: the new base is held as such
+    /// a table by something, and the old one by something else. False says nothing, and nothing has changed.
+    #[inline]
+    pub(crate) fn switch_held_base<F: Format>(
+        &self,
+        state: &mut PagingState,
+        table: Mfn,
+        load: impl FnOnce(Mfn),
+    ) -> bool {
+        let Some(old) = state.base else { return false };
+        let Some(old_info) = self.host.frames.info(old) else { return false };
+        // Type references to a table are given back under the paging lock: no more go meanwhile.
+        if old_info.type_word().count() < 2 || F::SHADOWED && state.upper.is_none() || is_low_io(table) {
+            return false;
+        }
+        let Ok(info) = self.host.frames.get(table, self.dom.id) else { return false };
+        if info.get_held_type(FrameType::table(F::TOP)).is_err() {
+            self.host.put_frame(table, info);
+            return false;
+        }
+        if F::SHADOWED {
+            self.hang_shadow(state, Some(table));
+        }
+        state.base = Some(table);
+        load(state.cpu_root().unwrap_or(table));
+        let _: TypeRest = old_info.put_type(|| self.host.hw.stamp());
+        self.host.put_frame(old, old_info);
+        true
     }
 
     /// Gives up the page-table base: the domain is dying, and no CPU has its tables loaded.

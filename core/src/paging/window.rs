@@ -98,6 +98,7 @@ impl<H: Hardware> Pager<'_, H> {
             self.change::<F>(mapper, mapper_index, |entry| entry | bits::RW | bits::A | bits::D);
             self.host.hw.flush_page(at);
         }
+        state.writable.busy = true;
         state.writable.windows[which] = Some(Window { table, at, mapper, mapper_index, mapping, parent });
         Ok(())
     }

@@ -51,6 +51,8 @@ pub struct WritableTables {
     pub(super) oldest: usize,
     /// The last store for which a table was opened because it could not be carried out: where it is, where it writes to.
     opened_for: Option<(u64, GuestVirt)>,
+    /// A table may be open, or a count not be zero: there may be something to do for who takes the lock.
+    pub(super) busy: bool,
     /// The entry for which the domain was ended.
     pub refused: Option<RefusedEntry>,
 }
@@ -102,6 +104,7 @@ impl WritableTables {
             snapshots: [None; WINDOWS],
             oldest: 0,
             opened_for: None,
+            busy: false,
             refused: None,
         }
     }
@@ -146,6 +149,7 @@ impl WritableTables {
                 self.recent[0] = (table, 0);
             }
         }
+        self.busy = true;
         let writes = &mut self.recent[0].1;
         *writes += 1;
         *writes > PATIENCE
@@ -153,6 +157,7 @@ impl WritableTables {
 
     /// The table should not be opened soon.
     pub(super) fn penalise(&mut self, table: Mfn) {
+        self.busy = true;
         for recent in self.recent.iter_mut().filter(|recent| recent.0 == table) {
             recent.1 = -PENALTY;
         }
@@ -171,6 +176,14 @@ impl<'a, H: Hardware> Pager<'a, H> {
     /// Closes all tables and begins to count anew.
     #[inline]
     pub fn settle(&self, state: &mut PagingState) {
+        if state.writable.busy {
+            self.settle_busy(state);
+        }
+    }
+
+    #[cold]
+    fn settle_busy(&self, state: &mut PagingState) {
+        state.writable.busy = false;
         state.writable.forget_recent();
         if state.writable.is_open() {
             self.close_all(state);
@@ -331,8 +344,8 @@ impl<'a, H: Hardware> Pager<'a, H> {
     ) -> bool {
         let width = F::entry_addr(Mfn(0), 1).0;
         let within = written.at.0 % width;
+        let Some(table) = self.own_l1_table::<F>(written.table) else { return false };
         if within + bytes > width
-            || !self.is_own_l1(written.table)
             || state.writable.is_open() && state.writable.involves(written.table)
         {
             return false;
@@ -344,6 +357,7 @@ impl<'a, H: Hardware> Pager<'a, H> {
         let new =
             if bytes == width { Pte(value) } else { F::truncate(old.0 & !(mask << shift) | (value & mask) << shift) };
         if new != old
+            && !self.update_l1_quickly::<F>(&table, index, new)
             && let Err(error) = self.update_l1::<F>(written.table, index, new, Target::Own)
         {
             self.refuse(state, RefusedEntry { table: written.table, index, entry: new, error });

@@ -13,6 +13,7 @@ use proxenos_abi::{Errno, GuestVirt, GuestWord, MachineAddr, Mfn, PAGE_SHIFT};
 static ROOT: AtomicUsize = AtomicUsize::new(0);
 
 /// Notes a change of the top-level table.
+#[inline]
 pub(crate) fn set_root(frame: Mfn) {
     ROOT.store(frame.raw() as usize, Ordering::Relaxed);
 }

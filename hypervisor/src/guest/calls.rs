@@ -27,8 +27,29 @@ const CALL_BYTES: u64 = 2;
 /// Numbers that the tables cover; none above exists.
 const NUMBERS: usize = 32;
 
-/// A call's handler: the frame, then the arguments. What it returns goes into the guest's eax or rax.
-type Handler = extern "C" fn(&mut TrapFrame, u64, u64, u64, u64, u64) -> u64;
+/// A call's handler. The frame has the arguments, in the registers of [`CallRegisters`], and where the call was made. What it
+/// returns goes into the guest's eax or rax.
+type Handler = extern "C" fn(&mut TrapFrame) -> u64;
+
+/// Where a call has its arguments. Each handler loads those of its own call, no more.
+trait CallRegisters: Personality {
+    /// The arguments of a call, as wide as the guest's registers.
+    fn arguments(frame: &TrapFrame) -> [u64; 6];
+}
+
+impl CallRegisters for X86_32 {
+    #[inline(always)]
+    fn arguments(frame: &TrapFrame) -> [u64; 6] {
+        [frame.rbx, frame.rcx, frame.rdx, frame.rsi, frame.rdi, 0].map(|register| register & 0xffff_ffff)
+    }
+}
+
+impl CallRegisters for X86_64 {
+    #[inline(always)]
+    fn arguments(frame: &TrapFrame) -> [u64; 6] {
+        [frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8, 0]
+    }
+}
 
 /// One handler a number.
 macro_rules! table {
@@ -40,43 +61,49 @@ static CALLS_32: [Handler; NUMBERS] =
 static CALLS_64: [Handler; NUMBERS] =
     table!(X86_64: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31);
 
-/// Whether a call may leave something to do before the guest goes on, besides an upcall.
-const fn needs_attention(number: Hypercall) -> bool {
-    !matches!(
-        number,
+/// What a call may leave to do before the guest goes on, besides an upcall.
+#[derive(PartialEq, Eq)]
+enum Leaves {
+    Nothing,
+    /// The end of its domain, or its sleep.
+    RunState,
+    /// Those, or a new time for the timer, or the CPU for others.
+    Anything,
+}
+
+const fn leaves(number: Hypercall) -> Leaves {
+    match number {
         Hypercall::SetTrapTable
-            | Hypercall::StackSwitch
-            | Hypercall::SetCallbacks
-            | Hypercall::FpuTaskswitch
-            | Hypercall::EventChannelOp
-            | Hypercall::XenVersion
-    )
+        | Hypercall::StackSwitch
+        | Hypercall::SetCallbacks
+        | Hypercall::FpuTaskswitch
+        | Hypercall::EventChannelOp
+        | Hypercall::XenVersion => Leaves::Nothing,
+        Hypercall::MmuUpdate | Hypercall::UpdateVaMapping | Hypercall::UpdateVaMappingOtherdomain => Leaves::RunState,
+        _ => Leaves::Anything,
+    }
 }
 
 /// Carries out call `N`.
-extern "C" fn handle<P: Personality, const N: u32>(
-    frame: &mut TrapFrame,
-    a: u64,
-    b: u64,
-    c: u64,
-    d: u64,
-    e: u64,
-) -> u64 {
+extern "C" fn handle<P: CallRegisters, const N: u32>(frame: &mut TrapFrame) -> u64 {
     let Some(number) = Hypercall::from_raw(N) else { return Errno::ENOSYS.to_result() as u64 };
+    let args = P::arguments(frame);
     if number == Hypercall::XenVersion {
-        return xen_version(a);
+        return xen_version(args[0]);
     }
     let cpu = Cpu::current();
     // SAFETY: the one reference of this entry; it ends with this function.
     let Some(run) = (unsafe { cpu.local.running() }) else { crate::fault::report_trap(frame) };
-    let result = match run.caller(frame).call::<P>(number, &[a, b, c, d, e, 0]) {
+    let result = match run.caller(frame).call::<P>(number, &args) {
         Answer::Done(result) => result,
         Answer::Again => return again::<P>(cpu, frame, number),
     };
     if matches!(number, Hypercall::VmAssist | Hypercall::Multicall) {
         cpu.local.note_assists(&run.dom);
     }
-    if needs_attention(number) && (run.vcpu.reschedule || run.vcpu.timer_changed || !run.dom.run_state().is_empty()) {
+    let leaves = leaves(number);
+    let changes = leaves == Leaves::Anything && (run.vcpu.reschedule || run.vcpu.timer_changed);
+    if changes || leaves != Leaves::Nothing && !run.dom.run_state().is_empty() {
         cpu.local.attention.store(1, Ordering::Relaxed);
     }
     result
@@ -121,29 +148,22 @@ global_asm!(
     "   movq %rsi, {rsi}(%rsp)",
     "   movq %rdx, {rdx}(%rsp)",
     "   movq %rcx, {rcx}(%rsp)",
+    "   movq %rbx, {rbx}(%rsp)",
     "   cld",
-    "   movl %edi, %r9d",
-    "   movl %esi, %r8d",
-    "   movl %edx, %r10d",
-    "   movl %ecx, %edx",
-    "   movl %r10d, %ecx",
-    "   movl %ebx, %esi",
     "   movl %eax, %eax",
-    "   cmpq ${numbers}, %rax",
+    "   cmpl ${numbers}, %eax",
     "   jae 8f",
     "   movq %rsp, %rdi",
     "   leaq {calls_32}(%rip), %r11",
     "   callq *(%r11, %rax, 8)",
-    "   movl %eax, %eax",
     "2: cmpl $0, {attention}(%rsp)",
     "   jne 9f",
-    // An upcall is due when pending is not zero and the mask, the next byte, is.
+    // An upcall is due when pending is not zero and the mask, the next byte, is. Mostly there is none.
     "   movq {shared}(%rsp), %rdx",
-    "   movzwl (%rdx), %edx",
-    "   decl %edx",
-    "   cmpl $0xfe, %edx",
-    "   jbe 7f",
-    "3: movq {rcx}(%rsp), %rcx",
+    "   cmpb $0, (%rdx)",
+    "   jne 4f",
+    "3:",
+    "   movq {rcx}(%rsp), %rcx",
     "   movq {rdx}(%rsp), %rdx",
     "   movq {rsi}(%rsp), %rsi",
     "   movq {rdi}(%rsp), %rdi",
@@ -153,13 +173,16 @@ global_asm!(
     "   iretq",
     "8: movl ${enosys}, %eax",
     "   jmp 2b",
-    "7: movq %rax, {rax}(%rsp)",
+    "4: cmpb $0, 1(%rdx)",
+    "   jne 3b",
+    "   movq %rax, {rax}(%rsp)",
     "   movq %rsp, %rdi",
     "   callq {upcall_32}",
     "   testl %eax, %eax",
     "   movq {rax}(%rsp), %rax",
     "   jz 3b",
-    "9: movq ${int82}, {vector}(%rsp)",
+    "9: movl %eax, %eax",
+    "   movq ${int82}, {vector}(%rsp)",
     "   movq $0, {r8}(%rsp)",
     "   movq $0, {r9}(%rsp)",
     "   movq $0, {r10}(%rsp)",
@@ -175,11 +198,6 @@ global_asm!(
     "   movq %r8, {r8}(%rsp)",
     "   movq %r9, {r9}(%rsp)",
     "   movq %r10, {r10}(%rsp)",
-    "   movq %r8, %r9",
-    "   movq %r10, %r8",
-    "   movq %rdx, %rcx",
-    "   movq %rsi, %rdx",
-    "   movq %rdi, %rsi",
     "   cmpq ${numbers}, %rax",
     "   jae 8f",
     "   movq %rsp, %rdi",
@@ -188,11 +206,10 @@ global_asm!(
     "2: cmpl $0, {attention}(%rsp)",
     "   jne 9f",
     "   movq {shared}(%rsp), %rdx",
-    "   movzwl (%rdx), %edx",
-    "   decl %edx",
-    "   cmpl $0xfe, %edx",
-    "   jbe 7f",
-    "3: movq {rdi}(%rsp), %rdi",
+    "   cmpb $0, (%rdx)",
+    "   jne 4f",
+    "3:",
+    "   movq {rdi}(%rsp), %rdi",
     "   movq {rsi}(%rsp), %rsi",
     "   movq {rdx}(%rsp), %rdx",
     "   movq {r8}(%rsp), %r8",
@@ -207,7 +224,9 @@ global_asm!(
     "   iretq",
     "8: movq ${enosys}, %rax",
     "   jmp 2b",
-    "7: movq %rax, {rax}(%rsp)",
+    "4: cmpb $0, 1(%rdx)",
+    "   jne 3b",
+    "   movq %rax, {rax}(%rsp)",
     "   movq {rip}(%rsp), %rcx",
     "   movq %rcx, {rcx}(%rsp)",
     "   movq {rflags}(%rsp), %rcx",

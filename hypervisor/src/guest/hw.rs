@@ -166,6 +166,21 @@ impl GuestMemory for Hw {
     fn copy_to_guest(&self, to: GuestVirt, from: &[u8]) -> Result<(), BadPointer> {
         memory::copy_to_guest(to, from)
     }
+
+    #[inline(always)]
+    fn read_words<const N: usize>(&self, from: GuestVirt) -> Result<[u64; N], BadPointer> {
+        memory::read_words(from)
+    }
+
+    #[inline(always)]
+    fn write_u32(&self, to: GuestVirt, value: u32) -> Result<(), BadPointer> {
+        memory::write_u32(to, value)
+    }
+
+    #[inline(always)]
+    fn write_u64(&self, to: GuestVirt, value: u64) -> Result<(), BadPointer> {
+        memory::write_u64(to, value)
+    }
 }
 
 impl Tlb for Hw {

@@ -2,7 +2,8 @@
 //!
 //! The copy runs under the guest's page tables, with write protection on, so it can do what the guest's kernel could. A
 //! fault in it ends the copy: the exception table leads out, and the caller gets [`BadPointer`]. Callers have checked
-//! that the addresses are the guest's (`Personality::in_guest_range`): what is mapped elsewhere is the hypervisor's.
+//! that the addresses are the guest's (`Personality::in_guest_range`): what is mapped elsewhere is the hypervisor's. What is a word
+//! or a few is moved by single instructions, in the midst of the code that wants it.
 //!
 //! A fault may also be one that shadowing causes and the trap path repairs, for which it takes the domain's paging lock:
 //! nobody holds that lock around a copy.
@@ -53,4 +54,102 @@ unsafe fn copy(to: u64, from: u64, bytes: usize) -> Result<(), BadPointer> {
         );
     }
     if left == 0 { Ok(()) } else { Err(BadPointer) }
+}
+
+/// Whether a move came to its end. Its fixup is the instruction behind the one that says so.
+#[inline(always)]
+fn moved(failed: u32) -> Result<(), BadPointer> {
+    if failed == 0 { Ok(()) } else { Err(BadPointer) }
+}
+
+/// Reads a few words.
+#[inline(always)]
+pub fn read_words<const N: usize>(from: GuestVirt) -> Result<[u64; N], BadPointer> {
+    let mut words = [0; N];
+    let mut at = from.0;
+    let mut pairs = words.chunks_exact_mut(2);
+    for pair in &mut pairs {
+        let (one, other, failed): (u64, u64, u32);
+        // SAFETY: only reads, at the guest's addresses; a fault leaves `failed` at 1.
+        unsafe {
+            asm!(
+                "mov {failed:e}, 1",
+                "2: mov {one}, [{at}]",
+                "3: mov {other}, [{at} + 8]",
+                "xor {failed:e}, {failed:e}",
+                "4:",
+                ex_table!("2b", "4b"),
+                ex_table!("3b", "4b"),
+                at = in(reg) at,
+                one = out(reg) one,
+                other = out(reg) other,
+                failed = out(reg) failed,
+                options(nostack, readonly)
+            );
+        }
+        moved(failed)?;
+        (pair[0], pair[1]) = (one, other);
+        at = at.wrapping_add(16);
+    }
+    if let [word] = pairs.into_remainder() {
+        let failed: u32;
+        // SAFETY: as above.
+        unsafe {
+            asm!(
+                "mov {failed:e}, 1",
+                "2: mov {word}, [{at}]",
+                "xor {failed:e}, {failed:e}",
+                "4:",
+                ex_table!("2b", "4b"),
+                at = in(reg) at,
+                word = out(reg) *word,
+                failed = out(reg) failed,
+                options(nostack, readonly)
+            );
+        }
+        moved(failed)?;
+    }
+    Ok(words)
+}
+
+/// Writes 32 bits.
+#[inline(always)]
+pub fn write_u32(to: GuestVirt, value: u32) -> Result<(), BadPointer> {
+    let failed: u32;
+    // SAFETY: writes to a guest address, which the caller has checked, so no memory of ours changes.
+    unsafe {
+        asm!(
+            "mov {failed:e}, 1",
+            "2: mov [{to}], {value:e}",
+            "xor {failed:e}, {failed:e}",
+            "4:",
+            ex_table!("2b", "4b"),
+            to = in(reg) to.0,
+            value = in(reg) value,
+            failed = out(reg) failed,
+            options(nostack)
+        );
+    }
+    moved(failed)
+}
+
+/// Writes 64 bits.
+#[inline(always)]
+pub fn write_u64(to: GuestVirt, value: u64) -> Result<(), BadPointer> {
+    let failed: u32;
+    // SAFETY: as in `write_u32`.
+    unsafe {
+        asm!(
+            "mov {failed:e}, 1",
+            "2: mov [{to}], {value}",
+            "xor {failed:e}, {failed:e}",
+            "4:",
+            ex_table!("2b", "4b"),
+            to = in(reg) to.0,
+            value = in(reg) value,
+            failed = out(reg) failed,
+            options(nostack)
+        );
+    }
+    moved(failed)
 }

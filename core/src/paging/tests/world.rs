@@ -273,8 +273,8 @@ impl Guest {
             Arch::X86_64 => segments.drop_moved_ldt::<X86_64, _>(&host, &dom),
         }
         match dom.arch {
-            Arch::X86_32 => segments.reload_ldt::<X86_32, _>(&host, &dom),
-            Arch::X86_64 => segments.reload_ldt::<X86_64, _>(&host, &dom),
+            Arch::X86_32 => segments.refresh_ldt::<X86_32, _>(&host, &dom),
+            Arch::X86_64 => segments.refresh_ldt::<X86_64, _>(&host, &dom),
         }
     }
 
