@@ -182,6 +182,14 @@ impl Running {
         MachineAddr(self.dom.shared_info.addr().0 + offset as u64)
     }
 
+    /// Giving up the CPU changes nothing where there is nobody to have it.
+    #[inline]
+    fn yield_to_others(&mut self) {
+        if self.vcpu.reschedule && self.host.domains.count() == 1 {
+            self.vcpu.reschedule = false;
+        }
+    }
+
     /// Whether an event waits for the guest, and it wants to hear of it.
     fn upcall_is_due(&self) -> bool {
         self.host.hw.load8(self.shared(SharedInfo::EVTCHN_UPCALL_PENDING)) != 0

@@ -9,7 +9,7 @@
 //!
 //! [`CpuLocal::attention`]: super::CpuLocal
 
-use super::{CpuLocal, leave, quick};
+use super::{CpuLocal, leave, quick, timer};
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::percpu::{Cpu, Pending};
 use core::arch::global_asm;
@@ -100,6 +100,11 @@ extern "C" fn handle<P: CallRegisters, const N: u32>(frame: &mut TrapFrame) -> u
     };
     if matches!(number, Hypercall::VmAssist | Hypercall::Multicall) {
         cpu.local.note_assists(&run.dom);
+    }
+    match number {
+        Hypercall::SchedOp => run.yield_to_others(),
+        Hypercall::SetTimerOp => timer::defer(run, cpu),
+        _ => {}
     }
     let leaves = leaves(number);
     let changes = leaves == Leaves::Anything && (run.vcpu.reschedule || run.vcpu.timer_changed);
