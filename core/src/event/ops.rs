@@ -263,7 +263,7 @@ pub fn send<S: EventDomains, M: MachineMemory>(
 ) -> Result<(), EventError> {
     // Held to the end: the remote domain cannot take its end away, and free its page, in between.
     let ports = caller.events().lock();
-    match ports.channel(port)? {
+    match *ports.state(port)? {
         Channel::Interdomain { remote, port, .. } if remote == caller.id() => raise(caller, memory, port),
         Channel::Interdomain { remote, port, shared_info } => send_to(domains, memory, remote, port, shared_info),
         _ => return Err(EventError::PortState),

@@ -79,11 +79,7 @@ impl Course {
 
     /// Carries out requests; true when all of them are done.
     #[inline(always)]
-    fn carry_out<P: Personality, H: Hardware>(
-        &mut self,
-        caller: &Caller<'_, H>,
-        requests: &[MmuUpdate<P>],
-    ) -> bool {
+    fn carry_out<P: Personality, H: Hardware>(&mut self, caller: &Caller<'_, H>, requests: &[MmuUpdate<P>]) -> bool {
         let pager = Pager::new(caller.host, caller.dom);
         let mut state = pager.lock();
         let mut table = None;
