@@ -14,6 +14,7 @@ use spin::Mutex;
 
 /// A guest's architecture, where it is chosen at run time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
 pub enum Arch {
     /// 32-bit: ring 1, two-level tables.
     X86_32,

@@ -82,6 +82,13 @@ impl Domains {
     pub fn insert(&self, domain: Arc<Domain>) {
         self.0.lock().push(domain);
     }
+
+    /// How many there are.
+    #[inline]
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.lock().len()
+    }
 }
 
 impl EventDomains for Domains {

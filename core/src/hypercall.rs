@@ -3,7 +3,7 @@
 //! A result is a non-negative number or an [`Errno`], which becomes its negative in the guest's register here and
 //! nowhere else. Arguments are taken as wide as the interface has them: an `int` is the register's low 32 bits.
 
-use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn};
+use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn, PAGE_SIZE};
 use crate::assist;
 use crate::bounce::Callback;
 use crate::domain::{Arch, Domain, RunState};
@@ -19,14 +19,14 @@ use crate::reservation;
 use crate::segments::{INITIAL_GDT_ENTRIES, TABLE_PAGES};
 use crate::vcpu::Vcpu;
 use proxenos_abi::context::{NR_TRAPS, TrapInfo};
-use proxenos_abi::event_channel::EvtchnOp;
+use proxenos_abi::event_channel::{EventChannelOp, EvtchnOp};
 use proxenos_abi::hypercall::{
     ARGS_PER_MULTICALL_ENTRY, ConsoleIo, MULTICALL_RESULT_ARG, MulticallEntry, SCHEDOP_CMDMASK, SCHEDOP_REASONSHIFT,
     SchedOp, XEN_VERSION,
 };
 use proxenos_abi::shared_info::SharedInfo;
 use proxenos_abi::zerocopy::{FromZeros, IntoBytes};
-use proxenos_abi::{Errno, GuestWord, Hypercall, Selector, X86_32, X86_64};
+use proxenos_abi::{Errno, GuestWord, Hypercall, Port, Selector, X86_32, X86_64};
 
 /// A call's arguments, as the guest's registers have them (zero-extended).
 pub type Args = [u64; 6];
@@ -249,7 +249,23 @@ impl<H: Hardware> Caller<'_, H> {
         })
     }
 
+    #[inline(always)]
     fn event_channel_op<P: Personality>(&mut self, at: GuestVirt) -> Result<u64, Errno> {
+        // Nearly all of them send. Of such a request two words count; but all of it must be there, as of any other.
+        const SIZE: usize = size_of::<EvtchnOp>();
+        if at.page_offset() <= PAGE_SIZE - SIZE
+            && P::in_guest_range(at, SIZE as u64)
+            && let Ok([command, argument]) = self.host.hw.read_words(at)
+            && command as u32 == EventChannelOp::Send.raw()
+        {
+            event::send(self.dom, &self.host.domains, &self.host.hw, Port(argument as u32))?;
+            return Ok(0);
+        }
+        self.other_event_channel_op::<P>(at)
+    }
+
+    #[inline(never)]
+    fn other_event_channel_op<P: Personality>(&mut self, at: GuestVirt) -> Result<u64, Errno> {
         let mut op = EvtchnOp::new_zeroed();
         self.copy_from_guest::<P>(at, op.as_mut_bytes())?;
         match event::event_channel_op(self.dom, &self.host.domains, &self.host.hw, &mut op)? {

@@ -158,12 +158,7 @@ impl Batch {
     }
 
     /// Notes how far the call has come. The guest goes on with no translation that it wanted flushed.
-    fn suspend<P: Personality, H: Hardware>(
-        &self,
-        caller: &mut Caller<'_, H>,
-        call: Call,
-        refused: bool,
-    ) -> Stop {
+    fn suspend<P: Personality, H: Hardware>(&self, caller: &mut Caller<'_, H>, call: Call, refused: bool) -> Stop {
         if self.course.flush_tlb {
             caller.host.hw.flush_all();
         }

@@ -6,9 +6,10 @@
 use crate::addr::GuestVirt;
 use crate::bounce::{Callback, TrapTable};
 use crate::mmu::Course;
+use crate::personality::Personality;
 use crate::preempt::Unfinished;
 use crate::segments::Segments;
-use proxenos_abi::Selector;
+use proxenos_abi::{GuestArch, Selector, X86_32};
 
 /// What a domain's use of the FPU has come to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,8 +35,11 @@ pub struct Vcpu {
     pub event_callback: Option<Callback>,
     /// Where the guest goes when its own state could not be loaded.
     pub failsafe_callback: Option<Callback>,
-    /// The kernel's stack for entries from ring 3 (the virtual TSS).
+    /// The kernel's stack for entries from ring 3 (the virtual TSS). Changed by [`set_kernel_stack`](Self::set_kernel_stack).
     pub kernel_stack: (Selector, GuestVirt),
+    /// Where the frame of an x86_32 guest's system call by `int 0x80` from an application lies, if that stack is in the flat
+    /// segment and the whole frame is at addresses of the guest's. Else 0, where no frame is.
+    pub system_call_frame: u32,
     /// Descriptor tables.
     pub segments: Segments,
     /// The FPU.
@@ -69,6 +73,7 @@ impl Vcpu {
             event_callback: None,
             failsafe_callback: None,
             kernel_stack: (Selector::NULL, GuestVirt(0)),
+            system_call_frame: 0,
             segments: Segments::new(),
             fpu: Fpu { initialised: false, guest_trap: false },
             timer: None,
@@ -87,7 +92,12 @@ impl Vcpu {
     }
 
     /// `stack_switch`: where entries from ring 3 begin.
-    pub const fn set_kernel_stack(&mut self, ss: Selector, sp: GuestVirt) {
+    pub fn set_kernel_stack(&mut self, ss: Selector, sp: GuestVirt) {
+        /// eip, cs, eflags, esp, ss.
+        const FRAME: u64 = 5 * 4;
         self.kernel_stack = (ss, sp);
+        let at = GuestVirt(sp.0.wrapping_sub(FRAME));
+        let plain = ss == X86_32::FLAT_GUESTOS_DS && sp.0 > FRAME && X86_32::in_guest_range(at, FRAME);
+        self.system_call_frame = if plain { at.0 as u32 } else { 0 };
     }
 }

@@ -162,7 +162,7 @@ pub fn bind_loopback() -> Result<(Port, Port), Errno> {
 
 /// Sends an event to the other end of a port's channel.
 pub fn send(port: Port) -> Result<(), Errno> {
-    hypercall::event_channel_op(EvtchnSend { local_port: port }).map(drop)
+    hypercall::event_channel_send(EvtchnSend { local_port: port })
 }
 
 /// Closes a port.

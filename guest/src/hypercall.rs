@@ -6,8 +6,9 @@
 use crate::arch::{Arch, Word, hypercall0, hypercall1, hypercall2, hypercall3, hypercall4, hypercall5};
 use crate::pte::Pte;
 use crate::shutdown::Reason;
+use core::mem::MaybeUninit;
 use proxenos_abi::context::TrapInfo;
-use proxenos_abi::event_channel::{EvtchnArgument, EvtchnOp};
+use proxenos_abi::event_channel::{EvtchnArgument, EvtchnOp, EvtchnSend};
 use proxenos_abi::hypercall::{
     ConsoleIo, DomMemOp, MulticallEntry, SCHEDOP_REASONSHIFT, SchedOp, VmAssistCommand, VmAssistType,
 };
@@ -238,6 +239,21 @@ pub fn event_channel_op<T: EvtchnArgument>(argument: T) -> Result<T, Errno> {
     // SAFETY: `op` is read and written, nothing else.
     check(unsafe { hypercall1(number(Hypercall::EventChannelOp), &raw mut op as usize) })?;
     Ok(op.argument())
+}
+
+/// 16: sends an event. Nothing comes back, and of the request only what says so is written.
+#[inline(always)]
+pub fn event_channel_send(send: EvtchnSend) -> Result<(), Errno> {
+    let mut op = MaybeUninit::<EvtchnOp>::uninit();
+    let at = op.as_mut_ptr();
+    // SAFETY: two fields of the request, the second as large as a command's argument can be. The hypervisor reads the rest, if at
+    // all, as the bytes that are there.
+    unsafe {
+        (&raw mut (*at).cmd).write_unaligned(EvtchnSend::COMMAND.raw());
+        (&raw mut (*at).u).cast::<EvtchnSend>().write_unaligned(send);
+    }
+    // SAFETY: the request is read, nothing is written.
+    check(unsafe { hypercall1(number(Hypercall::EventChannelOp), at as usize) }).map(drop)
 }
 
 /// 17: the interface's version, major number in bits 16 to 31.

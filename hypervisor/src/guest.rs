@@ -9,6 +9,7 @@
 //! | [`start`] | builds domain 0 and enters it |
 //! | [`calls`] | hypercalls: the fast path of `int 0x82` and `syscall` |
 //! | [`syscall`] | where `syscall` arrives |
+//! | [`quick`] | the short ways into a guest's kernel: exceptions, `int 0x80`, upcalls |
 //! | [`faults`] | page faults, #GP, #NM: which are the guest's own |
 //! | [`deliver`] | pushes frames on the guest's stack: exceptions, events, failsafe |
 //! | [`timer`] | ticks, timer events, the clock guests read |
@@ -22,6 +23,7 @@ mod faults;
 mod fpu;
 mod hw;
 mod memory;
+mod quick;
 mod start;
 mod syscall;
 mod timer;
@@ -72,9 +74,19 @@ pub struct CpuLocal {
     domain: Cell<Option<(&'static Host<Hw>, NonNull<Domain>)>>,
     /// The first two bytes of the page that it shares with us: upcall pending, upcall mask.
     shared: Cell<VirtAddr>,
+    /// The domain's architecture, for the entries in assembly.
+    arch: Cell<Arch>,
+    /// The error code that a store of its kernel's to a page table faults with, for them too; no code if writable page tables
+    /// are off. A hint, kept by [`CpuLocal::note_assists`]: whether it is one is for the long way to find out.
+    table_store: Cell<u8>,
+    /// Its virtual CPU, for them too. Rust code reaches it through `running` only.
+    vcpu: Cell<*const Vcpu>,
     /// Not zero: a call left something to do before its guest goes on (see [`calls`]).
     attention: AtomicU32,
 }
+
+/// No page fault has this code.
+const NO_CODE: u8 = 0xff;
 
 impl Default for CpuLocal {
     fn default() -> Self {
@@ -83,6 +95,9 @@ impl Default for CpuLocal {
             running: UnsafeCell::new(None),
             domain: Cell::new(None),
             shared: Cell::new(VirtAddr::zero()),
+            arch: Cell::new(Arch::X86_64),
+            table_store: Cell::new(NO_CODE),
+            vcpu: Cell::new(core::ptr::null()),
             attention: AtomicU32::new(0),
         }
     }
@@ -113,8 +128,19 @@ impl CpuLocal {
     fn install(&self, running: Running) -> &mut Running {
         self.domain.set(Some((running.host, NonNull::from(&*running.dom))));
         self.shared.set(layout::direct_frame(running.dom.shared_info));
+        self.arch.set(running.dom.arch);
+        self.note_assists(&running.dom);
+        self.vcpu.set(&raw const *running.vcpu);
         // SAFETY: nothing of a guest's runs on this CPU yet, so there is no other reference.
         unsafe { (*self.running.get()).insert(running) }
+    }
+
+    /// To be called when the domain that runs here may have turned an assistance on or off.
+    fn note_assists(&self, dom: &Domain) {
+        let user = if dom.arch == Arch::X86_64 { faults::USER } else { 0 };
+        let code = (faults::PRESENT | faults::WRITE | user) as u8;
+        let assisted = dom.is_assisted(VmAssistType::WritablePagetables);
+        self.table_store.set(if assisted { code } else { NO_CODE });
     }
 
     /// Whose page tables are loaded, for a trap that came while the hypervisor ran: it needs the domain only.
@@ -133,11 +159,12 @@ pub fn trap(frame: &mut TrapFrame) {
     match frame.vector() {
         Vector::TIMER => {}
         Vector::PAGE_FAULT => faults::page_fault(run, frame),
-        Vector(13) => faults::general_protection(run, frame),
+        Vector::GENERAL_PROTECTION => faults::general_protection(run, frame),
         Vector(7) => faults::device_not_available(run, frame),
         Vector::DEBUG => faults::debug(run, frame),
         vector if vector.0 < 32 => deliver::exception(run, frame, vector, frame.error_code as u32, None),
-        // No gate above 31 is open to guests and no device interrupts: nothing is meant by it.
+        Vector::SYSTEM_CALL => deliver::system_call(run, frame),
+        // No other gate above 31 is open to guests and no device interrupts: nothing is meant by it.
         _ => {}
     }
     leave(cpu, run, frame);
@@ -153,6 +180,14 @@ impl Running {
     /// A field of the page that the domain shares with us.
     fn shared(&self, offset: usize) -> MachineAddr {
         MachineAddr(self.dom.shared_info.addr().0 + offset as u64)
+    }
+
+    /// Giving up the CPU changes nothing where there is nobody to have it.
+    #[inline]
+    fn yield_to_others(&mut self) {
+        if self.vcpu.reschedule && self.host.domains.count() == 1 {
+            self.vcpu.reschedule = false;
+        }
     }
 
     /// Whether an event waits for the guest, and it wants to hear of it.
@@ -217,12 +252,17 @@ fn idle(cpu: &Cpu, run: &mut Running) {
 /// repaired, and the access tried again. No paging lock is held (see [`memory`]).
 pub fn repair_access(fault: &TrapFrame) -> Repair {
     let at = GuestVirt(Cr2::read_raw());
-    let Some((host, dom)) = Cpu::current().local.domain() else { return Repair::None };
+    let cpu = Cpu::current();
+    let Some((host, dom)) = cpu.local.domain() else { return Repair::None };
     // A four-level guest's tables are the CPU's own: nothing but writable ones can be in the way.
     if dom.arch == Arch::X86_64 && !dom.is_assisted(VmAssistType::WritablePagetables) {
         return Repair::None;
     }
     let repaired = assist::repair_access(host, dom, at, faults::access(fault.error_code));
+    // What was found in a page table that had to be closed may be the domain's end, which whoever makes the access does not look for.
+    if !dom.run_state().is_empty() {
+        cpu.local.attention.store(1, Ordering::Relaxed);
+    }
     if repaired { Repair::TryAgain } else { Repair::None }
 }
 

@@ -4,6 +4,7 @@ use super::Mode;
 use crate::addr::GuestVirt;
 use crate::domain::Arch;
 use crate::personality::Personality;
+use core::mem::offset_of;
 use proxenos_abi::arch::{FIRST_RESERVED_GDT_ENTRY, LAST_RESERVED_GDT_ENTRY};
 use proxenos_abi::context::{NR_TRAPS, TrapInfo};
 use proxenos_abi::{Errno, GuestWord, Selector};
@@ -65,8 +66,16 @@ const OVERFLOW: u8 = 4;
 /// Device not available: the handler never masks events.
 const DEVICE_NOT_AVAILABLE: u8 = 7;
 
+/// The vector of system calls by `int 0x80`.
+pub const SYSTEM_CALL: u8 = 0x80;
+
 /// The handlers of all vectors.
-pub struct TrapTable([Option<TrapHandler>; NR_TRAPS]);
+pub struct TrapTable {
+    handlers: [Option<TrapHandler>; NR_TRAPS],
+    /// Address of an x86_32 guest's handler of [`SYSTEM_CALL`], if it is of the plainest kind: in the flat code segment, open to
+    /// every ring, and not masking events. Else 0, which is no handler's address (it ends the list of `set_trap_table`).
+    plain_system_call: u32,
+}
 
 impl Default for TrapTable {
     fn default() -> Self {
@@ -78,8 +87,11 @@ impl TrapTable {
     /// No handlers.
     #[must_use]
     pub const fn new() -> Self {
-        Self([None; NR_TRAPS])
+        Self { handlers: [None; NR_TRAPS], plain_system_call: 0 }
     }
+
+    /// Where the address of a plain handler of [`SYSTEM_CALL`] lies in this, for the entry in assembly.
+    pub const PLAIN_SYSTEM_CALL: usize = offset_of!(Self, plain_system_call);
 
     /// Installs one entry of `set_trap_table`.
     ///
@@ -91,7 +103,11 @@ impl TrapTable {
         // Xen 2.0 delivers these two by a path that does not look at the flag.
         let may_mask = !matches!(entry.vector, DEBUG | DEVICE_NOT_AVAILABLE);
         let handler = TrapHandler { at, dpl: entry.dpl(), masks_events: may_mask && entry.masks_events() };
-        self.0[usize::from(entry.vector)] = Some(handler);
+        self.handlers[usize::from(entry.vector)] = Some(handler);
+        if P::ARCH == Arch::X86_32 && entry.vector == SYSTEM_CALL {
+            let plain = handler.at.cs == P::FLAT_GUESTOS_CS && handler.dpl == 3 && !handler.masks_events;
+            self.plain_system_call = if plain { handler.at.ip.0 as u32 } else { 0 };
+        }
         Ok(())
     }
 
@@ -99,7 +115,7 @@ impl TrapTable {
     #[inline]
     #[must_use]
     pub fn get(&self, vector: u8) -> Option<TrapHandler> {
-        self.0[usize::from(vector)]
+        self.handlers[usize::from(vector)]
     }
 
     /// What `int n` comes to, for `vector` executed in a mode of the guest. (In the hypervisor's own table no gate is

@@ -12,7 +12,7 @@ mod handlers;
 #[cfg(test)]
 mod tests;
 
-pub use handlers::{Callback, SoftwareInterrupt, TrapHandler, TrapTable};
+pub use handlers::{Callback, SYSTEM_CALL, SoftwareInterrupt, TrapHandler, TrapTable};
 
 use crate::addr::GuestVirt;
 use crate::domain::Arch;
@@ -119,6 +119,17 @@ pub struct Frame {
     len: usize,
 }
 
+/// Where a [`Frame`] is written.
+pub trait FrameMemory {
+    /// Why it cannot be.
+    type Error;
+    /// Writes a word, which belongs so many words above the frame's lowest byte.
+    ///
+    /// # Errors
+    /// The word cannot be written.
+    fn store<const INDEX: usize>(&mut self, word: u64) -> Result<(), Self::Error>;
+}
+
 impl Frame {
     /// Its words, the lowest first.
     #[must_use]
@@ -131,6 +142,26 @@ impl Frame {
     fn push<const N: usize>(&mut self, words: [u64; N]) {
         self.words[self.len..self.len + N].copy_from_slice(&words);
         self.len += N;
+    }
+
+    /// Passes its words to `memory`, the lowest first. Inlined where mode and cause are known, this is as many stores as there
+    /// are words, and no frame is ever built.
+    ///
+    /// # Errors
+    /// The first that a store returns; the words above are not passed then.
+    #[inline(always)]
+    pub fn store<S: FrameMemory>(&self, memory: &mut S) -> Result<(), S::Error> {
+        // A loop the compiler might keep, and with it the array.
+        macro_rules! each {
+            ($($index:literal)*) => {
+                const { assert!([$($index),*].len() == FRAME_WORDS) };
+                $(if $index < self.len {
+                    memory.store::<$index>(self.words[$index])?;
+                })*
+            };
+        }
+        each!(0 1 2 3 4 5 6 7 8 9 10);
+        Ok(())
     }
 
     /// Passes its bytes, as they are to lie in memory, to `write`.
@@ -164,7 +195,7 @@ pub struct Entry {
 }
 
 /// Flags that are clear in a handler: TF, NT, RF and VM (Intel SDM vol. 3 §6.12.1.2, §20.3.1).
-const CLEARED_FLAGS: u64 = 1 << 8 | 1 << 14 | 1 << 16 | 1 << 17;
+pub const CLEARED_FLAGS: u64 = 1 << 8 | 1 << 14 | 1 << 16 | 1 << 17;
 /// Bits of a page fault's error code that guests get: present, write, user, and (with NX) instruction fetch.
 const PAGE_FAULT_CODE: u32 = 0x17;
 /// The one of them that says that an application caused it.
@@ -176,7 +207,7 @@ const STACK_ALIGN: u64 = 16;
 ///
 /// `kernel_stack` is what `stack_switch` set. An interrupted application is left for it; an interrupted kernel goes on
 /// with its own stack.
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn enter<P: Personality>(
     context: &Context,

@@ -42,9 +42,23 @@ fn enter64(mode: Mode, cause: Cause) -> Entry {
     enter::<X86_64>(&KERNEL64, mode, STACK64, &HANDLER, &cause)
 }
 
+/// The words of a frame, stored one by one.
+struct Stored(Vec<u64>);
+
+impl FrameMemory for Stored {
+    type Error = ();
+    fn store<const INDEX: usize>(&mut self, word: u64) -> Result<(), ()> {
+        assert_eq!(INDEX, self.0.len());
+        self.0.push(word);
+        Ok(())
+    }
+}
+
 /// What must be so in every entry.
 fn check(entry: &Entry, context: &Context, bytes: u64) {
     assert_eq!(entry.frame.words().len() as u64 * bytes, entry.frame.size());
+    let mut stored = Stored(Vec::new());
+    assert_eq!((entry.frame.store(&mut stored), &stored.0[..]), (Ok(()), entry.frame.words()), "word by word");
     assert_eq!((entry.context.sp, entry.context.ss), (entry.frame.sp, entry.frame.ss));
     assert_eq!((entry.context.ip, entry.context.cs), (HANDLER.ip.0, HANDLER.cs));
     assert_eq!(entry.context.flags, 0x202);

@@ -27,7 +27,7 @@ pub enum Raised {
 }
 
 /// Sets a port pending on a shared_info page. The port must be below [`PORTS`](super::PORTS).
-#[inline]
+#[inline(always)]
 pub fn set_pending<M: MachineMemory>(memory: &M, shared_info: Mfn, port: Port) -> Raised {
     let (word, bit) = (port.0 / 32 % 32, 1 << (port.0 % 32));
     let pending = field(shared_info, SharedInfo::EVTCHN_PENDING + 4 * word as usize);
@@ -46,7 +46,7 @@ pub fn set_pending<M: MachineMemory>(memory: &M, shared_info: Mfn, port: Port) -
 }
 
 /// Sets one of a domain's ports pending, and notifies the domain if that calls for an upcall.
-#[inline]
+#[inline(always)]
 pub(super) fn raise<D: EventDomain, M: MachineMemory>(domain: &D, memory: &M, port: Port) {
     if set_pending(memory, domain.shared_info(), port) == Raised::Upcall {
         domain.notify();

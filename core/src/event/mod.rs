@@ -208,10 +208,16 @@ struct EventPorts {
 
 impl EventPorts {
     fn channel(&self, port: Port) -> Result<Channel, EventError> {
+        self.state(port).copied()
+    }
+
+    /// The state of a port, where it is kept.
+    #[inline(always)]
+    fn state(&self, port: Port) -> Result<&Channel, EventError> {
         match port.0 as usize {
-            0 => Ok(Channel::Virq(Virq::Misdirect)),
+            0 => Ok(&Channel::Virq(Virq::Misdirect)),
             index if index >= PORTS => Err(EventError::PortOutOfRange),
-            index => Ok(self.channels.get(index).copied().unwrap_or(Channel::Closed)),
+            index => Ok(self.channels.get(index).unwrap_or(&Channel::Closed)),
         }
     }
 

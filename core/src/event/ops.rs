@@ -2,6 +2,7 @@
 
 use super::deliver::{Raised, raise, set_pending};
 use super::{Channel, EventDomain, EventDomains, EventError, EventPorts, Pair, PirqSharing};
+use crate::addr::Mfn;
 use crate::machine::MachineMemory;
 use core::ops::Deref;
 use core::sync::atomic::Ordering;
@@ -253,7 +254,7 @@ fn release<D: EventDomain>(domain: &D, ports: &mut EventPorts, channel: Channel)
 ///
 /// # Errors
 /// [`EventError::PortOutOfRange`]; [`EventError::PortState`] unless the port is bound to another port.
-#[inline]
+#[inline(always)]
 pub fn send<S: EventDomains, M: MachineMemory>(
     caller: &S::Domain,
     domains: &S,
@@ -262,18 +263,21 @@ pub fn send<S: EventDomains, M: MachineMemory>(
 ) -> Result<(), EventError> {
     // Held to the end: the remote domain cannot take its end away, and free its page, in between.
     let ports = caller.events().lock();
-    match ports.channel(port)? {
+    match *ports.state(port)? {
         Channel::Interdomain { remote, port, .. } if remote == caller.id() => raise(caller, memory, port),
-        Channel::Interdomain { remote, port, shared_info } => {
-            if set_pending(memory, shared_info, port) == Raised::Upcall
-                && let Some(domain) = domains.find(remote)
-            {
-                domain.notify();
-            }
-        }
+        Channel::Interdomain { remote, port, shared_info } => send_to(domains, memory, remote, port, shared_info),
         _ => return Err(EventError::PortState),
     }
     Ok(())
+}
+
+#[inline(never)]
+fn send_to<S: EventDomains, M: MachineMemory>(domains: &S, memory: &M, remote: DomId, port: Port, shared_info: Mfn) {
+    if set_pending(memory, shared_info, port) == Raised::Upcall
+        && let Some(domain) = domains.find(remote)
+    {
+        domain.notify();
+    }
 }
 
 /// The state of a port of a domain (`DOMID_SELF` for the caller).

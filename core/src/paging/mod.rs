@@ -14,6 +14,7 @@
 //! [`PagingState`] that it guards. Taking and dropping references to frames that are *not* tables needs no lock.
 
 pub mod entry;
+pub mod fault;
 pub mod format;
 pub mod linear;
 pub mod partial;

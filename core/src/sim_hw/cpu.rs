@@ -7,12 +7,14 @@ use super::SimHardware;
 use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn};
 use crate::assist::{self, Fetched, Outcome};
 use crate::audit::{Invariant, Violation};
-use crate::domain::Arch;
+use crate::domain::{Arch, Domain};
 use crate::event::EventDomains;
 use crate::frame::FrameType;
 use crate::host::Host;
 use crate::machine::MachineMemory;
-use crate::paging::format::{Pte, bits};
+use crate::paging::Pager;
+use crate::paging::fault::Page;
+use crate::paging::format::{Format, FourLevel, Pte, TwoLevel, bits};
 use crate::paging::shadow::Access;
 use crate::paging::writable::TableFault;
 use crate::store::{CodeWidth, Registers, decode};
@@ -178,19 +180,39 @@ impl SimHardware {
             }
             self.on_cpu(|cpu| cpu.forget_after_fault(at));
             let fetched = Fetched { store, read: 0 };
+            let plain = self.is_plain_fault(&host, &dom, at, access);
             let outcome = match assist::look(&host, &dom, at, access) {
                 TableFault::Store(written) => assist::store(&host, &dom, &written, registers, |_| Some(fetched)),
                 TableFault::TryAgain => Outcome::Resolved,
                 TableFault::Other => Outcome::Other,
             };
+            assert!(!plain || outcome == Outcome::Other, "the guest's fault at {:#x} is {outcome:?}", at.0);
             match outcome {
                 Outcome::Resolved if registers.ip != start => return Ok(()),
                 Outcome::Resolved => {}
-                Outcome::Other if assist::repair_access(&host, &dom, at, access) => {}
+                Outcome::Other if assist::repair_access(&host, &dom, at, access) => {
+                    assert!(!plain, "the guest's fault at {:#x} was repaired", at.0);
+                }
                 Outcome::Other => return Err(Fault),
             }
         }
         panic!("the store at {:#x} faults for ever, though the fault is said to be resolved", at.0);
+    }
+
+    /// Whether the short way takes a fault for the guest's own. What it says of the page must be what the guest's tables say.
+    fn is_plain_fault(&self, host: &Host<Self>, dom: &Domain, at: GuestVirt, access: Access) -> bool {
+        fn of<F: Format>(pager: Pager<'_, SimHardware>, at: GuestVirt, access: Access) -> bool {
+            let found = pager.walk::<F>(&pager.dom.paging.lock(), at);
+            let page = if found.is_some_and(|found| found.entry.present()) { Page::Present } else { Page::Absent };
+            let plain = pager.plain_fault::<F>(at, access, page);
+            assert!(plain.is_none_or(|plain| plain == page), "{plain:?} at {:#x}, not {page:?}", at.0);
+            plain.is_some()
+        }
+        let pager = Pager::new(host, dom);
+        match dom.arch {
+            Arch::X86_32 => of::<TwoLevel>(pager, at, access),
+            Arch::X86_64 => of::<FourLevel>(pager, at, access),
+        }
     }
 
     fn access_of(&self, mode: Mode, write: bool) -> Access {
@@ -210,9 +232,11 @@ impl SimHardware {
             let domain = self.on_cpu(|cpu| cpu.domain).ok_or(Fault)?;
             let host = self.host().ok_or(Fault)?;
             let dom = host.domains.find(domain).ok_or(Fault)?;
+            let plain = self.is_plain_fault(&host, &dom, at, access);
             if !assist::repair_access(&host, &dom, at, access) {
                 return Err(Fault);
             }
+            assert!(!plain, "the guest's fault at {:#x} was repaired", at.0);
         }
         panic!("the access at {:#x} faults for ever, though the fault is said to be resolved", at.0);
     }

@@ -12,6 +12,8 @@ mod entries;
 mod events;
 mod paging;
 mod pins;
+#[cfg(target_arch = "x86")]
+mod ring3;
 mod traps;
 
 use core::hint::black_box;

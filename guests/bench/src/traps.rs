@@ -15,7 +15,7 @@ use proxenos_guest::traps::{self, Outcome, vector};
 use proxenos_guest::{Arch, TrapFrame, Word, boot, hypercall};
 
 /// The vector of `int 0x80`.
-const SYSTEM_CALL: u8 = 0x80;
+pub const SYSTEM_CALL: u8 = 0x80;
 /// Bytes of the store that faults.
 const STORE_BYTES: u64 = 3;
 /// Bytes of `ud2`.
@@ -26,6 +26,7 @@ unsafe extern "C" {
     fn quick_return();
     fn quick_skip_ud2();
     fn quick_skip_store();
+    fn quick_skip_hlt();
 }
 
 /// A page of the image over which the shared page is mapped once more: code can name its fields.
@@ -42,7 +43,7 @@ static SHARED: SharedPage = SharedPage(UnsafeCell::new([0; PAGE_SIZE]));
 global_asm!(
     r#"
     .text
-    .globl quick_upcall_entry, quick_return, quick_skip_ud2, quick_skip_store
+    .globl quick_upcall_entry, quick_return, quick_skip_ud2, quick_skip_store, quick_skip_hlt
     quick_upcall_entry:
         mov     dword ptr [{shared} + {pending}], 0
         mov     dword ptr [{shared} + {selector}], 0
@@ -56,6 +57,10 @@ global_asm!(
     quick_skip_store:
         add     esp, 8
         add     dword ptr [esp], {store}
+        iretd
+    quick_skip_hlt:
+        add     esp, 4
+        inc     dword ptr [esp]
         iretd
     "#,
     shared = sym SHARED,
@@ -71,7 +76,7 @@ global_asm!(
 global_asm!(
     r#"
     .text
-    .globl quick_upcall_entry, quick_return, quick_skip_ud2, quick_skip_store
+    .globl quick_upcall_entry, quick_return, quick_skip_ud2, quick_skip_store, quick_skip_hlt
     quick_upcall_entry:
         mov     dword ptr [{shared} + {pending}], 0
         mov     dword ptr [{shared} + {selector}], 0
@@ -91,6 +96,12 @@ global_asm!(
         pop     r11
         add     rsp, 16
         add     qword ptr [rsp], {store}
+        iretq
+    quick_skip_hlt:
+        pop     rcx
+        pop     r11
+        add     rsp, 8
+        inc     qword ptr [rsp]
         iretq
     "#,
     shared = sym SHARED,
@@ -135,6 +146,8 @@ pub fn run(bench: &Bench) {
         entry(SYSTEM_CALL, 3, quick_return),
         entry(vector::INVALID_OPCODE, 0, quick_skip_ud2),
         entry(vector::PAGE_FAULT, 0, quick_skip_store),
+        entry(vector::GENERAL_PROTECTION, 0, quick_skip_hlt),
+        entry(vector::DEVICE_NOT_AVAILABLE, 0, quick_return),
         traps::end_of_table(),
     ];
     // SAFETY: each handler is made for its vector and for the one instruction below that raises it.
@@ -144,6 +157,14 @@ pub fn run(bench: &Bench) {
     bench.measure("fault-ud", |_| (), ud2);
     bench.measure("int3", |_| (), int3);
     bench.measure("int80", |_| (), int80);
+    bench.measure("fault-gp", |_| (), hlt);
+    // The first use of all is the hypervisor's own affair.
+    fnop(());
+    bench.measure("fault-nm", |_| hypercall::fpu_taskswitch().expect("it has no errors"), fnop);
+    bench.measure("fpu-taskswitch", |_| (), |()| hypercall::fpu_taskswitch().is_ok());
+    fnop(());
+    #[cfg(target_arch = "x86")]
+    crate::ring3::run(bench);
 
     traps::install().expect("the SDK's own trap table");
     traps::set_handler(vector::PAGE_FAULT, |frame| skip(frame, STORE_BYTES));
@@ -182,6 +203,22 @@ fn int3((): ()) -> bool {
 fn int80((): ()) -> bool {
     // SAFETY: as above.
     unsafe { asm!("int 0x80") };
+    true
+}
+
+/// A privileged instruction of one byte, which is skipped.
+#[inline(always)]
+fn hlt((): ()) -> bool {
+    // SAFETY: the handler skips it.
+    unsafe { asm!("hlt") };
+    true
+}
+
+/// A use of the FPU that changes nothing of it.
+#[inline(always)]
+fn fnop((): ()) -> bool {
+    // SAFETY: the handler returns at once, to the same instruction.
+    unsafe { asm!("fnop") };
     true
 }
 

@@ -4,11 +4,14 @@
 //! then the pending flag. A link that is 1 already ends the chain. The upcall comes when the hypervisor is left with the
 //! flag set and upcalls not masked.
 
+use core::arch::asm;
 use core::sync::atomic::{AtomicU32, Ordering};
+use proxenos_guest::abi::context::TrapFlags;
 use proxenos_guest::abi::event_channel::EvtchnAllocUnbound;
-use proxenos_guest::abi::{DomId, Port};
+use proxenos_guest::abi::{DomId, GuestVirt, Port};
 use proxenos_guest::test::section;
-use proxenos_guest::{arch, check, check_eq, events, hypercall, shared_info};
+use proxenos_guest::traps::{self, Outcome};
+use proxenos_guest::{TrapFrame, arch, attempt, check, check_eq, events, hypercall, probe, shared_info};
 
 static HANDLED: AtomicU32 = AtomicU32::new(0);
 static MASK_IN_HANDLER: AtomicU32 = AtomicU32::new(0);
@@ -66,6 +69,7 @@ fn deliver_between((from, to): (Port, Port)) {
     masked_port(from, to);
     the_chain(from, to);
     unmasking_in_memory(from, to);
+    with_an_exception(from, to);
     registers_survive(from, to);
     check_eq!(events::close(from), Ok(()));
     check_eq!(events::close(to), Ok(()));
@@ -165,6 +169,50 @@ fn unmasking_in_memory(from: Port, to: Port) {
     check_eq!(hypercall::xen_version(), Ok(0x0002_0000), "any call delivers");
     check_eq!(handled() - before, 1);
     check_eq!(chain(to), (false, false, false));
+}
+
+/// An exception is an entry like others: the upcall comes on top of it, and both are done once.
+fn with_an_exception(from: Port, to: Port) {
+    section("an upcall on top of an exception");
+    traps::install_vector(SYSTEM_CALL, TrapFlags::from_dpl(3)).expect("the entry is accepted");
+    traps::set_handler(SYSTEM_CALL, on_system_call);
+    for (what, raise) in EXCEPTIONS {
+        events::mask_upcalls();
+        let (before, traps) = (handled(), traps::count());
+        check_eq!(events::send(from), Ok(()));
+        raise();
+        check_eq!((handled() - before, traps::count().wrapping_sub(traps)), (0, 1), "{what}, with upcalls masked");
+        shared_info::upcall_mask().store(0, Ordering::SeqCst);
+        raise();
+        check_eq!((handled() - before, traps::count().wrapping_sub(traps)), (1, 2), "{what}, with an upcall due");
+        check_eq!(chain(to), (false, false, false), "{what}");
+        check_eq!(shared_info::upcall_mask().load(Ordering::SeqCst), 0, "{what}: unmasked again");
+    }
+}
+
+/// The vector of system calls.
+const SYSTEM_CALL: u8 = 0x80;
+
+fn on_system_call(_: &mut TrapFrame) -> Outcome {
+    Outcome::Handled
+}
+
+/// Exceptions, and how they are raised.
+const EXCEPTIONS: [(&str, fn()); 3] =
+    [("ud2", invalid_opcode), ("a page fault", page_fault), ("int 0x80", system_call)];
+
+fn invalid_opcode() {
+    // SAFETY: raises #UD, which is recovered.
+    check!(!unsafe { attempt!("ud2") });
+}
+
+fn page_fault() {
+    check_eq!(probe::load(GuestVirt(0x10)), None);
+}
+
+fn system_call() {
+    // SAFETY: the handler returns at once.
+    unsafe { asm!("int 0x80") };
 }
 
 /// A call that is followed by an upcall still returns its result, and the registers with it.

@@ -6,7 +6,8 @@ use crate::{entries, raise};
 use proxenos_guest::abi::context::TrapFlags;
 use proxenos_guest::abi::mmu::UpdateVaFlags;
 use proxenos_guest::abi::{GuestArch, Selector};
-use proxenos_guest::pte::Pte;
+use proxenos_guest::memory::Frame;
+use proxenos_guest::pte::{Pte, PteFlags};
 use proxenos_guest::traps::{self, vector};
 use proxenos_guest::{Arch, memory, println, test};
 
@@ -38,6 +39,15 @@ pub fn run(name: &str) -> ! {
             let _ = proxenos_guest::events::send(ours);
         }
         "failsafe-stack" => failsafe_stack(),
+        "stack-unmapped" => raise_on(|frame| unmap(frame) + 4096),
+        "stack-read-only" => raise_on(|frame| {
+            // SAFETY: a fresh frame.
+            unsafe { memory::remap(frame, PteFlags::KERNEL_RO) }.expect("may be made read-only");
+            frame.virt().raw() as usize + 4096
+        }),
+        // The frame would end below the first address.
+        "stack-at-the-start" => raise_on(|_| 8),
+        "fault-on-the-stack" => fault_on_the_stack(),
         #[cfg(target_arch = "x86")]
         _ => x86_32::run(name),
         #[cfg(target_arch = "x86_64")]
@@ -48,6 +58,44 @@ pub fn run(name: &str) -> ! {
 
 fn raise_plainly() {
     raise::raise([Arch::FLAT_GUESTOS_DS; 4]);
+}
+
+fn unmap(frame: Frame) -> usize {
+    // SAFETY: a fresh frame.
+    unsafe { memory::update_va_mapping(frame.virt(), Pte::NONE, UpdateVaFlags::INVLPG) }.expect("may be unmapped");
+    frame.virt().raw() as usize
+}
+
+/// Raises #UD with a stack pointer that is made of a fresh frame.
+fn raise_on(stack: impl FnOnce(Frame) -> usize) {
+    proxenos_guest::init();
+    let sp = stack(memory::alloc_frame().expect("padding"));
+    // SAFETY: does not come back.
+    #[cfg(target_arch = "x86")]
+    unsafe {
+        core::arch::asm!("mov esp, {}", "ud2", in(reg) sp, options(noreturn))
+    };
+    // SAFETY: does not come back.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        core::arch::asm!("mov rsp, {}", "ud2", in(reg) sp, options(noreturn))
+    };
+}
+
+/// A page fault by a push, whose frame cannot be pushed either.
+fn fault_on_the_stack() {
+    proxenos_guest::init();
+    let sp = unmap(memory::alloc_frame().expect("padding")) + 4096;
+    // SAFETY: does not come back.
+    #[cfg(target_arch = "x86")]
+    unsafe {
+        core::arch::asm!("mov esp, {0}", "push {0}", in(reg) sp, options(noreturn))
+    };
+    // SAFETY: does not come back.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        core::arch::asm!("mov rsp, {0}", "push {0}", in(reg) sp, options(noreturn))
+    };
 }
 
 /// The stack has room for the exception's frame, but not for the failsafe frame below it.
@@ -75,12 +123,14 @@ fn failsafe_stack() {
 #[cfg(target_arch = "x86")]
 mod x86_32 {
     use crate::entries;
+    use crate::raise::set_handler;
     use crate::rings::switch::{self, Start, enter, snippet};
     use crate::tables::{GOOD_DATA, RING, Tables};
     use core::arch::asm;
+    use proxenos_guest::abi::context::TrapFlags;
     use proxenos_guest::abi::x86_32::{FLAT_RING1_DS, FLAT_RING3_DS};
-    use proxenos_guest::abi::{GuestVirt, Hypercall, Selector};
-    use proxenos_guest::{hypercall, memory, test};
+    use proxenos_guest::abi::{GuestArch, GuestVirt, Hypercall, Selector};
+    use proxenos_guest::{Arch, hypercall, memory, test};
 
     const SLOT: u16 = 90;
 
@@ -96,6 +146,11 @@ mod x86_32 {
         match name {
             // Domain 0 starts with a kernel stack of 0:0.
             "no-kernel-stack" => {}
+            "system-call-without-stack" => system_call(),
+            "system-call-stack-unmapped" => {
+                stack(FLAT_RING1_DS, 0x1000);
+                system_call();
+            }
             "kernel-stack-unmapped" => stack(FLAT_RING1_DS, 0x1000),
             "kernel-stack-in-hypervisor" => stack(FLAT_RING1_DS, 0xfc00_1000),
             "kernel-stack-not-present" => stack(Selector::gdt(SLOT, RING), sp),
@@ -108,6 +163,12 @@ mod x86_32 {
             _ => test::error("there is no such end"),
         }
         enter(&Start::ring3(snippet::__ring_ud2, 0x1000));
+    }
+
+    /// `int 0x80` from ring 3.
+    fn system_call() {
+        set_handler(0x80, Arch::FLAT_GUESTOS_CS, TrapFlags::from_dpl(3));
+        enter(&Start::ring3(snippet::__ring_int80, 0x1000));
     }
 
     /// The stack's segment is cleared by code that runs on it: it cannot be returned to, and nothing can be pushed there.

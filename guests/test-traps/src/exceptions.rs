@@ -2,6 +2,7 @@
 
 use crate::{expect, note, seen};
 use core::arch::asm;
+use proxenos_guest::abi::context::TrapFlags;
 use proxenos_guest::abi::mmu::UpdateVaFlags;
 use proxenos_guest::abi::{GuestArch, GuestVirt};
 use proxenos_guest::pte::{Pte, PteFlags};
@@ -19,6 +20,7 @@ const PROTECTION: u32 = 1;
 pub fn run() {
     simple();
     page_faults();
+    fresh_stacks();
     selectors();
     single_step();
     addresses();
@@ -101,6 +103,63 @@ fn page_faults() {
     check!(!unsafe { probe::store(table, 1) });
     check_eq!(traps::last_trap().vector, vector::PAGE_FAULT);
     check_eq!(traps::count().wrapping_sub(before), 1);
+}
+
+/// Executes an instruction that traps, on a stack of its own.
+macro_rules! on_stack {
+    ($top:expr, $instruction:literal, $operand:expr) => {{
+        // SAFETY: the instruction traps and is listed; its handler leaves all registers as they are.
+        #[cfg(target_arch = "x86")]
+        unsafe {
+            asm!(
+                "mov {own}, esp", "mov esp, {top}", concat!("2: ", $instruction), "3: mov esp, {own}",
+                proxenos_guest::__fixup!(),
+                own = out(reg) _, top = in(reg) $top, in("ecx") $operand,
+            )
+        };
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        unsafe {
+            asm!(
+                "mov {own}, rsp", "mov rsp, {top}", concat!("2: ", $instruction), "3: mov rsp, {own}",
+                proxenos_guest::__fixup!(),
+                own = out(reg) _, top = in(reg) $top, in("rcx") $operand,
+            )
+        };
+    }};
+}
+
+/// A frame that is pushed on a page which was neither read nor written to marks it as both, and disturbs nothing else.
+fn fresh_stacks() {
+    section("frames on pages that are not accessed or dirty yet");
+    let hole = memory::alloc_frame().expect("padding");
+    // SAFETY: a fresh frame.
+    unsafe { memory::update_va_mapping(hole.virt(), Pte::NONE, UpdateVaFlags::INVLPG) }.expect("may be unmapped");
+    let hole = hole.virt().raw() as usize + 0x88;
+    let used = PteFlags::ACCESSED | PteFlags::DIRTY;
+    for (what, unused) in [("neither", used), ("not dirty", PteFlags::DIRTY)] {
+        for vector in [vector::INVALID_OPCODE, vector::PAGE_FAULT, vector::GENERAL_PROTECTION, 0x80] {
+            let stack = memory::alloc_frame().expect("padding");
+            let top = stack.virt().raw() as usize + 4096;
+            // SAFETY: a fresh frame.
+            unsafe { memory::remap(stack, PteFlags::KERNEL_RW.difference(unused)) }.expect("it is ours");
+            traps::set_handler(0x80, note);
+            traps::install_vector(0x80, TrapFlags::from_dpl(3)).expect("the entry is accepted");
+            let before = traps::count();
+            match vector {
+                vector::INVALID_OPCODE => on_stack!(top, "ud2", 0usize),
+                vector::PAGE_FAULT => on_stack!(top, "mov byte ptr [ecx], 0", hole),
+                vector::GENERAL_PROTECTION => on_stack!(top, "hlt", 0usize),
+                _ => on_stack!(top, "int 0x80", 0usize),
+            }
+            let trap = expect(what, before, vector, if vector == vector::PAGE_FAULT { WRITE } else { 0 });
+            if vector == vector::PAGE_FAULT {
+                check_eq!(trap.fault_address, GuestVirt(hole as u64), "{what}: the guest's own fault");
+            }
+            let flags = memory::tables::pte_of(stack.virt()).map(Pte::flags).unwrap_or(PteFlags::empty());
+            check!(flags.contains(used), "{what}, vector {vector}: {flags:?}");
+        }
+    }
 }
 
 #[cfg(target_arch = "x86")]

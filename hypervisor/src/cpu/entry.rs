@@ -83,6 +83,9 @@ const VM: u64 = 1 << 17;
 const IOPL: u64 = 3 << 12;
 
 impl TrapFrame {
+    /// Those that [`has_forbidden_flags`](Self::has_forbidden_flags) is about.
+    pub const FORBIDDEN_FLAGS: u64 = VM | IOPL;
+
     /// Whether a guest or the hypervisor was interrupted.
     #[inline]
     #[must_use]
@@ -98,7 +101,7 @@ impl TrapFrame {
     #[must_use]
     pub const fn has_forbidden_flags(&self) -> bool {
         // The first test alone decides it for all that is not forbidden, but for a hypervisor that was entered with IOPL.
-        self.rflags & (VM | IOPL) != 0 && matches!(self.origin(), Origin::Guest)
+        self.rflags & Self::FORBIDDEN_FLAGS != 0 && matches!(self.origin(), Origin::Guest)
     }
 
     /// The vector.
@@ -124,13 +127,23 @@ global_asm!(
     // Hypercalls have an entry of their own (`guest::calls`).
     ".if vector == {hypercall}",
     "   jmp hypercall_entry",
+    // And so have system calls (`guest::quick`).
+    ".elseif vector == {system_call}",
+    "   jmp system_call_entry",
     ".else",
     ".if has_code || (vector == 29) || (vector == 30)",
     ".else",
     "   pushq $0",
     ".endif",
     "   pushq $vector",
+    // Exceptions have one for those of guests, but for those that arrive on stacks of their own.
+    ".if (vector >= 32) || (vector == 1) || (vector == 2) || (vector == 8) || (vector == 18)",
     "   jmp trap_common",
+    ".elseif vector == {page_fault}",
+    "   jmp page_fault_entry",
+    ".else",
+    "   jmp exception_entry",
+    ".endif",
     ".endif",
     "vector = vector + 1",
     ".endr",
@@ -216,6 +229,8 @@ global_asm!(
     ".popsection",
     trap_entry = sym trap_entry,
     hypercall = const Vector::HYPERCALL.0,
+    page_fault = const Vector::PAGE_FAULT.0,
+    system_call = const Vector::SYSTEM_CALL.0,
     vm = const VM,
     stack_mask = const STACK_SIZE - 1,
     below_top = const percpu::RESERVED as usize + size_of::<TrapFrame>(),
@@ -232,8 +247,8 @@ unsafe extern "C" {
     pub fn resume_guest() -> !;
 }
 
-/// Where every trap arrives.
-extern "C" fn trap_entry(frame: &mut TrapFrame) {
+/// Where every trap arrives, unless it has gone a shorter way.
+pub extern "C" fn trap_entry(frame: &mut TrapFrame) {
     let vector = frame.vector();
     let handled = if vector.0 >= 32 { interrupt(vector) } else { Handled::NotYet };
     if frame.has_forbidden_flags() {

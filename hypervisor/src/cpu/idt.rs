@@ -2,7 +2,8 @@
 //!
 //! Every gate disables interrupts, so the hypervisor never nests (NMI and machine check apart). Gates have DPL 0, so a
 //! guest's `int n` faults with #GP and is delivered by software, but for breakpoint and overflow (3, 4: any ring, as
-//! `int3` and `into` demand) and the hypercall vector 0x82 (ring 1 and 0: an application's attempt must fault).
+//! `int3` and `into` demand), the hypercall vector 0x82 (ring 1 and 0: an application's attempt must fault) and the vector of
+//! system calls 0x80 (any ring; who may raise it is the guest's to say, and is looked up by software).
 //!
 //! NMI, double fault, machine check and debug have stacks of their own (IST): they may come at the one instruction
 //! after `syscall` where rsp still is the guest's.
@@ -26,10 +27,14 @@ impl Vector {
     pub const DOUBLE_FAULT: Self = Self(8);
     /// Page fault.
     pub const PAGE_FAULT: Self = Self(14);
+    /// General protection.
+    pub const GENERAL_PROTECTION: Self = Self(13);
     /// Machine check.
     pub const MACHINE_CHECK: Self = Self(18);
     /// Hypercalls of x86_32 guests (`TRAP_VECTOR`).
     pub const HYPERCALL: Self = Self(proxenos_abi::x86_32::TRAP_VECTOR);
+    /// System calls of a guest's applications to its kernel.
+    pub const SYSTEM_CALL: Self = Self(proxenos_core::bounce::SYSTEM_CALL);
     /// Where the masked interrupt controllers of the PC/AT would deliver: sixteen vectors.
     pub const PIC: Self = Self(0xe0);
     /// The local APIC's timer.
@@ -156,6 +161,7 @@ fn fill(stack_of: impl Fn(Vector) -> u64) {
         };
         let dpl = match number {
             3 | 4 => 3,
+            _ if vector == Vector::SYSTEM_CALL => 3,
             _ if vector == Vector::HYPERCALL => 1,
             _ => 0,
         };

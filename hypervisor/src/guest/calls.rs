@@ -4,13 +4,13 @@
 //! An entry builds a [`TrapFrame`] where every trap from a guest has one, but fills in no more than it must. It calls the
 //! handler of the number through a table (one instance of [`handle`] a number, so each holds its own call's code
 //! only), and then looks at two things: whether the call left something to do ([`CpuLocal::attention`]), and whether
-//! the guest waits for an upcall. If neither, it returns at once. Else it completes the frame (the registers that
+//! the guest waits for an upcall, which mostly has a short way too ([`quick::upcall`]). If neither, it returns at once. Else it completes the frame (the registers that
 //! the ABI makes callees preserve are the guest's again) and goes the way of all other traps, [`leave_after_call`].
 //!
 //! [`CpuLocal::attention`]: super::CpuLocal
 
 use super::hw::Hw;
-use super::{CpuLocal, leave};
+use super::{CpuLocal, leave, quick, timer};
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::percpu::{Cpu, Pending};
 use core::arch::global_asm;
@@ -127,6 +127,14 @@ fn carry_out<P: CallRegisters>(frame: &mut TrapFrame, number: Hypercall) -> u64 
         Answer::Done(result) => result,
         Answer::Again => return again::<P>(cpu, frame, number),
     };
+    if matches!(number, Hypercall::VmAssist | Hypercall::Multicall) {
+        cpu.local.note_assists(&run.dom);
+    }
+    match number {
+        Hypercall::SchedOp => run.yield_to_others(),
+        Hypercall::SetTimerOp => timer::defer(run, cpu),
+        _ => {}
+    }
     let leaves = leaves(number);
     let changes = leaves == Leaves::Anything && (run.vcpu.reschedule || run.vcpu.timer_changed);
     if changes || leaves != Leaves::Nothing && !run.dom.run_state().is_empty() {
@@ -201,6 +209,12 @@ global_asm!(
     "   jmp 2b",
     "4: cmpb $0, 1(%rdx)",
     "   jne 3b",
+    "   movq %rax, {rax}(%rsp)",
+    "   movq %rsp, %rdi",
+    "   callq {upcall_32}",
+    "   testl %eax, %eax",
+    "   movq {rax}(%rsp), %rax",
+    "   jz 3b",
     "9: movl %eax, %eax",
     "   movq ${int82}, {vector}(%rsp)",
     "   movq $0, {r8}(%rsp)",
@@ -246,6 +260,16 @@ global_asm!(
     "   jmp 2b",
     "4: cmpb $0, 1(%rdx)",
     "   jne 3b",
+    "   movq %rax, {rax}(%rsp)",
+    "   movq {rip}(%rsp), %rcx",
+    "   movq %rcx, {rcx}(%rsp)",
+    "   movq {rflags}(%rsp), %rcx",
+    "   movq %rcx, {r11}(%rsp)",
+    "   movq %rsp, %rdi",
+    "   callq {upcall_64}",
+    "   testl %eax, %eax",
+    "   movq {rax}(%rsp), %rax",
+    "   jz 3b",
     "9: movq ${from_syscall}, {vector}(%rsp)",
     "   movq {rip}(%rsp), %rcx",
     "   movq %rcx, {rcx}(%rsp)",
@@ -272,6 +296,8 @@ global_asm!(
     calls_32 = sym CALLS_32,
     calls_64 = sym CALLS_64,
     leave = sym leave_after_call,
+    upcall_32 = sym quick::upcall::<X86_32>,
+    upcall_64 = sym quick::upcall::<X86_64>,
     attention = const LOCAL + offset_of!(CpuLocal, attention),
     shared = const LOCAL + offset_of!(CpuLocal, shared),
     r15 = const offset_of!(TrapFrame, r15),
@@ -300,9 +326,21 @@ unsafe extern "C" {
     static trap_iret: u8;
     static hypercall_iret: u8;
     static syscall_iret: u8;
+    static exception_entry_iret: u8;
+    static page_fault_entry_iret: u8;
+    static system_call_iret: u8;
 }
 
 /// Whether an address is one of the `iretq`s by which guests are entered: a fault there is the guest's.
 pub fn enters_guest(rip: u64) -> bool {
-    [&raw const trap_iret, &raw const hypercall_iret, &raw const syscall_iret].iter().any(|at| at.addr() as u64 == rip)
+    [
+        &raw const trap_iret,
+        &raw const hypercall_iret,
+        &raw const syscall_iret,
+        &raw const exception_entry_iret,
+        &raw const page_fault_entry_iret,
+        &raw const system_call_iret,
+    ]
+    .iter()
+    .any(|at| at.addr() as u64 == rip)
 }

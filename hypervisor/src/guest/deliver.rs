@@ -31,7 +31,19 @@ pub fn exception(run: &mut Running, frame: &mut TrapFrame, vector: Vector, code:
     enter_handler(run, frame, &handler, &cause);
 }
 
-/// The guest executed `int n` (two bytes), and no gate let it through.
+/// The guest executed `int 0x80`, and the address is the one behind it. From here on this is as if its gate were closed like others.
+pub fn system_call(run: &mut Running, frame: &mut TrapFrame) {
+    frame.rip = frame.rip.wrapping_sub(INT_BYTES);
+    if run.dom.arch == Arch::X86_32 {
+        frame.rip &= 0xffff_ffff;
+    }
+    software_interrupt(run, frame, Vector::SYSTEM_CALL);
+}
+
+/// Length of `int n`.
+const INT_BYTES: u64 = 2;
+
+/// The guest executed `int n`, and no gate let it through.
 pub fn software_interrupt(run: &mut Running, frame: &mut TrapFrame, vector: Vector) {
     let cs = Selector(frame.cs as u16);
     let outcome = match run.dom.arch {
@@ -40,7 +52,7 @@ pub fn software_interrupt(run: &mut Running, frame: &mut TrapFrame, vector: Vect
     };
     match outcome {
         SoftwareInterrupt::Deliver(handler) => {
-            frame.rip = frame.rip.wrapping_add(2);
+            frame.rip = frame.rip.wrapping_add(INT_BYTES);
             enter_handler(run, frame, &handler, &Cause::Plain);
         }
         SoftwareInterrupt::Protection(code) => exception(run, frame, Vector(13), code, None),
@@ -74,21 +86,7 @@ fn enter_kernel(run: &mut Running, frame: &mut TrapFrame, to: &Callback, cause: 
 }
 
 fn enter_kernel_of<P: Personality>(run: &mut Running, frame: &mut TrapFrame, to: &Callback, cause: &Cause) {
-    let context = Context {
-        ip: frame.rip,
-        cs: Selector(frame.cs as u16),
-        flags: frame.rflags,
-        sp: frame.rsp,
-        ss: Selector(frame.ss as u16),
-        rcx: frame.rcx,
-        r11: frame.r11,
-    };
-    let mode = match P::ARCH {
-        Arch::X86_32 => Mode::of_ring(context.cs),
-        // There is no way into user mode yet (`switch_to_user`), so an x86_64 guest is always in its kernel.
-        Arch::X86_64 => Mode::Kernel,
-    };
-    let entry = bounce::enter::<P>(&context, mode, run.vcpu.kernel_stack, to, cause);
+    let entry = bounce::enter::<P>(&frame.context(), frame.mode::<P>(), run.vcpu.kernel_stack, to, cause);
     let base = match P::ARCH {
         Arch::X86_32 => match run.vcpu.segments.stack_base::<P, Hw>(run.host, &run.dom, entry.frame.ss) {
             Some(base) => base,
@@ -106,11 +104,43 @@ fn enter_kernel_of<P: Personality>(run: &mut Running, frame: &mut TrapFrame, to:
     if !P::in_guest_range(at, entry.frame.size()) || entry.frame.with_bytes(write).is_err() {
         return crash(run, frame, format_args!("its kernel's stack at {:#x} cannot be written", at.0));
     }
-    frame.rip = entry.context.ip;
-    frame.cs = entry.context.cs.0.into();
-    frame.rflags = entry.context.flags;
-    frame.rsp = entry.context.sp;
-    frame.ss = entry.context.ss.0.into();
+    frame.set_context(&entry.context);
+}
+
+impl TrapFrame {
+    /// What entering the kernel saves or changes.
+    #[inline(always)]
+    pub fn context(&self) -> Context {
+        Context {
+            ip: self.rip,
+            cs: Selector(self.cs as u16),
+            flags: self.rflags,
+            sp: self.rsp,
+            ss: Selector(self.ss as u16),
+            rcx: self.rcx,
+            r11: self.r11,
+        }
+    }
+
+    /// Who was interrupted.
+    #[inline(always)]
+    pub fn mode<P: Personality>(&self) -> Mode {
+        match P::ARCH {
+            Arch::X86_32 => Mode::of_ring(Selector(self.cs as u16)),
+            // There is no way into user mode yet (`switch_to_user`), so an x86_64 guest is always in its kernel.
+            Arch::X86_64 => Mode::Kernel,
+        }
+    }
+
+    /// Where the guest goes on. (rcx and r11 stay what they are.)
+    #[inline(always)]
+    pub fn set_context(&mut self, context: &Context) {
+        self.rip = context.ip;
+        self.cs = context.cs.0.into();
+        self.rflags = context.flags;
+        self.rsp = context.sp;
+        self.ss = context.ss.0.into();
+    }
 }
 
 /// The `iretq` to a guest faulted: what the guest was to go on with cannot be loaded. Its kernel is told by the failsafe

@@ -30,9 +30,11 @@ use x86_64::registers::control::Cr2;
 use x86_64::structures::DescriptorTablePointer;
 
 /// Error code of a page fault: the page was present (Intel SDM vol. 3 §4.7).
-const PRESENT: u64 = 1 << 0;
-const WRITE: u64 = 1 << 1;
-const USER: u64 = 1 << 2;
+pub const PRESENT: u64 = 1 << 0;
+/// It was a write.
+pub const WRITE: u64 = 1 << 1;
+/// It came from ring 3.
+pub const USER: u64 = 1 << 2;
 /// Flags that say something of the instruction that was interrupted: it is stepped, and its breakpoint is done.
 const TRAP_FLAG: u64 = 1 << 8;
 const RESUME_FLAG: u64 = 1 << 16;

@@ -5,6 +5,7 @@
 //! page is fresh.
 
 use super::Running;
+use crate::cpu::percpu::Cpu;
 use crate::time;
 use proxenos_abi::Virq;
 use proxenos_core::event;
@@ -89,6 +90,15 @@ pub fn serve(run: &mut Running) {
         send(run, now);
     }
     program(run);
+}
+
+/// The domain has set its timer. The CPU's own need not be set anew if it fires before that anyway: [`serve`] then sets it to what
+/// comes next. (So one that is put off again and again costs an interrupt for each time that was once waited for, no more.)
+#[inline]
+pub fn defer(run: &mut Running, cpu: &Cpu) {
+    if run.vcpu.timer.is_none_or(|at| at >= cpu.deadline()) {
+        run.vcpu.timer_changed = false;
+    }
 }
 
 /// Sends VIRQ_TIMER, with a fresh clock.

@@ -20,6 +20,8 @@ use switch::{Found, Start, enter, snippet};
 
 /// Room above the kernel's stack pointer, which is looked at but not used.
 const ABOVE: usize = 256;
+/// The vector of system calls.
+const SYSTEM_CALL: u8 = 0x80;
 const TF: usize = 1 << 8;
 const NT: usize = 1 << 14;
 const RF: usize = 1 << 16;
@@ -32,6 +34,7 @@ pub fn run(tables: &Tables) {
     switch::open_snippets();
     refused();
     kernel.exceptions();
+    kernel.system_calls();
     faults::run(&kernel);
     kernel.bad_stacks();
     kernel.flags();
@@ -155,6 +158,37 @@ impl Kernel {
             let start = Start::ring3(snippet::__ring_hypercall, esp);
             self.check("int 0x82", &until(vector::GENERAL_PROTECTION, &start), &[0x412], &start, 5);
         }
+    }
+
+    /// `int 0x80`, whose gate is open: who may raise it, and how its handler is entered, is what the guest has said all the same.
+    fn system_calls(&self) {
+        section("int 0x80 in ring 3");
+        let start = Start::ring3(snippet::__ring_int80, 0x1234_5678);
+        for (dpl, delivered) in [(0, false), (1, false), (2, false), (3, true)] {
+            catch_in(SYSTEM_CALL, FLAT_RING1_CS, TrapFlags::from_dpl(dpl));
+            let found = until(vector::GENERAL_PROTECTION, &start);
+            let (code, distance): (&[usize], usize) = if delivered { (&[], 2) } else { (&[0x80 << 3 | 2], 0) };
+            self.check("int 0x80", &found, code, &start, distance);
+        }
+        check_eq!(shared_info::upcall_mask().load(Ordering::SeqCst), 0, "events are as they were");
+        catch_in(SYSTEM_CALL, FLAT_RING1_CS, TrapFlags::from_dpl(3) | TrapFlags::MASK_EVENTS);
+        self.check("with events masked", &enter(&start), &[], &start, 2);
+        check_eq!(shared_info::upcall_mask().load(Ordering::SeqCst), 1, "events are masked");
+        proxenos_guest::events::unmask_upcalls();
+        // Once more as it was, and with flags that are cleared on the way.
+        catch_in(SYSTEM_CALL, FLAT_RING1_CS, TrapFlags::from_dpl(3));
+        for flags in [0x202, 0x202 | NT, 0x202 | TF] {
+            let start = Start { flags, ..start };
+            self.check("flags", &enter(&start), &[], &start, 2);
+        }
+        // Another stack counts from the next call on.
+        let lower = Kernel { sp: self.sp - 64 };
+        for kernel in [&lower, self] {
+            // SAFETY: the frame is for nothing else.
+            check_eq!(unsafe { hypercall::stack_switch(FLAT_RING1_DS, GuestVirt(kernel.sp as u64)) }, Ok(()));
+            kernel.check("another stack", &enter(&start), &[], &start, 2);
+        }
+        raise::set_handler(SYSTEM_CALL, FLAT_RING1_CS, TrapFlags::empty());
     }
 
     fn flags(&self) {

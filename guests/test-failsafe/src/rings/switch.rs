@@ -156,7 +156,7 @@ global_asm!(
     .balign 4096
     .globl __rings_page, __ring_ud2, __ring_int3, __ring_into, __ring_hypercall, __ring_int45, __ring_read, __ring_write
     .globl __ring_read_m2p, __ring_cli, __ring_hlt, __ring_in, __ring_kernel_data, __ring_kernel_stack, __ring_far_return
-    .globl __ring_iret, __ring_spin, __ring_data_ud2, __ring_fpu
+    .globl __ring_int80, __ring_iret, __ring_spin, __ring_data_ud2, __ring_fpu
     __rings_page:
     __ring_ud2:             ud2
     __ring_int3:            int3
@@ -166,6 +166,7 @@ global_asm!(
     __ring_hypercall:       mov eax, 17
                             int 0x82
     __ring_int45:           int 0x45
+    __ring_int80:           int 0x80
     __ring_read:            mov ecx, dword ptr [esp]
                             ud2
     __ring_write:           mov dword ptr ss:[esp], 0x600d
@@ -208,6 +209,7 @@ pub mod snippet {
         pub fn __ring_into();
         pub fn __ring_hypercall();
         pub fn __ring_int45();
+        pub fn __ring_int80();
         pub fn __ring_read();
         pub fn __ring_write();
         pub fn __ring_read_m2p();

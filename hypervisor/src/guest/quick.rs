@@ -1,0 +1,481 @@
+//! The short ways from a guest into its own kernel: exceptions, `int 0x80`, and upcalls on the way out of a hypercall.
+//!
+//! Each is a special case of the long way ([`super::trap`], [`super::leave`], [`super::deliver`]), taken when all is as it mostly is:
+//! the guest has a handler, its kernel's stack is in the flat segment and can be written to, and nothing but the guest is
+//! concerned. What is pushed and loaded is worked out by the same code ([`proxenos_core::bounce::enter`]). In any other case
+//! nothing has been changed but memory below the guest's stack pointer, and the long way begins anew: it decides all
+//! cases, so none needs to be told apart here.
+//!
+//! Like hypercalls ([`super::calls`]) these entries save only the registers that compiled code may change, and look at the same two
+//! things behind it. When an exception arrives nothing is due but an upcall: interrupts are off in the hypervisor, and
+//! whatever they or a call left to do was done before the guest went on. Only the repair of a page of the guest's stack may
+//! leave something, its domain's end, and says so ([`super::repair_access`]).
+
+use super::{CpuLocal, Running, faults, leave};
+use crate::cpu::entry::{TrapFrame, trap_entry};
+use crate::cpu::idt::Vector;
+use crate::cpu::percpu::Cpu;
+use crate::ex_table;
+use crate::mm::layout;
+use core::arch::{asm, global_asm};
+use core::marker::PhantomData;
+use core::mem::offset_of;
+use core::sync::atomic::Ordering;
+use proxenos_abi::shared_info::SharedInfo;
+use proxenos_abi::{GuestArch, GuestWord, X86_32, X86_64};
+use proxenos_core::addr::GuestVirt;
+use proxenos_core::bounce::{self, Callback, Cause, FrameMemory, Mode, SYSTEM_CALL, TrapTable};
+use proxenos_core::domain::Arch;
+use proxenos_core::machine::{BadPointer, MachineMemory};
+use proxenos_core::paging::Pager;
+use proxenos_core::paging::fault::Page;
+use proxenos_core::personality::Personality;
+use proxenos_core::vcpu::Vcpu;
+use x86_64::registers::control::Cr2;
+
+/// What is to be done behind a short way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub(super) enum Next {
+    /// The guest goes on.
+    Guest = 0,
+    /// Nothing has been done: the long way is to be taken.
+    LongWay = 1,
+}
+
+/// A page fault in a guest that is its own.
+extern "C" fn page_fault<P: Personality>(frame: &mut TrapFrame) -> Next {
+    let at = Cr2::read_raw();
+    // An x86_32 guest forms no address of the hypervisor's; one that the CPU looks up for it is beyond its tables.
+    let is_ours = P::ARCH == Arch::X86_64 && (layout::HYPERVISOR_START..layout::HYPERVISOR_END).contains(&at);
+    if is_ours || frame.has_forbidden_flags() {
+        return Next::LongWay;
+    }
+    // SAFETY: the one reference of this entry; it ends with this function.
+    let Some(run) = (unsafe { Cpu::current().local.running() }) else { return Next::LongWay };
+    let seen = if frame.error_code & faults::PRESENT != 0 { Page::Present } else { Page::Absent };
+    let access = faults::access(frame.error_code);
+    let present = match Pager::new(run.host, &run.dom).plain_fault::<P::Tables>(GuestVirt(at), access, seen) {
+        Some(Page::Absent) => 0,
+        Some(Page::Present) => faults::PRESENT,
+        None => return Next::LongWay,
+    };
+    let code = (frame.error_code & !faults::PRESENT | present) as u32;
+    let next = enter_handler::<P>(run, frame, Vector::PAGE_FAULT, &Cause::PageFault { code, at: GuestVirt(at) });
+    if next == Next::LongWay {
+        // A fault on the way there has changed it.
+        // SAFETY: the register only says where a page fault was.
+        unsafe { asm!("mov cr2, {}", in(reg) at, options(nomem, nostack, preserves_flags)) }
+    }
+    next
+}
+
+/// A set of exceptions.
+struct Exceptions(u32);
+
+impl Exceptions {
+    #[inline(always)]
+    const fn contains(&self, vector: Vector) -> bool {
+        vector.0 < 32 && self.0 >> vector.0 & 1 != 0
+    }
+}
+
+/// Those without an error code that are the guest's and nobody else's: divide error, breakpoint, overflow, bound, invalid opcode,
+/// x87 and SIMD errors.
+const PLAIN: Exceptions = Exceptions(1 << 0 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 16 | 1 << 19);
+
+/// Another exception in a guest, or its `int 0x80`.
+extern "C" fn exception<P: Personality>(frame: &mut TrapFrame) -> Next {
+    if frame.has_forbidden_flags() {
+        return Next::LongWay;
+    }
+    // SAFETY: the one reference of this entry; it ends with this function.
+    let Some(run) = (unsafe { Cpu::current().local.running() }) else { return Next::LongWay };
+    let vector = Vector(frame.vector as u8);
+    if PLAIN.contains(vector) {
+        return enter_handler::<P>(run, frame, vector, &Cause::Plain);
+    }
+    // With an error code it may be an `int n` or a far call.
+    if vector == Vector::GENERAL_PROTECTION && frame.error_code == 0 {
+        return enter_handler::<P>(run, frame, vector, &Cause::Code(0));
+    }
+    const ANY_RING: u8 = 3;
+    if vector == Vector::SYSTEM_CALL && run.vcpu.traps.get(vector.0).is_some_and(|handler| handler.dpl == ANY_RING) {
+        return enter_handler::<P>(run, frame, vector, &Cause::Plain);
+    }
+    Next::LongWay
+}
+
+/// An event waits for a guest that has made a call, and it takes upcalls. Of the frame, the general registers are not filled in, but
+/// for those that [`bounce::enter`] looks at.
+pub(super) extern "C" fn upcall<P: Personality>(frame: &mut TrapFrame) -> Next {
+    // SAFETY: the one reference: that of the call's handler has ended, and this one ends with this function.
+    let Some(run) = (unsafe { Cpu::current().local.running() }) else { return Next::LongWay };
+    let Some(callback) = run.vcpu.event_callback else { return Next::LongWay };
+    let next = enter_kernel::<P>(&run.vcpu, frame, &callback, &Cause::Plain);
+    if next == Next::Guest {
+        mask_events(run);
+    }
+    next
+}
+
+fn mask_events(run: &Running) {
+    run.host.hw.store8(run.shared(SharedInfo::EVTCHN_UPCALL_MASK), 1);
+}
+
+#[inline(always)]
+fn enter_handler<P: Personality>(run: &Running, frame: &mut TrapFrame, vector: Vector, cause: &Cause) -> Next {
+    let Some(handler) = run.vcpu.traps.get(vector.0) else { return Next::LongWay };
+    let next = enter_kernel::<P>(&run.vcpu, frame, &handler.at, cause);
+    if next == Next::Guest && handler.masks_events {
+        mask_events(run);
+    }
+    next
+}
+
+/// Enters the guest's kernel. Where mode and cause are constants, this comes to a few stores.
+#[inline(always)]
+fn enter_kernel<P: Personality>(vcpu: &Vcpu, frame: &mut TrapFrame, to: &Callback, cause: &Cause) -> Next {
+    match frame.mode::<P>() {
+        Mode::Kernel => enter_kernel_from::<P>(vcpu, frame, Mode::Kernel, to, cause),
+        Mode::User => enter_kernel_from::<P>(vcpu, frame, Mode::User, to, cause),
+    }
+}
+
+#[inline(always)]
+fn enter_kernel_from<P: Personality>(
+    vcpu: &Vcpu,
+    frame: &mut TrapFrame,
+    mode: Mode,
+    to: &Callback,
+    cause: &Cause,
+) -> Next {
+    let entry = bounce::enter::<P>(&frame.context(), mode, vcpu.kernel_stack, to, cause);
+    let at = GuestVirt(entry.frame.sp);
+    if entry.frame.ss != P::FLAT_GUESTOS_DS || !P::in_guest_range(at, entry.frame.size()) {
+        return Next::LongWay;
+    }
+    match entry.frame.store(&mut Stack::<P> { lowest: at, words: PhantomData }) {
+        Ok(()) => {
+            frame.set_context(&entry.context);
+            Next::Guest
+        }
+        Err(BadPointer) => Next::LongWay,
+    }
+}
+
+/// Where a frame lies on a guest's stack; all of it was found to be at addresses of the guest's.
+struct Stack<P> {
+    lowest: GuestVirt,
+    words: PhantomData<P>,
+}
+
+impl<P: Personality> FrameMemory for Stack<P> {
+    type Error = BadPointer;
+
+    /// Stores under the guest's own page tables, with fault recovery (see [`super::memory`]: no paging lock is held).
+    #[inline(always)]
+    fn store<const INDEX: usize>(&mut self, word: u64) -> Result<(), BadPointer> {
+        // SAFETY: what is written to is the guest's, so no memory of ours changes: to the compiler this only reads (a fault may do
+        // both, but to nothing that is looked at here). A fault goes on at `fault`.
+        unsafe {
+            if P::Word::BYTES == 4 {
+                asm!(
+                    "2: mov [{at} + {offset}], {word:e}",
+                    ex_table!("2b", "{fault}"),
+                    at = in(reg) self.lowest.0,
+                    offset = const 4 * INDEX,
+                    word = in(reg) word,
+                    fault = label { return Err(BadPointer) },
+                    options(nostack, preserves_flags, readonly)
+                );
+            } else {
+                asm!(
+                    "2: mov [{at} + {offset}], {word}",
+                    ex_table!("2b", "{fault}"),
+                    at = in(reg) self.lowest.0,
+                    offset = const 8 * INDEX,
+                    word = in(reg) word,
+                    fault = label { return Err(BadPointer) },
+                    options(nostack, preserves_flags, readonly)
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A short way is done, and an upcall is due, or more. The frame is complete.
+extern "C" fn leave_after_exception(frame: &mut TrapFrame) {
+    let cpu = Cpu::current();
+    cpu.local.attention.store(0, Ordering::Relaxed);
+    // SAFETY: the one reference of this entry: that of the short way has ended.
+    let Some(run) = (unsafe { cpu.local.running() }) else { crate::fault::report_trap(frame) };
+    leave(cpu, run, frame);
+}
+
+/// From a frame to the CPU's own data, which lies right above it.
+const LOCAL: usize = size_of::<TrapFrame>() + offset_of!(Cpu, local);
+/// From what the CPU pushes for `int` to its own data.
+const LOCAL_OF_INT: usize = LOCAL - offset_of!(TrapFrame, rip);
+/// What the entry of system calls pushes below that: rax and rcx.
+const SAVED: usize = 16;
+/// Where the frame of a system call by an x86_32 kernel may begin at most, for three words to be the guest's.
+const LAST_KERNEL_FRAME: u32 = X86_32::HYPERVISOR_VIRT_START as u32 - 3 * 4;
+
+const _: () = assert!(bounce::CLEARED_FLAGS >> 31 == 0 && TrapFrame::FORBIDDEN_FLAGS >> 31 == 0);
+
+// Exceptions: what the stub has pushed makes the top of a `TrapFrame`. The two entries differ in where they lead to only.
+global_asm!(
+    ".pushsection .text.entry, \"ax\", @progbits",
+    ".macro short_way name, short_32, short_64",
+    ".balign 16",
+    ".globl \\name, \\name\\()_iret",
+    "\\name:",
+    // In the hypervisor (or with VM set, in whatever ring): for others to look at.
+    "   testb $3, {cs} - {vector}(%rsp)",
+    "   jz trap_common",
+    "   subq ${vector}, %rsp",
+    "   movq %rdi, {rdi}(%rsp)",
+    "   movq %rsi, {rsi}(%rsp)",
+    "   movq %rdx, {rdx}(%rsp)",
+    "   movq %rcx, {rcx}(%rsp)",
+    "   movq %rax, {rax}(%rsp)",
+    "   cld",
+    "   movq %rsp, %rdi",
+    ".ifc \\name, page_fault_entry",
+    // Likely a store to a page table, which goes the long way.
+    "   movzbl {error_code}(%rsp), %eax",
+    "   cmpb %al, {table_store}(%rsp)",
+    "   je .Lexception_table_store",
+    ".endif",
+    "   cmpb ${x86_32}, {arch}(%rsp)",
+    "   jne .L\\name\\()_64",
+    // r8 to r11 are nobody's in 32-bit code, which is all that an x86_32 guest has.
+    "   callq \\short_32",
+    "   testl %eax, %eax",
+    "   jnz .Lexception_long",
+    "   cmpl $0, {attention}(%rsp)",
+    "   jne .Lexception_leave",
+    // An upcall is due when pending is not zero and the mask, the next byte, is.
+    "   movq {shared}(%rsp), %rdx",
+    "   cmpb $0, (%rdx)",
+    "   jne .L\\name\\()_pending",
+    ".L\\name\\()_done:",
+    "   movq {rax}(%rsp), %rax",
+    "   movq {rcx}(%rsp), %rcx",
+    "   movq {rdx}(%rsp), %rdx",
+    "   movq {rsi}(%rsp), %rsi",
+    "   movq {rdi}(%rsp), %rdi",
+    "   addq ${rip}, %rsp",
+    "\\name\\()_iret:",
+    "   iretq",
+    ".L\\name\\()_64:",
+    "   movq %r8, {r8}(%rsp)",
+    "   movq %r9, {r9}(%rsp)",
+    "   movq %r10, {r10}(%rsp)",
+    "   movq %r11, {r11}(%rsp)",
+    "   callq \\short_64",
+    "   testl %eax, %eax",
+    "   jnz .Lexception_long_64",
+    "   cmpl $0, {attention}(%rsp)",
+    "   jne .Lexception_leave_64",
+    "   movq {shared}(%rsp), %rdx",
+    "   cmpb $0, (%rdx)",
+    "   jne .L\\name\\()_64_pending",
+    ".L\\name\\()_64_done:",
+    "   movq {r8}(%rsp), %r8",
+    "   movq {r9}(%rsp), %r9",
+    "   movq {r10}(%rsp), %r10",
+    "   movq {r11}(%rsp), %r11",
+    "   jmp .L\\name\\()_done",
+    ".L\\name\\()_pending:",
+    "   cmpb $0, 1(%rdx)",
+    "   jne .L\\name\\()_done",
+    "   jmp .Lexception_leave",
+    ".L\\name\\()_64_pending:",
+    "   cmpb $0, 1(%rdx)",
+    "   jne .L\\name\\()_64_done",
+    "   jmp .Lexception_leave_64",
+    ".endm",
+    "   short_way exception_entry, {exception_32}, {exception_64}",
+    "   short_way page_fault_entry, {page_fault_32}, {page_fault_64}",
+    ".purgem short_way",
+    // The long way. The frame is completed; what is nobody's need not be right there.
+    ".Lexception_table_store:",
+    "   movq %r8, {r8}(%rsp)",
+    "   movq %r9, {r9}(%rsp)",
+    "   movq %r10, {r10}(%rsp)",
+    "   movq %r11, {r11}(%rsp)",
+    "   jmp .Lexception_long_64",
+    ".Lexception_long:",
+    "   leaq {trap_entry}(%rip), %rax",
+    "   jmp .Lexception_clear",
+    ".Lexception_leave:",
+    "   leaq {leave}(%rip), %rax",
+    ".Lexception_clear:",
+    "   movq $0, {r8}(%rsp)",
+    "   movq $0, {r9}(%rsp)",
+    "   movq $0, {r10}(%rsp)",
+    "   movq $0, {r11}(%rsp)",
+    "   jmp .Lexception_complete",
+    ".Lexception_long_64:",
+    "   leaq {trap_entry}(%rip), %rax",
+    "   jmp .Lexception_complete",
+    ".Lexception_leave_64:",
+    "   leaq {leave}(%rip), %rax",
+    ".Lexception_complete:",
+    "   movq %rbx, {rbx}(%rsp)",
+    "   movq %rbp, {rbp}(%rsp)",
+    "   movq %r12, {r12}(%rsp)",
+    "   movq %r13, {r13}(%rsp)",
+    "   movq %r14, {r14}(%rsp)",
+    "   movq %r15, {r15}(%rsp)",
+    "   xorl %ebp, %ebp",
+    "   movq %rsp, %rdi",
+    "   callq *%rax",
+    "   jmp trap_return",
+    // The handler of an x86_32 guest's system call has been entered, and an upcall or more is due on top of it.
+    "leave_after_system_call:",
+    "   subq ${vector}, %rsp",
+    "   movq %rdi, {rdi}(%rsp)",
+    "   movq %rsi, {rsi}(%rsp)",
+    "   movq %rdx, {rdx}(%rsp)",
+    "   movq %rcx, {rcx}(%rsp)",
+    "   movq %rax, {rax}(%rsp)",
+    "   cld",
+    "   jmp .Lexception_leave",
+    ".popsection",
+    x86_32 = const Arch::X86_32 as u8,
+    exception_32 = sym exception::<X86_32>,
+    exception_64 = sym exception::<X86_64>,
+    page_fault_32 = sym page_fault::<X86_32>,
+    page_fault_64 = sym page_fault::<X86_64>,
+    trap_entry = sym trap_entry,
+    leave = sym leave_after_exception,
+    arch = const LOCAL + offset_of!(CpuLocal, arch),
+    table_store = const LOCAL + offset_of!(CpuLocal, table_store),
+    error_code = const offset_of!(TrapFrame, error_code),
+    attention = const LOCAL + offset_of!(CpuLocal, attention),
+    shared = const LOCAL + offset_of!(CpuLocal, shared),
+    r15 = const offset_of!(TrapFrame, r15),
+    r14 = const offset_of!(TrapFrame, r14),
+    r13 = const offset_of!(TrapFrame, r13),
+    r12 = const offset_of!(TrapFrame, r12),
+    rbp = const offset_of!(TrapFrame, rbp),
+    rbx = const offset_of!(TrapFrame, rbx),
+    r11 = const offset_of!(TrapFrame, r11),
+    r10 = const offset_of!(TrapFrame, r10),
+    r9 = const offset_of!(TrapFrame, r9),
+    r8 = const offset_of!(TrapFrame, r8),
+    rax = const offset_of!(TrapFrame, rax),
+    rcx = const offset_of!(TrapFrame, rcx),
+    rdx = const offset_of!(TrapFrame, rdx),
+    rsi = const offset_of!(TrapFrame, rsi),
+    rdi = const offset_of!(TrapFrame, rdi),
+    vector = const offset_of!(TrapFrame, vector),
+    rip = const offset_of!(TrapFrame, rip),
+    cs = const offset_of!(TrapFrame, cs),
+    options(att_syntax)
+);
+
+// `int 0x80`, whose gate is open to every ring. An x86_32 guest whose handler is a plain one (`TrapTable::PLAIN_SYSTEM_CALL`) is in
+// it some thirty instructions later: what has to be checked of handler and stack was when they were named. Anything else is
+// an exception like others, with the address behind the instruction.
+global_asm!(
+    ".pushsection .text.entry, \"ax\", @progbits",
+    ".balign 16",
+    ".globl system_call_entry",
+    "system_call_entry:",
+    "   pushq %rax",
+    "   pushq %rcx",
+    "   movq {vcpu}(%rsp), %rax",
+    "   cmpl $0, {handler}(%rax)",
+    "   je .Lsystem_call_long",
+    "   testl ${forbidden}, {flags}(%rsp)",
+    "   jnz .Lsystem_call_long",
+    // Rings 2 and 3 come with a change of stacks.
+    "   testb $2, {cs}(%rsp)",
+    "   jz .Lsystem_call_of_kernel",
+    "   movl {frame}(%rax), %ecx",
+    "   testl %ecx, %ecx",
+    "   jz .Lsystem_call_long",
+    "   movl {sp}(%rsp), %eax",
+    ".Lstore_sp: movl %eax, 12(%rcx)",
+    "   movl {ss}(%rsp), %eax",
+    ".Lstore_ss: movl %eax, 16(%rcx)",
+    ".Lsystem_call_frame:",
+    "   movl {ip}(%rsp), %eax",
+    ".Lstore_ip: movl %eax, (%rcx)",
+    "   movl {cs}(%rsp), %eax",
+    ".Lstore_cs: movl %eax, 4(%rcx)",
+    "   movl {flags}(%rsp), %eax",
+    ".Lstore_flags: movl %eax, 8(%rcx)",
+    "   movq {vcpu}(%rsp), %rax",
+    "   movl {handler}(%rax), %eax",
+    "   movq %rax, {ip}(%rsp)",
+    "   movq ${flat_cs}, {cs}(%rsp)",
+    "   andl ${kept_flags}, {flags}(%rsp)",
+    "   movq %rcx, {sp}(%rsp)",
+    "   movq ${flat_ds}, {ss}(%rsp)",
+    "   cmpl $0, {attention}(%rsp)",
+    "   jne .Lsystem_call_leave",
+    // An upcall is due when pending is not zero and the mask, the next byte, is.
+    "   movq {shared}(%rsp), %rax",
+    "   cmpb $0, (%rax)",
+    "   jne .Lsystem_call_pending",
+    ".Lsystem_call_done:",
+    "   popq %rcx",
+    "   popq %rax",
+    ".globl system_call_iret",
+    "system_call_iret:",
+    "   iretq",
+    // From the kernel: the frame goes on the stack it has, which may be any.
+    ".Lsystem_call_of_kernel:",
+    "   cmpw ${flat_ds}, {ss}(%rsp)",
+    "   jne .Lsystem_call_long",
+    "   movl {sp}(%rsp), %ecx",
+    "   subl $12, %ecx",
+    "   jb .Lsystem_call_long",
+    "   cmpl ${last_kernel_frame}, %ecx",
+    "   jbe .Lsystem_call_frame",
+    // Also where a store to the guest's stack faults.
+    ".Lsystem_call_long:",
+    "   popq %rcx",
+    "   popq %rax",
+    "   pushq $0",
+    "   pushq ${vector}",
+    "   jmp exception_entry",
+    ".Lsystem_call_pending:",
+    "   cmpb $0, 1(%rax)",
+    "   jne .Lsystem_call_done",
+    ".Lsystem_call_leave:",
+    "   popq %rcx",
+    "   popq %rax",
+    "   pushq $0",
+    "   pushq ${vector}",
+    "   jmp leave_after_system_call",
+    ex_table!(".Lstore_sp", ".Lsystem_call_long"),
+    ex_table!(".Lstore_ss", ".Lsystem_call_long"),
+    ex_table!(".Lstore_ip", ".Lsystem_call_long"),
+    ex_table!(".Lstore_cs", ".Lsystem_call_long"),
+    ex_table!(".Lstore_flags", ".Lsystem_call_long"),
+    ".popsection",
+    ip = const SAVED,
+    cs = const SAVED + 8,
+    flags = const SAVED + 16,
+    sp = const SAVED + 24,
+    ss = const SAVED + 32,
+    vcpu = const SAVED + LOCAL_OF_INT + offset_of!(CpuLocal, vcpu),
+    attention = const SAVED + LOCAL_OF_INT + offset_of!(CpuLocal, attention),
+    shared = const SAVED + LOCAL_OF_INT + offset_of!(CpuLocal, shared),
+    handler = const offset_of!(Vcpu, traps) + TrapTable::PLAIN_SYSTEM_CALL,
+    frame = const offset_of!(Vcpu, system_call_frame),
+    forbidden = const TrapFrame::FORBIDDEN_FLAGS,
+    kept_flags = const !(bounce::CLEARED_FLAGS as i32),
+    flat_cs = const X86_32::FLAT_GUESTOS_CS.0,
+    flat_ds = const X86_32::FLAT_GUESTOS_DS.0,
+    last_kernel_frame = const LAST_KERNEL_FRAME as i32,
+    vector = const SYSTEM_CALL,
+    options(att_syntax)
+);
