@@ -2,10 +2,11 @@
 //! [`crate::paging::shadow`] states, not by its code.
 
 use super::{Audit, Invariant};
-use crate::addr::{MachineAddr, Mfn};
+use crate::addr::{DomId, MachineAddr, Mfn};
 use crate::domain::{Arch, Domain};
 use crate::frame::FrameType;
 use crate::host::Hardware;
+use crate::paging::Pager;
 use crate::paging::format::{Format, HYPERVISOR_L4_FIRST, HYPERVISOR_L4_SLOTS, Pte, bits};
 
 /// Entries of a table that the CPU walks.
@@ -18,32 +19,74 @@ const COPIED: u64 = bits::FRAME | bits::US | bits::PWT | bits::PCD;
 const MACHINE_TO_PHYS: u64 = 0xfc00_0000 >> 21;
 
 impl<H: Hardware> Audit<'_, H> {
+    /// Whether a domain has ever had too little room for its shadows. Only then may one be absent.
+    fn may_lack_shadows(&self, id: DomId) -> bool {
+        self.subjects.iter().position(|subject| subject.dom.id == id).is_some_and(|at| self.states[at].pool.was_short())
+    }
+
     /// Checks the shadow of a two-level guest's table.
     pub(super) fn check_shadow<F: Format>(&mut self, table: Mfn, level: u8) {
         let frames = if level == 1 { 2 } else { 4 };
+        let may_lack = self.may_lack_shadows(self.info(table).refs().owner());
+        if let Some(view) = self.info(table).view().filter(|_| level == 2) {
+            self.check_view::<F>(table, view);
+        }
         let Some(first) = self.info(table).shadow() else {
-            return self.report(Invariant::ShadowFollows, table, "a shadow", 1, 0);
+            if !may_lack {
+                self.report(Invariant::ShadowFollows, table, "a shadow", 1, 0);
+            }
+            return;
         };
+        self.claim_shadow(table, first, frames);
+        for slot in 0..frames * ENTRIES {
+            let expected = if level == 1 { self.l1_slot::<F>(table, slot) } else { self.l2_slot::<F>(table, slot) };
+            let found = self.slot(first, slot);
+            // What leads to a shadow that was made again need not be there yet.
+            let absent = found == 0 && level > 1 && may_lack && slot / 2 < MACHINE_TO_PHYS / 2;
+            if !absent {
+                self.expect(Invariant::ShadowFollows, table, "an entry of its shadow", expected, found);
+            }
+        }
+    }
+
+    /// The frames of a table's shadow or view, which the first of them names.
+    fn claim_shadow(&mut self, table: Mfn, first: Mfn, frames: u64) {
         for mfn in first.0..first.0 + frames {
             self.claim_own(Mfn(mfn), "claims on a shadow");
             self.census.shadows += 1;
         }
-        for slot in 0..frames * ENTRIES {
-            let expected = if level == 1 { self.l1_slot::<F>(table, slot) } else { self.l2_slot::<F>(table, slot) };
-            let found = self.slot(first, slot);
-            self.expect(Invariant::ShadowFollows, table, "an entry of its shadow", expected, found);
-        }
-        if let Some(view) = self.info(table).view().filter(|_| level == 2) {
-            self.check_view::<F>(table, view);
-        }
+        let named = self.info(first).shadow().map_or(0, |mfn| mfn.0);
+        self.expect(Invariant::ShadowFollows, first, "table of a shadow", table.0, named);
+        let owner = self.info(table).refs().owner();
+        *self.shadows.entry(owner.0).or_default() += frames;
+    }
+
+    /// A domain's shadows are those that are on its list, and their frames are counted, with those of the two tables above.
+    pub(super) fn check_pool(&mut self, dom: &Domain, index: usize) {
+        let listed: u64 = Pager::new(self.host, dom)
+            .shadows(&self.states[index])
+            .map(|(first, table)| {
+                let info = self.info(table);
+                let level = info.type_word().kind().level();
+                match (info.shadow() == Some(first), level) {
+                    (true, Some(1)) => 2,
+                    (true, Some(2)) => 4,
+                    (false, Some(2)) if info.view() == Some(first) => 2,
+                    _ => 0xffff,
+                }
+            })
+            .sum();
+        let at = Mfn(dom.id.0.into());
+        let claimed = self.shadows.get(&dom.id.0).copied().unwrap_or_default();
+        self.expect(Invariant::ShadowFollows, at, "frames of the shadows listed", claimed, listed);
+        let upper = if self.states[index].upper.is_some() { 2 } else { 0 };
+        let used = self.states[index].pool.used().0.into();
+        self.expect(Invariant::ShadowFollows, at, "frames of shadows counted", claimed + upper, used);
     }
 
     /// Checks what is shown of a directory where it is read as an L1 table: the tables that it names, and those only to be read.
     fn check_view<F: Format>(&mut self, table: Mfn, view: Mfn) {
-        for mfn in [view, Mfn(view.0 + 1)] {
-            self.claim_own(mfn, "claims on a view");
-            self.census.shadows += 1;
-        }
+        self.claim_shadow(table, view, 2);
         for slot in 0..2 * ENTRIES {
             let entry = F::load(&self.host.hw, table, slot as usize);
             let shown = entry.present() && F::is_guest_slot(2, slot as usize);
@@ -58,10 +101,15 @@ impl<H: Hardware> Audit<'_, H> {
         let (refs, word) = (info.refs(), info.type_word());
         let directory = word.count() > 0 && word.kind() == FrameType::L2;
         let shadowed = self.subject(refs.owner()).is_some_and(|subject| subject.dom.arch == Arch::X86_32);
-        let view = info.view().filter(|_| directory && shadowed && info.shadow().is_some());
-        let uses = view.map_or(0, |view| self.info(view).view_uses());
-        self.expect(Invariant::TypeIsHeld, mfn, "linear entries that lead here", counted.into(), uses.into());
-        self.expect(Invariant::ShadowFollows, mfn, "a view", (counted > 0).into(), view.is_some().into());
+        if !(directory && shadowed && word.is_validated()) {
+            return self.expect(Invariant::TypeIsHeld, mfn, "linear entries that lead here", 0, counted.into());
+        }
+        let found = info.linear_uses();
+        self.expect(Invariant::TypeIsHeld, mfn, "linear entries that lead here", counted.into(), found.into());
+        let absent = info.view().is_none() && self.may_lack_shadows(refs.owner());
+        if !absent {
+            self.expect(Invariant::ShadowFollows, mfn, "a view", (counted > 0).into(), info.view().is_some().into());
+        }
     }
 
     fn slot(&self, first: Mfn, slot: u64) -> u64 {

@@ -88,8 +88,8 @@ impl<H: Hardware> Audit<'_, H> {
         if entry.writable() {
             self.report(Invariant::WritableOrTable, table, "writable linear entries", 0, entry.0);
         }
-        // A directory that has no shadow shows itself to nobody.
-        if self.info(entry.mfn()).shadow().is_some() {
+        // A directory that is half validated shows itself to nobody.
+        if self.info(entry.mfn()).type_word().is_validated() {
             self.tallies[entry.mfn().0 as usize].linear += 1;
         }
         if entry.mfn() != table {

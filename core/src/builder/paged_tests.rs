@@ -97,7 +97,7 @@ impl World {
         if found.is_err() && self.dom.arch == Arch::X86_32 {
             let how = Access { write: access == SimAccess::Write, user: false };
             let pager = Pager::new(&self.host, &self.dom);
-            if pager.resolve_shadow_fault(&self.dom.paging.lock(), at, how) {
+            if pager.resolve_shadow_fault(&mut self.dom.paging.lock(), at, how) {
                 found = self.host.hw.access(at, access, ring);
             }
         }

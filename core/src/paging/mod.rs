@@ -4,7 +4,7 @@
 //! it is mapped read-only everywhere, and each change is a request that is checked in the same way ([`entry`]). The CPU
 //! walks a four-level guest's own tables. It cannot walk two-level ones in long mode, so those have *write-through
 //! shadows* ([`shadow`]): each validated change writes the shadow too, so a shadow is at all times a function of the
-//! guest's tables (invariant I6) and never scanned for differences.
+//! guest's tables (invariant I6) and never scanned for differences. They take no more memory than they may ([`pool`]).
 //!
 //! A guest may also write to its L1 tables as if they were memory ([`writable`]): its stores are carried out one by one in
 //! the same way, or it is let write for a while and what it did is checked before the CPU may walk it ([`window`]).
@@ -17,6 +17,7 @@ pub mod entry;
 pub mod format;
 pub mod linear;
 pub mod partial;
+pub mod pool;
 pub mod shadow;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -30,6 +31,7 @@ use crate::frame::{FrameType, RefError};
 use crate::host::{Hardware, Host};
 use crate::preempt::Poll;
 use format::{Format, Pte, bits};
+use pool::ShadowPool;
 use proxenos_abi::Errno;
 use writable::WritableTables;
 
@@ -99,6 +101,8 @@ pub struct PagingState {
     pub(crate) poll: Poll,
     /// What the guest's writes to its own tables have come to.
     pub writable: WritableTables,
+    /// What the CPU walks in place of the guest's tables.
+    pub pool: ShadowPool,
 }
 
 impl PagingState {
@@ -112,6 +116,7 @@ impl PagingState {
             condemned: None,
             poll: Poll::NEVER,
             writable: WritableTables::new(),
+            pool: ShadowPool::new(),
         }
     }
 
@@ -219,6 +224,10 @@ impl<'a, H: Hardware> Pager<'a, H> {
             return Err(PagingError::NoMemory);
         }
         self.get_frame_and_type::<F>(state, table, self.dom.id, FrameType::table(F::TOP))?;
+        if let Err(error) = self.need_shadow::<F>(state, table) {
+            self.put_frame_and_type::<F>(state, table);
+            return Err(error);
+        }
         if F::SHADOWED {
             self.hang_shadow(state, Some(table));
         }

@@ -2,7 +2,8 @@
 //!
 //! A guest's L1 table (1024 entries, 4 MiB) has a shadow of two frames, one for each 2 MiB; its L2 table (4 GiB) one of
 //! four, one for each GiB. They are made when the frame is validated as a table, written with every validated change of
-//! it, and freed when it ceases to be a table. Above them hang one L3 and one L4 table a *domain*: a new page-table base
+//! it, and freed when it ceases to be a table, or earlier if room is short ([`super::pool`]): then they are made again when they
+//! are needed. Above them hang one L3 and one L4 table a *domain*: a new page-table base
 //! rewrites four entries of that L3, which is why a base costs no frames of its own.
 //!
 //! Accessed and dirty bits are the guest's to see. A shadow entry is present only if the guest's has A, and writable
@@ -11,8 +12,10 @@
 
 use super::format::{Format, HYPERVISOR_L4_FIRST, Pte, TwoLevel, bits};
 use super::linear::view_entry;
+use super::pool::Need;
 use super::{Pager, PagingError, PagingState};
 use crate::addr::{GuestVirt, MachineAddr, Mfn};
+use crate::domain::RunState;
 use crate::frame_alloc::Zone;
 use crate::host::Hardware;
 
@@ -23,7 +26,8 @@ const L2_ORDER: u32 = 2;
 /// What an upper shadow entry carries besides its frame: as much as possible, the level below decides.
 const OPEN: u64 = bits::P | bits::RW | bits::US | bits::A;
 
-const fn order(level: u8) -> u32 {
+/// log2 of the frames that shadow a table of a level.
+pub(super) const fn order<F: Format>(level: u8) -> u32 {
     if level == 1 { L1_ORDER } else { L2_ORDER }
 }
 
@@ -46,41 +50,57 @@ fn l1_shadow(entry: Pte) -> u64 {
 }
 
 impl<H: Hardware> Pager<'_, H> {
-    /// Makes the shadow of a table whose entries have just been validated.
-    pub(super) fn create_shadow<F: Format>(&self, table: Mfn, level: u8) -> Result<(), PagingError> {
-        let first = self.host.alloc.lock().alloc_for_guest(order(level), &self.host.hw).ok_or(PagingError::NoMemory)?;
-        let info = self.host.frames.info(table).expect("a table is RAM");
-        info.set_shadow(Some(first));
+    /// Makes the shadow of a table whose entries have just been validated, if there is room.
+    pub(super) fn create_shadow<F: Format>(&self, state: &mut PagingState, table: Mfn, level: u8) {
         if F::LINEAR && level == 2 {
-            info.set_view(None);
+            self.begin_view::<F>(state, table);
         }
+        if self.build_shadow::<F>(state, table, level, Need::Later).is_none() {
+            state.pool.note_absence();
+        }
+    }
+
+    /// Makes the shadow of a table that has none.
+    pub(super) fn build_shadow<F: Format>(
+        &self,
+        state: &mut PagingState,
+        table: Mfn,
+        level: u8,
+        need: Need,
+    ) -> Option<Mfn> {
+        debug_assert!(!state.writable.involves(table), "what is in an open table has not been looked at");
+        let first = self.take_shadow::<F>(state, table, order::<F>(level), need)?;
+        self.host.frames.info(table).expect("a table is RAM").set_shadow(Some(first));
         for index in 0..F::ENTRIES {
             let entry = F::load(&self.host.hw, table, index);
             if entry.present() && F::is_guest_slot(level, index) {
-                if F::LINEAR && level == 2 && entry.mfn() == table {
-                    // Its first entry that names itself: nothing but memory can be missing.
-                    self.open_view::<F>(table).inspect_err(|_| self.destroy_shadow(table, level))?;
-                }
                 self.write_shadow::<F>(level, table, index, entry);
             }
         }
         if level == 2 {
             self.map_machine_to_phys(first);
         }
-        Ok(())
+        Some(first)
     }
 
     /// Frees the shadow of a table that is none any more, and its view. The allocator flushes the TLBs before they are used
     /// again.
-    pub(super) fn destroy_shadow(&self, table: Mfn, level: u8) {
+    pub(super) fn destroy_shadow<F: Format>(&self, state: &mut PagingState, table: Mfn, level: u8) {
         let info = self.host.frames.info(table).expect("a table is RAM");
-        if let Some(first) = info.shadow() {
-            if level == 2 {
-                self.destroy_view(info);
-            }
-            info.set_shadow(None);
-            self.host.free_hypervisor(first, order(level));
+        if F::LINEAR && level == 2 {
+            self.destroy_view(state, info);
         }
+        if let Some(first) = info.shadow() {
+            info.set_shadow(None);
+            self.release_shadow(state, first, order::<F>(level));
+        }
+    }
+
+    /// What an upper entry leads to, if that is there: the shadow of the table below, or a directory's view.
+    #[inline]
+    pub(super) fn shadow_below<F: Format>(&self, entry: Pte) -> Option<Mfn> {
+        let child = if entry.present() { self.host.frames.info(entry.mfn())? } else { return None };
+        if F::LINEAR && child.is_directory() { child.view() } else { child.shadow() }
     }
 
     /// Writes the shadow of one entry; nothing to do for formats that the CPU walks itself.
@@ -90,27 +110,29 @@ impl<H: Hardware> Pager<'_, H> {
             return;
         }
         let info = self.host.frames.info(table).expect("a table is RAM");
-        let Some(shadow) = info.shadow() else { return };
-        let hw = &self.host.hw;
         if level == 1 {
-            hw.store64(slot(shadow, index), l1_shadow(entry));
+            let Some(shadow) = info.shadow() else { return };
+            self.host.hw.store64(slot(shadow, index), l1_shadow(entry));
             return;
         }
-        // One guest L2 entry spans 4 MiB: two slots of the shadow, one for each half of the L1's shadow (or of a
-        // directory's view).
-        let child = if entry.present() { self.host.frames.info(entry.mfn()) } else { None };
-        let child =
-            child.and_then(|child| if F::LINEAR && child.is_directory() { child.view() } else { child.shadow() });
-        let flags = entry.0 & (bits::RW | bits::US) | bits::P | bits::A;
-        for half in 0..2 {
-            let value = child.map_or(0, |first| Mfn(first.0 + half).addr().0 | flags);
-            hw.store64(slot(shadow, 2 * index + half as usize), value);
+        if let Some(shadow) = info.shadow() {
+            for half in 0..2 {
+                self.host.hw.store64(slot(shadow, 2 * index + half), self.upper_shadow::<F>(entry, half));
+            }
         }
+        // The view does not depend on there being a shadow.
         if F::LINEAR
             && let Some(view) = info.view()
         {
-            hw.store64(slot(view, index), view_entry(entry));
+            self.host.hw.store64(slot(view, index), view_entry(entry));
         }
+    }
+
+    /// One guest L2 entry spans 4 MiB: two slots of the shadow, one for each half of the L1's shadow (or of a
+    /// directory's view).
+    fn upper_shadow<F: Format>(&self, entry: Pte, half: usize) -> u64 {
+        let flags = entry.0 & (bits::RW | bits::US) | bits::P | bits::A;
+        self.shadow_below::<F>(entry).map_or(0, |first| Mfn(first.0 + half as u64).addr().0 | flags)
     }
 
     /// Writes an entry of an L1 table's shadow, of which this is the first frame.
@@ -151,6 +173,7 @@ impl<H: Hardware> Pager<'_, H> {
             hw.store64(slot(l4, HYPERVISOR_L4_FIRST + index), *entry);
         }
         state.upper = Some((l4, l3));
+        state.pool.count(2);
         Ok(())
     }
 
@@ -159,6 +182,7 @@ impl<H: Hardware> Pager<'_, H> {
         if let Some((l4, l3)) = state.upper.take() {
             self.host.free_hypervisor(l4, 0);
             self.host.free_hypervisor(l3, 0);
+            state.pool.discount(2);
         }
     }
 
@@ -173,25 +197,26 @@ impl<H: Hardware> Pager<'_, H> {
     }
 
     /// Deals with a page fault that exists only because of shadowing: the guest's tables allow the access, but A or D was
-    /// not set yet. Sets it, and returns true when the access can be tried again; false when the fault is the guest's.
-    pub fn resolve_shadow_fault(&self, state: &PagingState, at: GuestVirt, access: Access) -> bool {
+    /// not set yet, or what the CPU is to walk is not there. Sets and makes it, and returns true when the access can be tried again;
+    /// false when the fault is the guest's.
+    pub fn resolve_shadow_fault(&self, state: &mut PagingState, at: GuestVirt, access: Access) -> bool {
         if at.0 >> 32 != 0 {
             return false;
         }
         let Some(found) = self.walk::<TwoLevel>(state, at) else { return false };
-        // A directory's entries are shadowed as if accessed, and show nothing to be written to.
-        if found.level != 1 {
-            return false;
-        }
         let needed = bits::P | if access.user { bits::US } else { 0 } | if access.write { bits::RW } else { 0 };
         if !Pte(found.rights & found.entry.0 | found.entry.0 & bits::P).has(needed) {
             return false;
+        }
+        // A directory's entries are shadowed as if accessed, and show nothing to be written to.
+        if found.level != 1 {
+            return !access.write && self.fill_path::<TwoLevel>(state, at);
         }
         let used = bits::A | if access.write { bits::D } else { 0 };
         let mut old = found.entry;
         loop {
             if old.has(used) {
-                return false;
+                return self.fill_path::<TwoLevel>(state, at);
             }
             let new = Pte(old.0 | used);
             match TwoLevel::cas(&self.host.hw, found.table, found.index, old, new) {
@@ -202,6 +227,58 @@ impl<H: Hardware> Pager<'_, H> {
                 Err(seen) => old = seen,
             }
         }
+    }
+
+    /// Makes what shadows are missing on the way to `at`, and hangs them in. False if none was missing. A domain for which there is no
+    /// memory even now ends.
+    #[cold]
+    pub(super) fn fill_path<F: Format>(&self, state: &mut PagingState, at: GuestVirt) -> bool {
+        let Some(mut table) = state.base else { return false };
+        let mut changed = false;
+        for level in (2..=F::TOP).rev() {
+            let index = F::index(level, at);
+            let entry = F::load(&self.host.hw, table, index);
+            if !entry.present() || !F::is_guest_slot(level, index) {
+                break;
+            }
+            if self.shadow_below::<F>(entry).is_none() {
+                if self.build_below::<F>(state, entry.mfn(), level - 1).is_none() {
+                    self.dom.set_state(RunState::CRASHED);
+                    return true;
+                }
+                changed = true;
+            }
+            // The making of one may have dropped what is above; then the next fault makes that.
+            if let Some(shadow) = self.host.frames.info(table).and_then(|info| info.shadow()) {
+                let hung = (0..2).all(|half| {
+                    self.host.hw.load64(slot(shadow, 2 * index + half)) == self.upper_shadow::<F>(entry, half)
+                });
+                if !hung {
+                    self.write_shadow::<F>(level, table, index, entry);
+                    changed = true;
+                }
+            }
+            table = entry.mfn();
+        }
+        changed
+    }
+
+    fn build_below<F: Format>(&self, state: &mut PagingState, table: Mfn, level: u8) -> Option<Mfn> {
+        let info = self.host.frames.info(table).expect("a table is RAM");
+        if F::LINEAR && info.is_directory() {
+            self.build_view::<F>(state, table, Need::Now)
+        } else {
+            self.build_shadow::<F>(state, table, level, Need::Now)
+        }
+    }
+
+    /// Sees to it that a top-level table has a shadow, if it needs one.
+    pub(super) fn need_shadow<F: Format>(&self, state: &mut PagingState, table: Mfn) -> Result<(), PagingError> {
+        let info = self.host.frames.info(table).expect("a table is RAM");
+        if F::SHADOWED && info.shadow().is_none() {
+            self.build_shadow::<F>(state, table, F::TOP, Need::Now).ok_or(PagingError::NoMemory)?;
+        }
+        Ok(())
     }
 }
 

@@ -173,7 +173,7 @@ impl<H: Hardware> Pager<'_, H> {
             return Err(PagingError::RefusedBits);
         }
         match self.get_frame_and_type::<F>(state, entry.mfn(), self.dom.id, FrameType::table(level - 1)) {
-            Err(PagingError::Frame(RefError::WrongType)) if F::LINEAR => self.get_linear::<F>(table, entry),
+            Err(PagingError::Frame(RefError::WrongType)) if F::LINEAR => self.get_linear::<F>(state, table, entry),
             result => result,
         }
     }
@@ -181,7 +181,7 @@ impl<H: Hardware> Pager<'_, H> {
     /// Gives back the reference of an entry above L1 that is gone from `table`.
     #[inline]
     pub(super) fn put_child<F: Format>(&self, state: &mut PagingState, table: Mfn, entry: Pte) {
-        if entry.present() && !(F::LINEAR && self.put_linear(table, entry)) {
+        if entry.present() && !(F::LINEAR && self.put_linear(state, table, entry)) {
             self.put_frame_and_type::<F>(state, entry.mfn());
         }
     }
@@ -234,7 +234,9 @@ impl<H: Hardware> Pager<'_, H> {
         if level == 1 {
             state.poll.step(cost::TABLE);
         }
-        let result = result.and_then(|()| if F::SHADOWED { self.create_shadow::<F>(mfn, level) } else { Ok(()) });
+        if F::SHADOWED && result.is_ok() {
+            self.create_shadow::<F>(state, mfn, level);
+        }
         if let Err(error) = result {
             let preempted = error == PagingError::Preempted;
             match level {
@@ -265,7 +267,7 @@ impl<H: Hardware> Pager<'_, H> {
     fn devalidate_l1<F: Format>(&self, state: &mut PagingState, mfn: Mfn) {
         self.put_l1_entries::<F>(mfn, F::ENTRIES);
         if F::SHADOWED {
-            self.destroy_shadow(mfn, 1);
+            self.destroy_shadow::<F>(state, mfn, 1);
         }
         state.poll.step(cost::TABLE);
     }

@@ -76,6 +76,11 @@ impl<H: Hardware> Pager<'_, H> {
             return Err(NotOpened);
         }
         let parent = if F::SHADOWED { None } else { self.only_slot::<F>(table)? };
+        if F::SHADOWED {
+            // The window is in a shadow, which must be there.
+            self.fill_path::<F>(state, at);
+            self.host.frames.info(mapper).and_then(|info| info.shadow()).ok_or(NotOpened)?;
+        }
         let which = windows.iter().position(Option::is_none).unwrap_or(state.writable.oldest);
         if windows[which].is_some() {
             self.close::<F>(state, which);

@@ -101,7 +101,8 @@ impl Seen {
         // Two frames at least shadow an L1 table, four an L2 table, two show it where it is read as an L1 table, and no
         // frame is part of two shadows.
         let part = |table: u64| {
-            let info = host.frames.info(Mfn(table))?;
+            // (A shadow's own frame names its table.)
+            let info = host.frames.info(Mfn(table)).filter(|info| info.refs().owner() != DomId::XEN)?;
             let frames = if info.type_word().kind() == FrameType::L1 { 2 } else { 4 };
             let part = frame.0.wrapping_sub(info.shadow()?.0);
             if part < frames {
@@ -166,7 +167,7 @@ impl SimHardware {
         let width = if dom.arch == Arch::X86_32 { CodeWidth::Bits32 } else { CodeWidth::Bits64 };
         let store = decode(code, width).expect("a store");
         let start = registers.ip;
-        for _ in 0..5 {
+        for _ in 0..10 {
             if let Ok(found) = self.translate(at, access) {
                 let (word, shift) = (MachineAddr(found.0 & !7), 8 * (found.0 & 7));
                 if word.mfn().0 < self.machine.frames() {
@@ -201,8 +202,9 @@ impl SimHardware {
 
     /// Translates an access of the executing CPU, resolving the faults that exist only because of shadowing.
     pub(super) fn access(&self, at: GuestVirt, access: Access) -> Result<MachineAddr, Fault> {
-        // A fault that closes tables, one that opens one or sets the accessed bit, one for the dirty bit, and it must work.
-        for _ in 0..4 {
+        // A fault that closes tables, one that opens one or sets the accessed bit, one for the dirty bit, some for shadows that
+        // are missing, and it must work.
+        for _ in 0..10 {
             if let Ok(found) = self.translate(at, access) {
                 return Ok(found);
             }

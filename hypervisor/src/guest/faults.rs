@@ -83,9 +83,9 @@ pub fn page_fault(run: &mut Running, frame: &mut TrapFrame) {
     }
     if run.dom.arch == Arch::X86_32 {
         let at = GuestVirt(at);
-        let state = run.dom.paging.lock();
+        let mut state = run.dom.paging.lock();
         let pager = Pager::new(run.host, &run.dom);
-        if pager.resolve_shadow_fault(&state, at, access(code)) {
+        if pager.resolve_shadow_fault(&mut state, at, access(code)) {
             return;
         }
         // The shadow may lack an entry that the guest's tables have: whether there is a page is theirs to say.

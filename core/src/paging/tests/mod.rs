@@ -3,12 +3,13 @@
 //! [`world`] has the machine and its domains, [`commands`] a test for each request and refusal, [`attacks`] one for each
 //! known way out of paravirtualised paging, [`linear`] what concerns directories that are read as L1 tables, [`writable`] what
 //! guests write to their tables themselves, [`reservation`] those for `dom_mem_op`, [`preempted`] those for requests that
-//! make way, and [`random`] sequences of requests that nobody thought of. All judge by the
+//! make way, [`pool`] what becomes of shadows for which there is no room, and [`random`] sequences of requests that nobody thought of. All judge by the
 //! audit, the simulated TLBs, and, for what is refused, by nothing having changed.
 
 mod attacks;
 mod commands;
 mod linear;
+mod pool;
 mod preempted;
 mod random;
 mod reservation;
