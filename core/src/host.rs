@@ -151,7 +151,7 @@ impl<H: Hardware> Host<H> {
     /// A frame lost its last reference: scrubs it, so that nobody sees what was there, forgets which pfn it was, and frees
     /// it.
     #[cold]
-    fn free_frame(&self, mfn: Mfn, info: &FrameInfo) {
+    pub(crate) fn free_frame(&self, mfn: Mfn, info: &FrameInfo) {
         let refs = info.refs();
         if !refs.is_shared()
             && let Some(owner) = self.domains.find(refs.owner())

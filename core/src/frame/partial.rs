@@ -1,9 +1,9 @@
-//! What a frame's type word says of a table that is half validated; what that means is `crate::paging::partial`'s.
+//! What a frame's word says of a table that is half validated; what that means is `crate::paging::partial`'s.
 //!
-//! Under the owner's paging lock. Nobody else changes the word meanwhile, since the type cannot be had.
+//! Under the owner's paging lock. Nobody else changes the type meanwhile, since it cannot be had.
 
+use super::word::{MARKED, ONE_TYPE, PARTIAL, STATE, TYPES, TYPES_SHIFT};
 use super::{FrameInfo, TypeWord};
-use core::sync::atomic::Ordering;
 
 /// What is to become of a table that is half validated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -15,22 +15,14 @@ pub enum Condition {
 }
 
 impl TypeWord {
-    /// A table of which only the first entries hold references.
-    const PARTIAL: u64 = 1 << 38;
-    /// And is to lose those too.
-    const CONDEMNED: u64 = 1 << 39;
-    /// How many entries of a partial table hold references.
-    const DONE_SHIFT: u32 = 40;
-    const DONE: u64 = 0x7ff;
-
     /// Of a table that is half validated: how many of its first entries hold references, and what is to become of it.
     #[must_use]
     pub const fn partial(self) -> Option<(usize, Condition)> {
-        if self.0 & Self::PARTIAL == 0 {
+        if self.0 & PARTIAL == 0 {
             return None;
         }
-        let condition = if self.0 & Self::CONDEMNED == 0 { Condition::Suspended } else { Condition::Condemned };
-        Some(((self.0 >> Self::DONE_SHIFT & Self::DONE) as usize, condition))
+        let condition = if self.0 & MARKED == 0 { Condition::Suspended } else { Condition::Condemned };
+        Some((((self.0 & TYPES) >> TYPES_SHIFT) as usize, condition))
     }
 }
 
@@ -39,13 +31,14 @@ impl FrameInfo {
     pub(crate) fn set_partial(&self, done: usize, condition: Condition) {
         let word = self.type_word();
         debug_assert!(word.count() == 1 && !word.is_pinned(), "{word:?}");
-        let condemned = if condition == Condition::Condemned { TypeWord::CONDEMNED } else { 0 };
-        let partial = TypeWord::PARTIAL | condemned | (done as u64) << TypeWord::DONE_SHIFT;
-        self.kind.store(TypeWord::new(word.kind(), 1).0 | partial, Ordering::Release);
+        let condemned = if condition == Condition::Condemned { MARKED } else { 0 };
+        // The type count is 1, so its place is free.
+        let partial = PARTIAL | condemned | (done as u64) << TYPES_SHIFT;
+        self.change(|now| now & !(TYPES | STATE) | partial);
     }
 
     /// The reference is the caller's again, whose table it is to validate.
     pub(crate) fn resume_validation(&self) {
-        self.kind.store(TypeWord::new(self.type_word().kind(), 1).0, Ordering::Release);
+        self.change(|now| now & !(TYPES | STATE) | ONE_TYPE);
     }
 }

@@ -94,9 +94,15 @@ impl<H: Hardware> Pager<'_, H> {
     /// writable memory if the entry allows writes.
     #[inline]
     pub fn get_l1_target<F: Format>(&self, entry: Pte, target: Target) -> Result<(), PagingError> {
-        if !entry.present() {
+        if !entry.present() || target == Target::Own && get_own_target::<F, H>(self.host, self.dom.id, entry) {
             return Ok(());
         }
+        self.get_any_target::<F>(entry, target)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn get_any_target<F: Format>(&self, entry: Pte, target: Target) -> Result<(), PagingError> {
         if entry.0 & F::REFUSED != 0 || entry.mfn().0 >= self.host.machine_frames {
             return Err(PagingError::RefusedBits);
         }
@@ -128,22 +134,29 @@ impl<H: Hardware> Pager<'_, H> {
     /// Gives back the reference of an L1 entry that is gone.
     #[inline]
     pub fn put_l1_target(&self, entry: Pte) {
-        let mfn = entry.mfn();
-        if !entry.present() || !self.host.is_ram(mfn) {
-            return;
+        if entry.present() {
+            self.put_mapping(entry, self.host.hw.stamp());
         }
-        let info = self.host.frames.info(mfn).expect("RAM is in the frame table");
-        if entry.writable() {
-            let _: TypeRest = info.put_type(|| self.host.hw.stamp());
+    }
+
+    /// As [`put_l1_target`](Self::put_l1_target), of a present entry that no CPU could walk to any more when the TLB clock
+    /// stood at `stamp`.
+    #[inline]
+    fn put_mapping(&self, entry: Pte, stamp: u32) {
+        let mfn = entry.mfn();
+        let Some(info) = self.host.frames.above_first_mib(mfn) else { return };
+        let was_last = if entry.writable() {
+            info.put_writable(stamp)
         } else {
-            // A page that is only read may still be in a TLB when it is given to somebody else.
-            info.set_stamp(self.host.hw.stamp());
             let word = info.type_word();
             if word.kind() == FrameType::Descriptor && word.count() > 0 {
                 self.descriptors_unmapped(info.refs().owner());
             }
+            info.put_readable(stamp)
+        };
+        if was_last {
+            self.host.free_frame(mfn, info);
         }
-        self.host.put_frame(mfn, info);
     }
 
     /// A mapping of a descriptor page is gone, perhaps the one at which its owner's LDT was found.
@@ -297,20 +310,14 @@ impl<H: Hardware> Pager<'_, H> {
 }
 
 /// [`Pager::get_l1_target`] for what most entries are: a mapping of a frame of the domain's own, writable only if the frame
-/// is mapped writable already. False says nothing.
+/// was writable memory last. What a domain owns is RAM, and known to the frame table. False says nothing.
 #[inline]
 pub(super) fn get_own_target<F: Format, H: Hardware>(host: &Host<H>, owner: DomId, entry: Pte) -> bool {
-    let mfn = entry.mfn();
-    // What has a domain as its owner is RAM, so only the first MiB needs a look.
-    let Some(info) = host.frames.info(mfn) else { return false };
-    if entry.0 & F::REFUSED != 0 || is_low_io(mfn) || info.get(owner).is_err() {
+    let Some(info) = host.frames.above_first_mib(entry.mfn()) else { return false };
+    if entry.0 & F::REFUSED != 0 {
         return false;
     }
-    if !entry.writable() || info.get_writable_once_more() {
-        return true;
-    }
-    host.put_frame(mfn, info);
-    false
+    if entry.writable() { info.get_writable(owner) } else { info.get(owner).is_ok() }
 }
 
 /// Whether a frame lies in the PC's first MiB, which counts as I/O memory though part of it is RAM.

@@ -1,0 +1,103 @@
+//! The references that a mapping holds, taken and given back in one exchange each.
+//!
+//! A writable mapping holds a reference to its frame and one to its type. Both counts lie in one word, so what is
+//! [`FrameInfo::get`] and then [`FrameInfo::get_type`] is one compare-and-swap where nothing has to be done in between:
+//! the frame is the owner's and writable memory already. It is then the same as the two, with nobody looking in between.
+
+use super::FrameInfo;
+use super::FrameType::Writable;
+use super::atomics::Ordering;
+use super::word::{
+    CROWDED, KIND, ONE_REF, ONE_TYPE, OWNER, REFS, STATE, TYPES, VALIDATED, kind_field, owner_field, type_count,
+};
+use crate::addr::DomId;
+
+/// Type counts from 2 on.
+const OTHERS: u64 = TYPES & !ONE_TYPE;
+
+impl FrameInfo {
+    /// Takes a reference to `owner`'s frame, and one to it as writable memory. False says nothing and changes nothing:
+    /// then [`get`](Self::get) and [`get_type`](Self::get_type) tell.
+    #[inline]
+    #[must_use]
+    pub fn get_writable(&self, owner: DomId) -> bool {
+        // A validated type has a count, and so has the frame then. Marks and partial tables are no writable memory's.
+        const SEEN: u64 = OWNER | KIND | STATE | CROWDED;
+        let wanted = owner_field(owner) | kind_field(Writable) | VALIDATED;
+        let mut now = self.word.load(Ordering::Acquire);
+        while now & SEEN == wanted {
+            let next = now + (ONE_REF + ONE_TYPE);
+            match self.word.compare_exchange_weak(now, next, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return true,
+                Err(seen) => now = seen,
+            }
+        }
+        self.get_writable_again(owner, now)
+    }
+
+    /// As [`get_writable`](Self::get_writable) for a frame that was writable memory last, and is nothing since.
+    #[cold]
+    #[inline(never)]
+    fn get_writable_again(&self, owner: DomId, mut now: u64) -> bool {
+        const SEEN: u64 = OWNER | KIND | STATE | TYPES | CROWDED;
+        let wanted = owner_field(owner) | kind_field(Writable);
+        // No other type came between, so no TLB need be flushed.
+        while now & SEEN == wanted && now & REFS != 0 {
+            let next = (now + (ONE_REF + ONE_TYPE)) | VALIDATED;
+            match self.word.compare_exchange_weak(now, next, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return true,
+                Err(seen) => now = seen,
+            }
+        }
+        false
+    }
+
+    /// Gives back a reference to the frame as writable memory and one to the frame itself: [`put_type`](Self::put_type)
+    /// and [`put`](Self::put); nothing, if it is I/O memory. `stamp` is the TLB clock, read when no CPU could walk to the
+    /// mapping any more. True when the frame is to be freed.
+    #[inline]
+    #[must_use]
+    pub fn put_writable(&self, stamp: u32) -> bool {
+        self.set_stamp(stamp);
+        let mut now = self.word.load(Ordering::Acquire);
+        // While others rely on the type, there are other references too.
+        while now & OTHERS != 0 {
+            debug_assert!(now & KIND == kind_field(Writable) && now & REFS > ONE_REF, "{now:#x}");
+            let next = now - (ONE_REF + ONE_TYPE);
+            match self.word.compare_exchange_weak(now, next, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return false,
+                Err(seen) => now = seen,
+            }
+        }
+        self.put_last_writable(now)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn put_last_writable(&self, mut now: u64) -> bool {
+        // I/O memory, of which nothing is counted.
+        if now & OWNER == owner_field(DomId::IO) {
+            return false;
+        }
+        loop {
+            debug_assert!(type_count(now) != 0 && now & REFS != 0, "count underflow: {now:#x}");
+            let state = if type_count(now) == 1 { STATE } else { 0 };
+            let next = (now - (ONE_REF + ONE_TYPE)) & !state;
+            match self.word.compare_exchange_weak(now, next, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return next & REFS == 0,
+                Err(seen) => now = seen,
+            }
+        }
+    }
+
+    /// Gives back the reference of a mapping that allows no writes; `stamp` and result are as
+    /// [`put_writable`](Self::put_writable)'s. A page that is only read may still be in a TLB when it is given to somebody
+    /// else.
+    #[inline]
+    #[must_use]
+    pub fn put_readable(&self, stamp: u32) -> bool {
+        self.set_stamp(stamp);
+        // Of I/O memory nothing is counted; of what the mapping keeps, at least that is.
+        self.word.load(Ordering::Relaxed) & REFS != 0 && self.put()
+    }
+}
