@@ -14,6 +14,7 @@
 //! business and happens under the owner's paging lock; [`FrameInfo::get_type`] only tells its caller that it is due.
 
 pub(crate) mod atomics;
+mod caching;
 mod mapping;
 mod partial;
 mod table;
@@ -137,6 +138,8 @@ pub struct FrameInfo {
     shadow: AtomicU32,
     /// TLB clock when a type or the frame itself was last given up: who reuses it flushes older TLBs first.
     stamp: AtomicU32,
+    /// Not zero when the frame has been mapped uncached and writable since what caches hold of it was last dropped ([`caching`]).
+    uncached: AtomicU32,
 }
 
 #[cfg(not(feature = "loom"))]
@@ -152,6 +155,7 @@ impl FrameInfo {
             prev: AtomicU32::new(0),
             shadow: AtomicU32::new(0),
             stamp: AtomicU32::new(0),
+            uncached: AtomicU32::new(0),
         }
     }
 

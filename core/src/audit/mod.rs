@@ -289,6 +289,10 @@ impl<'a, H: Hardware> Audit<'a, H> {
         let info = self.info(mfn);
         let (refs, word, tally) = (info.refs(), info.type_word(), self.tallies[mfn.0 as usize]);
         self.expect(Invariant::Counted, mfn, "references", tally.refs.into(), refs.count().into());
+        let in_use = refs.count() > 0 && !(word.count() > 0 && word.kind().needs_validation());
+        if info.is_uncached() && !in_use {
+            self.report(Invariant::Flushed, mfn, "mark of a table or of a free frame", 0, 1);
+        }
         match refs.owner() {
             // Of a free block's first frame the type word holds the order.
             _ if word.kind() == FrameType::Free => return,

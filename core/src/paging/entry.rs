@@ -74,7 +74,7 @@ impl<H: Hardware> Pager<'_, H> {
         }
         let mut old = F::load(&self.host.hw, table, index);
         // Even a harmless change is refused when the new entry has a bit that means something else to the CPU.
-        if new.present() && new.0 & F::REFUSED != 0 {
+        if new.present() && new.0 & F::REFUSED_ABOVE != 0 {
             return Err(PagingError::RefusedBits);
         }
         let same_reference = new.present() && old.differs_harmlessly(new);

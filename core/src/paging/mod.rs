@@ -16,6 +16,7 @@
 pub mod entry;
 pub mod format;
 pub mod linear;
+pub mod log_dirty;
 pub mod partial;
 pub mod pool;
 pub mod shadow;
@@ -93,6 +94,8 @@ pub struct PagingState {
     pub base: Option<Mfn>,
     /// For shadowed guests, the two upper tables that every shadow of theirs is hung into: L4 and L3.
     pub upper: Option<(Mfn, Mfn)>,
+    /// For four-level guests that are watched, the shadow of the base ([`log_dirty`]).
+    pub(crate) root: Option<Mfn>,
     /// First of the half-validated tables that wait for somebody to go on with them ([`partial`]).
     pub(crate) suspended: Option<Mfn>,
     /// First of those that wait to be undone.
@@ -112,6 +115,7 @@ impl PagingState {
         Self {
             base: None,
             upper: None,
+            root: None,
             suspended: None,
             condemned: None,
             poll: Poll::NEVER,
@@ -129,7 +133,12 @@ impl PagingState {
     /// The L4 table for the CPU: the guest's own, or the one its shadows hang in.
     #[must_use]
     pub fn cpu_root(&self) -> Option<Mfn> {
-        self.upper.map(|(l4, _)| l4).or(self.base)
+        self.upper.map(|(l4, _)| l4).or(self.root).or(self.base)
+    }
+
+    /// The CPU is to walk the base itself again.
+    const fn forget_root(&mut self) {
+        self.root = None;
     }
 }
 
@@ -228,7 +237,7 @@ impl<'a, H: Hardware> Pager<'a, H> {
             self.put_frame_and_type::<F>(state, table);
             return Err(error);
         }
-        if F::SHADOWED {
+        if self.walks_shadows::<F>() {
             self.hang_shadow(state, Some(table));
         }
         let old = state.base.replace(table);

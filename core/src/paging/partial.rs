@@ -81,7 +81,7 @@ impl<H: Hardware> Pager<'_, H> {
 
     /// The last use of a validated table is gone: its entries are to be dropped.
     pub(super) fn condemn<F: Format>(&self, state: &mut PagingState, mfn: Mfn, level: u8) {
-        if F::SHADOWED {
+        if self.walks_shadows::<F>() {
             self.destroy_shadow::<F>(state, mfn, level);
         }
         self.set_aside(state, mfn, F::ENTRIES, Condition::Condemned);

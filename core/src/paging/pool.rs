@@ -291,11 +291,24 @@ impl<H: Hardware> Pager<'_, H> {
         }
     }
 
+    /// Drops all, the base's too: the CPU walks the guest's tables.
+    pub(super) fn drop_all<F: Format>(&self, state: &mut PagingState) {
+        while let Some(first) = state.pool.oldest {
+            let table = self.node(first).shadow().expect("what is on the list names its table");
+            let level = match self.part(first, table) {
+                Part::Shadow(level) => level,
+                Part::View => unreachable!("only two-level guests have views, and they need their shadows"),
+            };
+            self.node(table).set_shadow(None);
+            self.release_shadow(state, first, order::<F>(level));
+        }
+    }
+
     /// Writes the shadow of the base anew, so that it leads to nothing that is gone.
     fn rewrite_base<F: Format>(&self, state: &PagingState) {
         let Some(base) = state.base else { return };
         for index in (0..F::ENTRIES).filter(|&index| F::is_guest_slot(F::TOP, index)) {
-            self.write_shadow::<F>(F::TOP, base, index, F::load(&self.host.hw, base, index));
+            self.shadow_entry::<F>(F::TOP, base, index, F::load(&self.host.hw, base, index));
         }
     }
 }

@@ -153,7 +153,7 @@ fn accessed_and_dirty_bits_of_a_directory_stay_the_guests() {
     let pager = Pager::new(&*world.host, &world.guests[1].dom);
     for write in [false, true] {
         let mut state = world.guests[1].dom.paging.lock();
-        assert!(!pager.resolve_shadow_fault(&mut state, window(SELF, 5, 0), Access { write, user: false }));
+        assert!(!pager.resolve_shadow_fault::<TwoLevel>(&mut state, window(SELF, 5, 0), Access { write, user: false }));
     }
     assert_eq!(entries(&world), before);
     world.check();

@@ -421,9 +421,9 @@ impl World {
         if counted { info.linear_uses() } else { 0 }
     }
 
-    /// Whether some domain has had too little room for its shadows.
+    /// Whether some domain's shadows are not all there: it has had too little room for them, or they are made by faults only.
     pub fn was_short(&self) -> bool {
-        self.guests.iter().any(|guest| guest.dom.paging.lock().pool.was_short())
+        self.guests.iter().any(|guest| guest.dom.paging.lock().pool.was_short() || guest.dom.log.is_on())
     }
 
     /// How many linear entries there are.
