@@ -9,8 +9,8 @@
 //!
 //! Lock: the caller's (one mutex around the whole allocator, innermost in the lock order).
 
-use crate::addr::{DomId, FRAMES_BELOW_4G, Mfn};
-use crate::frame::{FrameInfo, FrameTable};
+use crate::addr::{DomId, FRAMES_BELOW_4G, MachineAddr, Mfn, PAGE_SIZE};
+use crate::frame::{Contents, FrameInfo, FrameTable};
 use crate::machine::{MachineMemory, Tlb};
 
 /// log2 of the largest block: 4 MiB.
@@ -74,7 +74,7 @@ impl FrameAllocator {
         while at < end {
             let fits = (end - at).ilog2();
             let order = at.trailing_zeros().min(fits).min(MAX_ORDER);
-            self.free(Mfn(at), order);
+            self.give_back(Mfn(at), order, Contents::Unknown);
             at += 1 << order;
         }
     }
@@ -125,12 +125,18 @@ impl FrameAllocator {
         Some(mfn)
     }
 
-    /// Takes 2^`order` frames for the hypervisor itself, cleared; owned by DOMID_XEN, which no guest can name.
+    /// Takes 2^`order` frames for the hypervisor itself, cleared; owned by DOMID_XEN, which no guest can name. What is known
+    /// to be zeroes is not cleared again.
     pub fn alloc_hypervisor<M: MachineMemory + Tlb>(&mut self, order: u32, zone: Zone, machine: &M) -> Option<Mfn> {
         let first = self.alloc(order, zone, machine)?;
         for mfn in first.0..first.0 + (1 << order) {
-            machine.clear_frame(Mfn(mfn));
-            self.record(mfn).assign(DomId::XEN);
+            let record = self.record(mfn);
+            if record.is_zeroed() {
+                debug_assert!(is_zero(machine, Mfn(mfn)), "frame {mfn:#x} was given back as zeroes");
+            } else {
+                machine.clear_frame(Mfn(mfn));
+            }
+            record.assign(DomId::XEN);
         }
         Some(first)
     }
@@ -146,10 +152,18 @@ impl FrameAllocator {
 
     /// Takes back 2^`order` frames that nobody refers to any more.
     pub fn free(&mut self, first: Mfn, order: u32) {
+        self.give_back(first, order, Contents::Unknown);
+    }
+
+    /// As [`free`](Self::free), for frames of the hypervisor's that hold nothing but zeroes. *No guest may have had a mapping
+    /// of them*: one that is in a TLB until the frames are used again could still write to them.
+    pub(crate) fn free_zeroed(&mut self, first: Mfn, order: u32) {
+        self.give_back(first, order, Contents::Zeroes);
+    }
+
+    fn give_back(&mut self, first: Mfn, order: u32, contents: Contents) {
         for mfn in first.0..first.0 + (1 << order) {
-            let record = self.record(mfn);
-            record.set_unowned();
-            record.clear_free();
+            self.record(mfn).set_unowned(contents);
         }
         let (mut mfn, mut order) = (first.0, order);
         let zone = zone_of(mfn);
@@ -220,6 +234,11 @@ impl FrameAllocator {
         }
         record.clear_free();
     }
+}
+
+/// Whether a frame holds nothing but zeroes.
+fn is_zero(memory: &impl MachineMemory, frame: Mfn) -> bool {
+    (0..PAGE_SIZE as u64).step_by(64).all(|at| memory.bits_of_line(MachineAddr(frame.addr().0 + at)) == 0)
 }
 
 const fn zone_of(mfn: u64) -> usize {

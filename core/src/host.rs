@@ -190,10 +190,19 @@ impl<H: Hardware> Host<H> {
     pub fn free_hypervisor(&self, first: Mfn, order: u32) {
         for mfn in first.0..first.0 + (1 << order) {
             self.hw.clear_frame(Mfn(mfn));
+        }
+        self.free_zeroed(first, order);
+    }
+
+    /// Frees 2^`order` frames of the hypervisor's own in which its caller has left nothing but zeroes. No guest may ever
+    /// have had a mapping of them.
+    pub(crate) fn free_zeroed(&self, first: Mfn, order: u32) {
+        let stamp = self.hw.stamp();
+        for mfn in first.0..first.0 + (1 << order) {
             if let Some(info) = self.frames.info(Mfn(mfn)) {
-                info.set_stamp(self.hw.stamp());
+                info.set_stamp(stamp);
             }
         }
-        self.alloc.lock().free(first, order);
+        self.alloc.lock().free_zeroed(first, order);
     }
 }

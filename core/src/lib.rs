@@ -10,6 +10,7 @@ extern crate alloc;
 
 pub mod addr;
 pub mod assist;
+mod atomics;
 pub mod audit;
 pub mod bounce;
 pub mod builder;

@@ -42,6 +42,11 @@ pub trait MachineMemory {
     fn is_same_line(&self, one: MachineAddr, other: MachineAddr) -> bool {
         (0..64).step_by(8).all(|at| self.load64(MachineAddr(one.0 + at)) == self.load64(MachineAddr(other.0 + at)))
     }
+    /// All the bits that are set anywhere in 64 bytes, aligned to that: whether there is anything to see in them.
+    #[inline]
+    fn bits_of_line(&self, at: MachineAddr) -> u64 {
+        (0..64).step_by(8).fold(0, |bits, offset| bits | self.load64(MachineAddr(at.0 + offset)))
+    }
     /// Copies bytes out of machine memory; the range may cross frames.
     fn read(&self, at: MachineAddr, into: &mut [u8]);
     /// Copies bytes into machine memory; the range may cross frames.

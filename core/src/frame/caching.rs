@@ -21,7 +21,7 @@
 //! [`Format::REFUSED_ABOVE`]: crate::paging::format::Format::REFUSED_ABOVE
 
 use super::FrameInfo;
-use super::atomics::Ordering;
+use crate::atomics::Ordering;
 
 impl FrameInfo {
     /// Notes that the frame is mapped uncached and writable. The caller holds a reference to it as writable memory.

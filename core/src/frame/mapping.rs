@@ -6,11 +6,11 @@
 
 use super::FrameInfo;
 use super::FrameType::Writable;
-use super::atomics::Ordering;
 use super::word::{
     CROWDED, KIND, ONE_REF, ONE_TYPE, OWNER, REFS, STATE, TYPES, VALIDATED, kind_field, owner_field, type_count,
 };
 use crate::addr::DomId;
+use crate::atomics::Ordering;
 
 /// Type counts from 2 on.
 const OTHERS: u64 = TYPES & !ONE_TYPE;
@@ -24,32 +24,24 @@ impl FrameInfo {
         // A validated type has a count, and so has the frame then. Marks and partial tables are no writable memory's.
         const SEEN: u64 = OWNER | KIND | STATE | CROWDED;
         let wanted = owner_field(owner) | kind_field(Writable) | VALIDATED;
-        let mut now = self.word.load(Ordering::Acquire);
-        while now & SEEN == wanted {
-            let next = now + (ONE_REF + ONE_TYPE);
-            match self.word.compare_exchange_weak(now, next, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => return true,
-                Err(seen) => now = seen,
-            }
-        }
-        self.get_writable_again(owner, now)
+        let now = self.word.load(Ordering::Acquire);
+        let next = now + (ONE_REF + ONE_TYPE);
+        now & SEEN == wanted && self.word.compare_exchange_weak(now, next, Ordering::AcqRel, Ordering::Acquire).is_ok()
+            || self.get_writable_again(owner)
     }
 
-    /// As [`get_writable`](Self::get_writable) for a frame that was writable memory last, and is nothing since.
+    /// As [`get_writable`](Self::get_writable) where somebody else was quicker, or the frame was writable memory last and is
+    /// nothing since. No other type came between then, so no TLB need be flushed.
     #[cold]
     #[inline(never)]
-    fn get_writable_again(&self, owner: DomId, mut now: u64) -> bool {
-        const SEEN: u64 = OWNER | KIND | STATE | TYPES | CROWDED;
+    fn get_writable_again(&self, owner: DomId) -> bool {
         let wanted = owner_field(owner) | kind_field(Writable);
-        // No other type came between, so no TLB need be flushed.
-        while now & SEEN == wanted && now & REFS != 0 {
-            let next = (now + (ONE_REF + ONE_TYPE)) | VALIDATED;
-            match self.word.compare_exchange_weak(now, next, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => return true,
-                Err(seen) => now = seen,
-            }
-        }
-        false
+        self.change_if(|now| {
+            let state = if now & TYPES == 0 { 0 } else { VALIDATED };
+            let fits = now & (OWNER | KIND | STATE | CROWDED) == wanted | state && now & REFS != 0;
+            fits.then_some((now + (ONE_REF + ONE_TYPE)) | VALIDATED)
+        })
+        .is_some()
     }
 
     /// Gives back a reference to the frame as writable memory and one to the frame itself: [`put_type`](Self::put_type)
@@ -59,35 +51,27 @@ impl FrameInfo {
     #[must_use]
     pub fn put_writable(&self, stamp: u32) -> bool {
         self.set_stamp(stamp);
-        let mut now = self.word.load(Ordering::Acquire);
+        let now = self.word.load(Ordering::Acquire);
+        let next = now.wrapping_sub(ONE_REF + ONE_TYPE);
         // While others rely on the type, there are other references too.
-        while now & OTHERS != 0 {
+        if now & OTHERS != 0 && self.word.compare_exchange_weak(now, next, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        {
             debug_assert!(now & KIND == kind_field(Writable) && now & REFS > ONE_REF, "{now:#x}");
-            let next = now - (ONE_REF + ONE_TYPE);
-            match self.word.compare_exchange_weak(now, next, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => return false,
-                Err(seen) => now = seen,
-            }
+            return false;
         }
-        self.put_last_writable(now)
+        self.put_last_writable()
     }
 
     #[cold]
     #[inline(never)]
-    fn put_last_writable(&self, mut now: u64) -> bool {
-        // I/O memory, of which nothing is counted.
-        if now & OWNER == owner_field(DomId::IO) {
-            return false;
-        }
-        loop {
-            debug_assert!(type_count(now) != 0 && now & REFS != 0, "count underflow: {now:#x}");
+    fn put_last_writable(&self) -> bool {
+        let before = self.change_if(|now| {
+            debug_assert!(now & OWNER == owner_field(DomId::IO) || type_count(now) != 0 && now & REFS != 0, "{now:#x}");
             let state = if type_count(now) == 1 { STATE } else { 0 };
-            let next = (now - (ONE_REF + ONE_TYPE)) & !state;
-            match self.word.compare_exchange_weak(now, next, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => return next & REFS == 0,
-                Err(seen) => now = seen,
-            }
-        }
+            // Of I/O memory nothing is counted.
+            (now & OWNER != owner_field(DomId::IO)).then(|| (now - (ONE_REF + ONE_TYPE)) & !state)
+        });
+        before.is_some_and(|before| before & REFS == ONE_REF)
     }
 
     /// Gives back the reference of a mapping that allows no writes; `stamp` and result are as

@@ -5,7 +5,7 @@
 //! | 0..23 | references | 0 |
 //! | 23..41 | type count; of a partial table, entries done (its count is 1) | log2 of the block's size, in its first frame |
 //! | 41..44 | type | [`FrameType::Free`] in the first frame of a block |
-//! | 44..47 | state of the type | 0 |
+//! | 44..47 | state of the type | [`ZEROED`], or nothing |
 //! | 47..62 | owner | nobody |
 //! | 62 | the owner holds its own reference | 0 |
 //! | 63 | the hypervisor's, shared with the owner | 0 |
@@ -35,6 +35,8 @@ pub(super) const VALIDATED: u64 = 1 << 44;
 pub(super) const MARKED: u64 = 1 << 45;
 /// A table of which only the first entries hold references.
 pub(super) const PARTIAL: u64 = 1 << 46;
+/// Of a frame that nobody owns: it holds zeroes.
+pub(super) const ZEROED: u64 = VALIDATED;
 /// The state of the type.
 pub(super) const STATE: u64 = VALIDATED | MARKED | PARTIAL;
 /// All that a type is.

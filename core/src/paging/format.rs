@@ -98,6 +98,8 @@ pub trait Format {
     /// Bits that a present entry above L1 must not have. Where the CPU walks these tables, how it reads the one below is not the
     /// guest's to say.
     const REFUSED_ABOVE: u64;
+    /// The present bits of all entries that lie in 64 bits of a table.
+    const PRESENT: u64;
     /// Whether the CPU cannot walk these tables and walks shadows instead.
     const SHADOWED: bool;
     /// Whether a top-level table may be hung in as a table of the lowest level, to be read ([`super::linear`]).
@@ -142,6 +144,7 @@ impl Format for TwoLevel {
     const INDEX_BITS: u32 = 10;
     const REFUSED: u64 = bits::G | bits::PAT_OR_PS;
     const REFUSED_ABOVE: u64 = Self::REFUSED;
+    const PRESENT: u64 = bits::P << 32 | bits::P;
     const SHADOWED: bool = true;
     const LINEAR: bool = true;
 
@@ -182,6 +185,7 @@ impl Format for FourLevel {
     const INDEX_BITS: u32 = 9;
     const REFUSED: u64 = bits::G | bits::PAT_OR_PS | bits::KEYS;
     const REFUSED_ABOVE: u64 = Self::REFUSED | bits::UNCACHED;
+    const PRESENT: u64 = bits::P;
     const SHADOWED: bool = false;
     const LINEAR: bool = false;
 

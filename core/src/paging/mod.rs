@@ -19,6 +19,7 @@ pub mod linear;
 pub mod log_dirty;
 pub mod partial;
 pub mod pool;
+mod scan;
 pub mod shadow;
 #[cfg(test)]
 pub(crate) mod tests;

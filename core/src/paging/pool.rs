@@ -187,10 +187,20 @@ impl<H: Hardware> Pager<'_, H> {
 
     /// Frees the frames of a shadow, to which no table leads any more. The allocator flushes the TLBs before they are used again.
     pub(super) fn release_shadow(&self, state: &mut PagingState, first: Mfn, order: u32) {
+        self.delist(state, first, order);
+        self.host.free_hypervisor(first, order);
+    }
+
+    /// As [`release_shadow`](Self::release_shadow), of one in which the caller has left nothing but zeroes.
+    pub(super) fn release_zeroed_shadow(&self, state: &mut PagingState, first: Mfn, order: u32) {
+        self.delist(state, first, order);
+        self.host.free_zeroed(first, order);
+    }
+
+    fn delist(&self, state: &mut PagingState, first: Mfn, order: u32) {
         self.unlink(state, first);
         state.pool.used -= 1 << order;
         self.node(first).set_shadow(None);
-        self.host.free_hypervisor(first, order);
     }
 
     fn append(&self, state: &mut PagingState, first: Mfn) {

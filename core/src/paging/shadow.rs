@@ -60,7 +60,20 @@ fn l1_shadow(entry: Pte) -> u64 {
 }
 
 impl<H: Hardware> Pager<'_, H> {
-    /// Makes the shadow of a table whose entries have just been validated, if there is room.
+    /// Gives a table of the lowest level a shadow in which nothing is present yet, if there is room. (While the domain is watched it
+    /// gets one when it is used.)
+    pub(super) fn create_empty_shadow<F: Format>(&self, state: &mut PagingState, table: Mfn) -> Option<Mfn> {
+        let wanted = F::SHADOWED && !self.dom.log.is_on();
+        let first = wanted.then(|| self.take_shadow::<F>(state, table, order::<F>(1), Need::Later)).flatten();
+        match first {
+            Some(_) => self.host.frames.info(table).expect("a table is RAM").set_shadow(first),
+            None if F::SHADOWED => state.pool.note_absence(),
+            None => {}
+        }
+        first
+    }
+
+    /// Makes the shadow of a table above the lowest level whose entries have just been validated, if there is room.
     pub(super) fn create_shadow<F: Format>(&self, state: &mut PagingState, table: Mfn, level: u8) {
         if F::LINEAR && level == 2 {
             self.begin_view::<F>(state, table);
@@ -109,6 +122,22 @@ impl<H: Hardware> Pager<'_, H> {
             info.set_shadow(None);
             self.release_shadow(state, first, order::<F>(level));
         }
+    }
+
+    /// Frees the shadow of an L1 table that is none any more, all of whose slots its caller has cleared that were in use. It
+    /// goes back as zeroes: only the CPU has ever seen it.
+    pub(super) fn destroy_cleared_shadow<F: Format>(&self, state: &mut PagingState, table: Mfn) {
+        let info = self.host.frames.info(table).expect("a table is RAM");
+        if let Some(first) = info.shadow() {
+            info.set_shadow(None);
+            self.release_zeroed_shadow(state, first, order::<F>(1));
+        }
+    }
+
+    /// Clears a slot of an L1 table's shadow, of which this is the first frame.
+    #[inline]
+    pub(super) fn clear_l1_shadow(&self, shadow: Mfn, index: usize) {
+        self.host.hw.store64(slot(shadow, index), 0);
     }
 
     /// What an upper entry leads to, if that is there: the shadow of the table below, or a directory's view.

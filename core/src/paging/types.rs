@@ -155,7 +155,7 @@ impl<H: Hardware> Pager<'_, H> {
     /// As [`put_l1_target`](Self::put_l1_target), of a present entry that no CPU could walk to any more when the TLB clock
     /// stood at `stamp`.
     #[inline]
-    fn put_mapping(&self, entry: Pte, stamp: u32) {
+    pub(super) fn put_mapping(&self, entry: Pte, stamp: u32) {
         let mfn = entry.mfn();
         let Some(info) = self.host.frames.above_first_mib(mfn) else { return };
         let was_last = if entry.writable() {
@@ -215,20 +215,6 @@ impl<H: Hardware> Pager<'_, H> {
         }
     }
 
-    fn get_entry<F: Format>(
-        &self,
-        state: &mut PagingState,
-        level: u8,
-        table: Mfn,
-        entry: Pte,
-    ) -> Result<(), PagingError> {
-        if level == 1 {
-            self.get_l1_target::<F>(entry, Target::Own)
-        } else {
-            self.get_child::<F>(state, level, table, entry)
-        }
-    }
-
     /// Checks a frame as `kind`, taking a reference for each entry from the one on that is named. When it fails, or has to make
     /// way, a table above the lowest level is left partial.
     fn validate<F: Format>(
@@ -244,35 +230,29 @@ impl<H: Hardware> Pager<'_, H> {
         if level > F::TOP {
             return Err(PagingError::Frame(RefError::WrongType));
         }
+        if level == 1 {
+            return self.validate_l1::<F>(state, mfn);
+        }
         let mut done = from;
         let result = (from..F::ENTRIES).try_for_each(|index| {
-            if level > 1 && state.poll.is_due(&self.host.hw) {
+            if state.poll.is_due(&self.host.hw) {
                 return Err(PagingError::Preempted);
             }
             if F::is_guest_slot(level, index) {
                 let entry = F::load(&self.host.hw, mfn, index);
-                self.get_entry::<F>(state, level, mfn, entry)?;
+                self.get_child::<F>(state, level, mfn, entry)?;
                 self.note_parent::<F>(level, entry, mfn, index);
-                if level > 1 {
-                    state.poll.step(if entry.present() { cost::ENTRY } else { cost::EMPTY });
-                }
+                state.poll.step(if entry.present() { cost::ENTRY } else { cost::EMPTY });
             }
             done = index + 1;
             Ok(())
         });
-        if level == 1 {
-            state.poll.step(cost::TABLE);
-        }
         if F::SHADOWED && result.is_ok() {
             self.create_shadow::<F>(state, mfn, level);
         }
         if let Err(error) = result {
             let preempted = error == PagingError::Preempted;
-            match level {
-                1 => self.mapped_nothing(|| self.put_l1_entries::<F>(mfn, done)),
-                _ if preempted => self.set_aside(state, mfn, done, Condition::Suspended),
-                _ => self.set_aside(state, mfn, done, Condition::Condemned),
-            }
+            self.set_aside(state, mfn, done, if preempted { Condition::Suspended } else { Condition::Condemned });
         } else if level == 4 {
             for (slot, entry) in self.host.hypervisor_slots.iter().enumerate() {
                 let at = F::entry_addr(mfn, HYPERVISOR_L4_FIRST + slot);
@@ -284,28 +264,13 @@ impl<H: Hardware> Pager<'_, H> {
     }
 
     /// Gives back references of a table that has never been one, so that what it named was mapped by none of them.
-    fn mapped_nothing<R>(&self, give_back: impl FnOnce() -> R) -> R {
+    pub(super) fn mapped_nothing<R>(&self, give_back: impl FnOnce() -> R) -> R {
         let moved = self.dom.has_ldt_moved();
         let result = give_back();
         if !moved {
             self.dom.ldt_has_not_moved();
         }
         result
-    }
-
-    /// Gives back the references of a table of the lowest level that ceases to be one.
-    fn devalidate_l1<F: Format>(&self, state: &mut PagingState, mfn: Mfn) {
-        self.put_l1_entries::<F>(mfn, F::ENTRIES);
-        if self.walks_shadows::<F>() {
-            self.destroy_shadow::<F>(state, mfn, 1);
-        }
-        state.poll.step(cost::TABLE);
-    }
-
-    fn put_l1_entries<F: Format>(&self, mfn: Mfn, count: usize) {
-        for index in 0..count {
-            self.put_l1_target(F::load(&self.host.hw, mfn, index));
-        }
     }
 
     /// Checks a page of descriptors, then brings them into the form they are kept in: a page that is refused stays as

@@ -10,10 +10,10 @@
 //! - the reference count is at least the type count, and a frame is freed only when it reaches zero (I3).
 //!
 //! No lock: owner, counts and type lie in one [`word`] that changes by compare-and-swap, so a frame never has, even for an
-//! instant, a type that its references do not cover. Validating a table (walking its entries) is the paging module's
-//! business and happens under the owner's paging lock; [`FrameInfo::get_type`] only tells its caller that it is due.
+//! instant, a type that its references do not cover; `core/frame-model` tries out what several CPUs can do to it at once.
+//! Validating a table (walking its entries) is the paging module's business and happens under the owner's paging lock;
+//! [`FrameInfo::get_type`] only tells its caller that it is due.
 
-pub(crate) mod atomics;
 mod caching;
 mod mapping;
 mod partial;
@@ -27,10 +27,10 @@ pub use table::FrameTable;
 pub use word::{Refs, TypeWord};
 
 use crate::addr::{DomId, Mfn};
-use atomics::{AtomicU32, AtomicU64, Ordering};
+use crate::atomics::{AtomicU32, AtomicU64, Ordering};
 use word::{
     ALLOCATED, KIND, MARKED, ONE_REF, ONE_TYPE, OWNER, PARTIAL, REFS, SHARED, STATE, TYPE_FIELDS, TYPES, TYPES_SHIFT,
-    VALIDATED, kind_field, kind_of, owner_field, type_count,
+    VALIDATED, ZEROED, kind_field, kind_of, owner_field, type_count,
 };
 
 /// Owner of RAM that is free. No domain has this number, so nobody can take a reference.
@@ -117,6 +117,15 @@ pub enum TypeGrant {
     MustValidate,
 }
 
+/// What is known of what a frame holds that nobody owns.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Contents {
+    /// Anything.
+    Unknown,
+    /// Zeroes, and nobody can have changed them: no guest has had a mapping of the frame.
+    Zeroes,
+}
+
 /// What is left after a type reference was given back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TypeRest {
@@ -142,8 +151,8 @@ pub struct FrameInfo {
     uncached: AtomicU32,
 }
 
-#[cfg(not(feature = "loom"))]
-const _: () = assert!(size_of::<FrameInfo>() == 32);
+// (The model checker's atomics are larger than what they stand for.)
+const _: () = assert!(size_of::<FrameInfo>() == 32 || size_of::<AtomicU32>() > 4);
 
 impl FrameInfo {
     /// A frame that nobody may have: what the table starts with.
@@ -174,10 +183,16 @@ impl FrameInfo {
     /// Changes the word, whatever else changes it meanwhile; returns what it was.
     #[inline]
     fn change(&self, next: impl Fn(u64) -> u64) -> u64 {
+        self.change_if(|now| Some(next(now))).expect("a change that is always made")
+    }
+
+    /// As [`change`](Self::change), but leaves the word alone when there is nothing to make of it.
+    #[inline]
+    fn change_if(&self, next: impl Fn(u64) -> Option<u64>) -> Option<u64> {
         let mut now = self.word.load(Ordering::Acquire);
         loop {
-            match self.word.compare_exchange_weak(now, next(now), Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => return now,
+            match self.word.compare_exchange_weak(now, next(now)?, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Some(now),
                 Err(seen) => now = seen,
             }
         }
@@ -248,19 +263,27 @@ impl FrameInfo {
     }
 
     /// Marks the frame as RAM that nobody owns.
-    pub(crate) fn set_unowned(&self) {
-        self.word.store(owner_field(NOBODY), Ordering::Release);
+    pub(crate) fn set_unowned(&self, contents: Contents) {
+        let state = if contents == Contents::Zeroes { ZEROED } else { 0 };
+        self.word.store(owner_field(NOBODY) | state, Ordering::Release);
+    }
+
+    /// Whether the (unowned) frame is known to hold nothing but zeroes.
+    pub(crate) fn is_zeroed(&self) -> bool {
+        self.word.load(Ordering::Relaxed) & (OWNER | ZEROED) == owner_field(NOBODY) | ZEROED
     }
 
     /// Marks the (unowned) frame as the first of a free block of 2^`order` frames.
     pub(crate) fn set_free(&self, order: u32) {
         let kind = kind_field(FrameType::Free) | u64::from(order) << TYPES_SHIFT;
-        self.word.store(owner_field(NOBODY) | kind, Ordering::Release);
+        let zeroed = self.word.load(Ordering::Relaxed) & ZEROED;
+        self.word.store(owner_field(NOBODY) | zeroed | kind, Ordering::Release);
     }
 
     /// Takes the frame off the free lists; it is nobody's until it is assigned.
     pub(crate) fn clear_free(&self) {
-        self.set_unowned();
+        let zeroed = self.word.load(Ordering::Relaxed) & ZEROED;
+        self.word.store(owner_field(NOBODY) | zeroed, Ordering::Release);
     }
 
     /// The order of the free block that starts here.
@@ -300,8 +323,8 @@ impl FrameInfo {
     /// Gives up the owner's own reference; `None` when it was given up before, else whether it was the last one.
     #[must_use]
     pub fn put_allocation(&self) -> Option<bool> {
-        let before = self.change(|now| if now & ALLOCATED != 0 { (now & !ALLOCATED) - ONE_REF } else { now });
-        (before & ALLOCATED != 0).then_some(before & REFS == ONE_REF)
+        let before = self.change_if(|now| (now & ALLOCATED != 0).then(|| (now & !ALLOCATED) - ONE_REF))?;
+        Some(before & REFS == ONE_REF)
     }
 
     /// Hands the frame from one owner to another, if owning it is the only reference there is. False when it is not.
@@ -422,8 +445,7 @@ impl FrameInfo {
     #[must_use]
     pub fn unpin(&self) -> bool {
         // A partial table may be named here, and its mark means something else.
-        let before = self.change(|now| if now & PARTIAL == 0 { now & !MARKED } else { now });
-        before & (MARKED | PARTIAL) == MARKED
+        self.change_if(|now| (now & (MARKED | PARTIAL) == MARKED).then(|| now & !MARKED)).is_some()
     }
 
     fn is_partial(&self) -> bool {
