@@ -200,8 +200,10 @@ pub fn repair_access<H: Hardware>(host: &Host<H>, dom: &Domain, at: GuestVirt, a
         (TableFault::TryAgain, _) => true,
         (TableFault::Store(written), Arch::X86_32) => pager.open_for_copy::<TwoLevel>(&mut state, &written),
         (TableFault::Store(written), Arch::X86_64) => pager.open_for_copy::<FourLevel>(&mut state, &written),
-        (TableFault::Other, Arch::X86_32) => pager.resolve_shadow_fault(&state, at, access),
-        (TableFault::Other, Arch::X86_64) => false,
+        (TableFault::Other, Arch::X86_32) => pager.resolve_shadow_fault::<TwoLevel>(&mut state, at, access),
+        (TableFault::Other, Arch::X86_64) => {
+            dom.log.is_on() && pager.resolve_shadow_fault::<FourLevel>(&mut state, at, access)
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 use crate::addr::{DomId, Mfn};
 use crate::event::{EventChannels, EventDomain, EventError, PirqSharing};
 use crate::paging::PagingState;
+use crate::paging::log_dirty::DirtyLog;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use proxenos_abi::Pirq;
 use proxenos_abi::hypercall::VmAssistType;
@@ -60,6 +61,8 @@ pub struct Domain {
     pub gdt_page: Mfn,
     /// Its page tables.
     pub paging: Mutex<PagingState>,
+    /// What it has written to, while it is watched.
+    pub log: DirtyLog,
     /// Its event channels.
     pub channels: EventChannels,
     /// Frames it has been given.
@@ -89,6 +92,7 @@ impl Domain {
             shared_info,
             gdt_page,
             paging: Mutex::new(PagingState::new()),
+            log: DirtyLog::new(),
             channels: EventChannels::new(),
             total_pages: AtomicU32::new(0),
             max_pages: AtomicU32::new(u32::MAX),

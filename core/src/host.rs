@@ -13,7 +13,7 @@ use crate::paging::format::HYPERVISOR_L4_SLOTS;
 use crate::paging::types::is_low_io;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU32, Ordering};
 use spin::Mutex;
 
 /// All that `core` asks of the machine.
@@ -54,6 +54,17 @@ impl MachineToPhys {
     #[must_use]
     pub const fn wide(&self) -> Option<Mfn> {
         self.wide
+    }
+
+    /// The entry of a frame of the frame table; none if there is no table for it, or it says that there is no pfn.
+    pub fn get(&self, memory: &impl MachineMemory, frame: Mfn) -> Option<Pfn> {
+        if let Some(table) = self.wide {
+            let pfn = memory.load64(MachineAddr(table.addr().0 + 8 * frame.0));
+            return (pfn != NO_PFN_WIDE).then_some(Pfn(pfn));
+        }
+        let table = self.narrow.filter(|_| frame.0 < FRAMES_BELOW_4G)?;
+        let pfn = memory.load32(MachineAddr(table.addr().0 + 4 * frame.0));
+        (pfn != NO_PFN_NARROW).then_some(Pfn(pfn.into()))
     }
 
     /// Sets the entry of a frame of the frame table.
@@ -118,6 +129,8 @@ pub struct Host<H> {
     pub forbidden_io: Vec<Mfn>,
     /// The domains.
     pub domains: Domains,
+    /// How many of them are watched (`paging::log_dirty`).
+    pub watched: AtomicU32,
 }
 
 impl<H: Hardware> Host<H> {
@@ -125,6 +138,12 @@ impl<H: Hardware> Host<H> {
     #[inline]
     pub fn is_ram(&self, mfn: Mfn) -> bool {
         !is_low_io(mfn) && self.frames.is_ram(mfn)
+    }
+
+    /// Whether some domain's writes are recorded, so that those of others to its frames matter.
+    #[inline]
+    pub fn is_any_watched(&self) -> bool {
+        self.watched.load(Ordering::Relaxed) != 0
     }
 
     /// Whether a domain may map a frame of I/O memory: DOMID_IO leaves it at its own right, another foreign domain
@@ -164,6 +183,9 @@ impl<H: Hardware> Host<H> {
             && let Some(owner) = self.domains.find(refs.owner())
         {
             owner.total_pages.fetch_sub(1, Ordering::Relaxed);
+        }
+        if info.take_uncached() {
+            self.hw.flush_frame(mfn);
         }
         self.hw.clear_frame(mfn);
         self.m2p.set(&self.hw, mfn, NO_PFN);

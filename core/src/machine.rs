@@ -117,6 +117,8 @@ pub trait Tlb {
     fn flush_page(&self, at: GuestVirt);
     /// Writes back and drops the data caches (`wbinvd`).
     fn flush_caches(&self);
+    /// Writes back and drops what the data caches of all CPUs hold of a frame of RAM (`clflush`).
+    fn flush_frame(&self, frame: Mfn);
     /// The global flush clock: a stamp taken now is older than every later flush.
     fn stamp(&self) -> u32;
     /// Flushes every TLB that was last flushed before `stamp` was taken.

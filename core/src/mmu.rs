@@ -392,9 +392,17 @@ impl Batch {
         if foreign.arch == Arch::X86_32 && frame.0 >= FRAMES_BELOW_4G {
             return Err(Refused);
         }
-        if !info.reassign(caller.dom.id, foreign.id, |stamp| caller.host.hw.flush_if_older(stamp)) {
+        let flush = |stamp| {
+            caller.host.hw.flush_if_older(stamp);
+            if info.take_uncached() {
+                caller.host.hw.flush_frame(frame);
+            }
+        };
+        if !info.reassign(caller.dom.id, foreign.id, flush) {
             return Err(Refused);
         }
+        // Whatever pfn it still has, what is there is not what was.
+        Pager::new(caller.host, foreign).mark_dirty(frame);
         use core::sync::atomic::Ordering::Relaxed;
         caller.dom.total_pages.fetch_sub(1, Relaxed);
         foreign.total_pages.fetch_add(1, Relaxed);
@@ -411,6 +419,12 @@ fn machine_to_phys<P: Personality, H: Hardware>(
     let frame = request.address().mfn();
     let info = host.frames.get(frame, owner)?;
     host.m2p.set(&host.hw, frame, Pfn(request.val.to_u64()));
+    // Under this number there is another frame now, as far as a copy of the domain is concerned.
+    if host.is_any_watched()
+        && let Some(owner) = host.domains.find(owner)
+    {
+        Pager::new(host, &owner).mark_dirty(frame);
+    }
     host.put_frame(frame, info);
     Ok(())
 }
@@ -464,6 +478,7 @@ fn plain_store<P: Personality, H: Hardware>(
         Arch::X86_32 => host.hw.store32(at, value as u32),
         Arch::X86_64 => host.hw.store64(at, value),
     }
+    pager.mark_dirty(at.mfn());
     pager.put_frame_and_type::<P::Tables>(state, at.mfn());
     Ok(())
 }

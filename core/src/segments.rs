@@ -157,6 +157,7 @@ impl Segments {
         let result = pager.get_frame_and_type::<P::Tables>(&mut state, mfn, dom.id, kind);
         if result.is_ok() {
             host.hw.store64(at, value);
+            pager.mark_dirty(mfn);
             if is_first_page {
                 host.hw.store64(entry(dom.gdt_page, index), value);
             }

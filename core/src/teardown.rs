@@ -65,6 +65,11 @@ impl Teardown {
                 Self::Frames(_) => {
                     let pager = Pager::new(host, dom);
                     pager.release_writable_tables();
+                    // No CPU has its tables loaded.
+                    match dom.arch {
+                        Arch::X86_32 => pager.disable::<TwoLevel>(&mut pager.lock(), |_| ()),
+                        Arch::X86_64 => pager.disable::<FourLevel>(&mut pager.lock(), |_| ()),
+                    }
                     pager.destroy_upper_tables(&mut pager.lock());
                     Self::Done
                 }

@@ -3,6 +3,7 @@
 //! | option             | meaning                                                                            |
 //! |--------------------|------------------------------------------------------------------------------------|
 //! | `dom0_mem=SIZE`    | memory of domain 0: a number with suffix K, M or G (without one: K)                |
+//! | `dom0_shadow=SIZE` | the most memory that domain 0's shadow page tables may take; default: by its memory      |
 //! | `com1=BAUD[,..]`   | speed of the serial console; what follows a comma is ignored; default 115200       |
 //! | `com1=off`         | no serial console                                                                  |
 //! | `loglvl=LEVEL`     | `error`, `warn`, `info` (default), `debug`, `trace`, or `all`                      |
@@ -91,6 +92,8 @@ pub struct IoPort(pub u16);
 pub struct Options {
     /// `dom0_mem`: memory of domain 0, or as much as it needs.
     pub dom0_mem: Option<Bytes>,
+    /// `dom0_shadow`: limit of domain 0's shadow page tables, or what follows from its memory.
+    pub dom0_shadow: Option<Bytes>,
     /// `com1`.
     pub com1: Com1,
     /// `loglvl`.
@@ -127,6 +130,7 @@ impl Options {
     /// What holds where the command line says nothing.
     pub const DEFAULT: Self = Self {
         dom0_mem: None,
+        dom0_shadow: None,
         com1: Com1::Baud(115_200),
         log_level: LogLevel::Info,
         on_fatal: OnFatal::Reboot,
@@ -157,13 +161,14 @@ impl Options {
         match (name, value) {
             ("noreboot", None) => self.on_fatal = OnFatal::Halt,
             ("dom0_mem", Some(value)) => self.dom0_mem = Some(size(value).ok_or(bad)?),
+            ("dom0_shadow", Some(value)) => self.dom0_shadow = Some(size(value).ok_or(bad)?),
             ("com1", Some("off")) => self.com1 = Com1::Off,
             ("com1", Some(value)) => self.com1 = Com1::Baud(baud(value).ok_or(bad)?),
             ("loglvl", Some(value)) => self.log_level = log_level(value).ok_or(bad)?,
             ("p2m", Some("scrambled")) => self.p2m = P2m::Scrambled,
             ("debug-exit", Some(value)) => self.debug_exit = Some(IoPort(port(value).ok_or(bad)?)),
             ("provoke", Some(value)) => self.provoke = Some(provocation(value).ok_or(bad)?),
-            ("noreboot" | "dom0_mem" | "com1" | "loglvl" | "p2m" | "debug-exit" | "provoke", _) => return Err(bad),
+            ("noreboot" | "dom0_mem" | "dom0_shadow" | "com1" | "loglvl" | "p2m" | "debug-exit" | "provoke", _) => return Err(bad),
             _ => return Err(Complaint::Unknown(word)),
         }
         Ok(())

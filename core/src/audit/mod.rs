@@ -23,6 +23,7 @@ use crate::frame::{FrameInfo, FrameType};
 use crate::host::{Hardware, Host};
 use crate::paging::{Pager, PagingState};
 use crate::segments::Segments;
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::Ordering;
@@ -118,6 +119,8 @@ struct Audit<'a, H> {
     tallies: Vec<Tally>,
     violations: Vec<Violation>,
     census: Census,
+    /// Frames of shadows and views found, by domain.
+    shadows: BTreeMap<u16, u64>,
 }
 
 /// Checks all invariants that memory alone shows.
@@ -132,6 +135,7 @@ pub fn audit<H: Hardware>(host: &Host<H>, subjects: &[Subject<'_>]) -> Result<Ce
         tallies: (0..host.frames.len()).map(|_| Tally::default()).collect(),
         violations: Vec::new(),
         census: Census::default(),
+        shadows: BTreeMap::new(),
     };
     audit.free_lists();
     audit.claim_hypervisor_frames();
@@ -239,7 +243,8 @@ impl<'a, H: Hardware> Audit<'a, H> {
         }
         if word.count() > 0 && word.kind().needs_validation() {
             self.tally_table(mfn, refs.owner(), word.kind());
-        } else if let Some(shadow) = info.shadow() {
+        } else if let Some(shadow) = info.shadow().filter(|_| refs.owner() != DomId::XEN) {
+            // (A shadow's own frame names its table there.)
             self.report(Invariant::ShadowFollows, mfn, "shadow of what is no table", 0, shadow.0);
         }
     }
@@ -260,6 +265,7 @@ impl<'a, H: Hardware> Audit<'a, H> {
             self.check_gdt_copy(dom);
             self.check_upper(dom, index);
             self.check_partial(dom, index);
+            self.check_pool(dom, index);
             self.tally_windows(dom, index);
         }
         let listed: usize = self
@@ -283,6 +289,10 @@ impl<'a, H: Hardware> Audit<'a, H> {
         let info = self.info(mfn);
         let (refs, word, tally) = (info.refs(), info.type_word(), self.tallies[mfn.0 as usize]);
         self.expect(Invariant::Counted, mfn, "references", tally.refs.into(), refs.count().into());
+        let in_use = refs.count() > 0 && !(word.count() > 0 && word.kind().needs_validation());
+        if info.is_uncached() && !in_use {
+            self.report(Invariant::Flushed, mfn, "mark of a table or of a free frame", 0, 1);
+        }
         match refs.owner() {
             // Of a free block's first frame the type word holds the order.
             _ if word.kind() == FrameType::Free => return,

@@ -7,7 +7,7 @@ use crate::domain::{Arch, Domain, Privileges};
 use crate::frame::FrameType;
 use crate::host::Hardware;
 use crate::paging::Pager;
-use crate::paging::format::{Format, FourLevel, HYPERVISOR_L4_FIRST, HYPERVISOR_L4_SLOTS, Pte, TwoLevel};
+use crate::paging::format::{Format, FourLevel, HYPERVISOR_L4_FIRST, HYPERVISOR_L4_SLOTS, Pte, TwoLevel, bits};
 use crate::paging::types::is_low_io;
 use alloc::vec::Vec;
 use proxenos_abi::arch::{FIRST_RESERVED_GDT_ENTRY, LAST_RESERVED_GDT_ENTRY};
@@ -44,9 +44,8 @@ impl<H: Hardware> Audit<'_, H> {
             if !entry.present() || !F::is_guest_slot(level, index) {
                 continue;
             }
-            if entry.0 & F::REFUSED != 0 {
-                self.report(Invariant::TypeIsHeld, table, "refused bits", 0, entry.0 & F::REFUSED);
-            }
+            let refused = entry.0 & if level == 1 { F::REFUSED } else { F::REFUSED_ABOVE };
+            self.expect(Invariant::TypeIsHeld, table, "refused bits", 0, refused);
             if level == 1 {
                 self.tally_mapping(table, dom, entry);
             } else {
@@ -66,7 +65,7 @@ impl<H: Hardware> Audit<'_, H> {
                 self.expect(Invariant::TypeIsHeld, table, "a slot of the hypervisor's", expected, entry.0);
             }
         }
-        if F::SHADOWED {
+        if F::SHADOWED || dom.log.is_on() {
             self.check_shadow::<F>(table, level);
         }
     }
@@ -88,8 +87,8 @@ impl<H: Hardware> Audit<'_, H> {
         if entry.writable() {
             self.report(Invariant::WritableOrTable, table, "writable linear entries", 0, entry.0);
         }
-        // A directory that has no shadow shows itself to nobody.
-        if self.info(entry.mfn()).shadow().is_some() {
+        // A directory that is half validated shows itself to nobody.
+        if self.info(entry.mfn()).type_word().is_validated() {
             self.tallies[entry.mfn().0 as usize].linear += 1;
         }
         if entry.mfn() != table {
@@ -122,6 +121,9 @@ impl<H: Hardware> Audit<'_, H> {
         }
         if entry.writable() {
             self.refer_as(mfn, FrameType::Writable);
+            if entry.0 & bits::UNCACHED != 0 {
+                self.expect(Invariant::Flushed, mfn, "mark of what is mapped uncached", 1, info.is_uncached().into());
+            }
         } else {
             self.refer(mfn);
         }

@@ -151,6 +151,7 @@ impl Tlb for NoTlb {
     fn flush_all(&self) {}
     fn flush_page(&self, _: GuestVirt) {}
     fn flush_caches(&self) {}
+    fn flush_frame(&self, _: Mfn) {}
     fn stamp(&self) -> u32 {
         0
     }

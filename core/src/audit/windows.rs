@@ -70,7 +70,7 @@ impl<H: Hardware> Audit<'_, H> {
         self.expect(Invariant::WritableOrTable, window.table, "right to write", 0, window.mapping.0 & bits::RW);
         let mapping = F::load(&self.host.hw, window.mapper, window.mapper_index);
         let used = bits::A | bits::D;
-        if F::SHADOWED {
+        if F::SHADOWED || dom.log.is_on() {
             let what = "an entry where a window is";
             self.expect(Invariant::Unchanged, window.mapper, what, window.mapping.0 & !used, mapping.0 & !used);
             return;

@@ -65,6 +65,7 @@ fn world(arch: Arch, base: u64) -> World {
         hypervisor_slots: [0; HYPERVISOR_L4_SLOTS],
         forbidden_io: Vec::new(),
         domains: Domains::new(),
+        watched: 0.into(),
     };
     World { host, dom, layout, frames: owned, top }
 }
@@ -97,7 +98,7 @@ impl World {
         if found.is_err() && self.dom.arch == Arch::X86_32 {
             let how = Access { write: access == SimAccess::Write, user: false };
             let pager = Pager::new(&self.host, &self.dom);
-            if pager.resolve_shadow_fault(&self.dom.paging.lock(), at, how) {
+            if pager.resolve_shadow_fault::<TwoLevel>(&mut self.dom.paging.lock(), at, how) {
                 found = self.host.hw.access(at, access, ring);
             }
         }

@@ -14,6 +14,7 @@
 //! Validating a table (walking its entries) is the paging module's business and happens under the owner's paging lock;
 //! [`FrameInfo::get_type`] only tells its caller that it is due.
 
+mod caching;
 mod held;
 mod mapping;
 mod partial;
@@ -147,6 +148,8 @@ pub struct FrameInfo {
     shadow: AtomicU32,
     /// TLB clock when a type or the frame itself was last given up: who reuses it flushes older TLBs first.
     stamp: AtomicU32,
+    /// Not zero when the frame has been mapped uncached and writable since what caches hold of it was last dropped ([`caching`]).
+    uncached: AtomicU32,
 }
 
 // (The model checker's atomics are larger than what they stand for.)
@@ -162,6 +165,7 @@ impl FrameInfo {
             prev: AtomicU32::new(0),
             shadow: AtomicU32::new(0),
             stamp: AtomicU32::new(0),
+            uncached: AtomicU32::new(0),
         }
     }
 

@@ -34,11 +34,12 @@ impl L1Table {
 }
 
 impl<H: Hardware> Pager<'_, H> {
-    /// Looks whether a frame is an L1 table of the domain's. The caller holds the paging lock.
+    /// Looks whether a frame is an L1 table of the domain's, and one that [`update_l1_quickly`](Self::update_l1_quickly) can change:
+    /// it has its shadow, and nobody's writes are recorded. The caller holds the paging lock.
     #[inline(always)]
     pub(crate) fn own_l1_table<F: Format>(&self, mfn: Mfn) -> Option<L1Table> {
         let info = self.host.frames.above_first_mib(mfn)?;
-        if !info.is_held(self.dom.id, FrameType::L1) {
+        if !info.is_held(self.dom.id, FrameType::L1) || self.host.is_any_watched() {
             return None;
         }
         Some(L1Table { mfn, shadow: if F::SHADOWED { info.shadow()? } else { Mfn(0) } })
@@ -47,6 +48,9 @@ impl<H: Hardware> Pager<'_, H> {
     /// The same for a frame that a validated entry names where an L1 table should be: it is one, or a directory that is read as one.
     #[inline(always)]
     pub(super) fn walked_l1_table<F: Format>(&self, mfn: Mfn) -> Option<L1Table> {
+        if self.host.is_any_watched() {
+            return None;
+        }
         if !F::LINEAR && !F::SHADOWED {
             return Some(L1Table { mfn, shadow: Mfn(0) });
         }
@@ -158,7 +162,7 @@ impl<H: Hardware> Pager<'_, H> {
         }
         let mut old = F::load(&self.host.hw, table, index);
         // Even a harmless change is refused when the new entry has a bit that means something else to the CPU.
-        if new.present() && new.0 & F::REFUSED != 0 {
+        if new.present() && new.0 & F::REFUSED_ABOVE != 0 {
             return Err(PagingError::RefusedBits);
         }
         let same_reference = new.present() && old.differs_harmlessly(new);

@@ -26,6 +26,10 @@ impl<H: Hardware> Pager<'_, H> {
     /// what the CPU saw.
     #[inline(always)]
     pub fn plain_fault<F: Format>(&self, at: GuestVirt, access: Access, seen: Page) -> Option<Page> {
+        // The CPU may have walked a shadow that says less than the guest's tables.
+        if !F::SHADOWED && self.dom.log.is_on() {
+            return None;
+        }
         let assisted = self.dom.is_assisted(VmAssistType::WritablePagetables);
         if !F::SHADOWED && !assisted {
             return Some(seen);

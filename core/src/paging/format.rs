@@ -39,9 +39,13 @@ pub mod bits {
     /// Bits 59..62, which mean protection keys to a CPU that has them.
     pub const KEYS: u64 = 0xf << 59;
 
+    /// Not through the caches, or not wholly.
+    pub const UNCACHED: u64 = PCD | PWT;
+
     /// What may change in a present entry without a new look at the frame it names: none of these bits lets the guest
-    /// reach another frame, or reach its own in a way that its references do not cover.
-    pub const HARMLESS: u64 = US | PWT | PCD | A | D | AVL | NX;
+    /// reach another frame, or reach its own in a way that its references do not cover. (Caching is not among them:
+    /// `frame::caching`.)
+    pub const HARMLESS: u64 = US | A | D | AVL | NX;
 }
 
 impl Pte {
@@ -91,6 +95,9 @@ pub trait Format {
     const INDEX_BITS: u32;
     /// Bits that a present entry must not have.
     const REFUSED: u64;
+    /// Bits that a present entry above L1 must not have. Where the CPU walks these tables, how it reads the one below is not the
+    /// guest's to say.
+    const REFUSED_ABOVE: u64;
     /// The present bits of all entries that lie in 64 bits of a table.
     const PRESENT: u64;
     /// Whether the CPU cannot walk these tables and walks shadows instead.
@@ -144,6 +151,7 @@ impl Format for TwoLevel {
     const ENTRIES: usize = 1024;
     const INDEX_BITS: u32 = 10;
     const REFUSED: u64 = bits::G | bits::PAT_OR_PS;
+    const REFUSED_ABOVE: u64 = Self::REFUSED;
     const PRESENT: u64 = bits::P << 32 | bits::P;
     const SHADOWED: bool = true;
     const LINEAR: bool = true;
@@ -189,6 +197,7 @@ impl Format for FourLevel {
     const ENTRIES: usize = 512;
     const INDEX_BITS: u32 = 9;
     const REFUSED: u64 = bits::G | bits::PAT_OR_PS | bits::KEYS;
+    const REFUSED_ABOVE: u64 = Self::REFUSED | bits::UNCACHED;
     const PRESENT: u64 = bits::P;
     const SHADOWED: bool = false;
     const LINEAR: bool = false;

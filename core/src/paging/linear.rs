@@ -20,8 +20,9 @@
 //! outlives a change shows a guest its own past, as on a CPU that walks these tables; the INVLPG that drops it is that of
 //! the address where the guest reads.
 //!
-//! **Where it is noted.** A frame's free-list links are idle while it is in use. Of a directory's, `prev` is the view's first
-//! frame (and `next` a list's link, [`super::partial`]'s); of the view's first frame, `next` counts the linear entries that lead to it.
+//! **Where it is noted.** A frame's free-list links are idle while it is in use. Of a validated directory's, `prev` is the view's first
+//! frame and `next` counts the linear entries that lead to it (of one that is half validated, `next` is a list's link,
+//! [`super::partial`]'s). The view itself may be absent, as any shadow ([`super::pool`]).
 //!
 //! **Taking down.** The last reference to a directory may be an entry of another that is being taken down itself, and so on,
 //! as many times as there are frames. So that the hypervisor's stack is not the limit (Xen's XSA-240), tables that lose their
@@ -30,11 +31,11 @@
 //! [`Pager::unlink_directory`] does that.
 
 use super::format::{Format, Pte, bits};
+use super::pool::Need;
 use super::shadow::slot;
 use super::{Pager, PagingError, PagingState, Target};
 use crate::addr::Mfn;
-use crate::frame::{FrameInfo, FrameType, RefError, TypeRest};
-use crate::frame_alloc::Zone;
+use crate::frame::{FrameInfo, FrameType, RefError};
 use crate::host::Hardware;
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -43,7 +44,7 @@ pub(crate) const VIEW_ORDER: u32 = 1;
 
 /// Links of a frame that is in use, under the paging lock of its owner.
 impl FrameInfo {
-    /// First frame of a directory's view. Meaningless for any other frame, and while the directory has no shadow.
+    /// First frame of a directory's view. Meaningless for any other frame, and while the directory is not validated.
     pub(crate) fn view(&self) -> Option<Mfn> {
         match self.prev.load(Relaxed) {
             0 => None,
@@ -56,12 +57,12 @@ impl FrameInfo {
         self.prev.store(view.map_or(0, |mfn| mfn.0 as u32), Relaxed);
     }
 
-    /// How many linear entries lead to the view of which this is the first frame.
-    pub(crate) fn view_uses(&self) -> u32 {
+    /// How many linear entries lead to a directory. Meaningless while it is not validated, or for any other frame.
+    pub(crate) fn linear_uses(&self) -> u32 {
         self.next.load(Relaxed)
     }
 
-    fn set_view_uses(&self, uses: u32) {
+    fn set_linear_uses(&self, uses: u32) {
         self.next.store(uses, Relaxed);
     }
 
@@ -86,75 +87,99 @@ impl<H: Hardware> Pager<'_, H> {
     }
 
     /// Takes what a present entry of the directory `table` needs that names a directory.
-    pub(super) fn get_linear<F: Format>(&self, table: Mfn, entry: Pte) -> Result<(), PagingError> {
+    pub(super) fn get_linear<F: Format>(
+        &self,
+        state: &mut PagingState,
+        table: Mfn,
+        entry: Pte,
+    ) -> Result<(), PagingError> {
         if entry.writable() {
             return Err(RefError::WrongType.into());
         }
         let target = entry.mfn();
         if target == table {
-            // A table under validation has no shadow yet: its view is made with that.
-            return if self.record(table).shadow().is_some() { self.open_view::<F>(table) } else { Ok(()) };
+            // Those of a table under validation are counted when that is over.
+            if self.record(table).type_word().is_validated() {
+                self.open_view::<F>(state, table);
+            }
+            return Ok(());
         }
         let info = self.host.frames.get(target, self.dom.id)?;
-        let result = info.get_held_type(FrameType::L2).map_err(PagingError::from).and_then(|()| {
-            self.open_view::<F>(target).inspect_err(|_| {
-                let _: TypeRest = info.put_type(|| self.host.hw.stamp());
-            })
-        });
-        if result.is_err() {
-            self.host.put_frame(target, info);
+        match info.get_held_type(FrameType::L2) {
+            Ok(()) => {
+                self.open_view::<F>(state, target);
+                Ok(())
+            }
+            Err(error) => {
+                self.host.put_frame(target, info);
+                Err(error.into())
+            }
         }
-        result
     }
 
     /// Gives back the view that an entry of the directory `table` uses, if it is a linear one. True when that is all: the
     /// entry names its own table, and holds no reference.
-    pub(super) fn put_linear(&self, table: Mfn, entry: Pte) -> bool {
+    pub(super) fn put_linear(&self, state: &mut PagingState, table: Mfn, entry: Pte) -> bool {
         let target = entry.mfn();
         let info = self.record(target);
         if !info.is_directory() {
             return false;
         }
-        // Without a shadow it is a table whose validation has failed, or that is being taken down: it has no view.
-        if info.shadow().is_some() {
-            self.close_view(info);
+        // One that is not validated is a table whose validation has failed, or that is being taken down: it has no view.
+        if info.type_word().is_validated() {
+            self.close_view(state, info);
         }
         target == table
     }
 
-    /// One more linear entry leads to a directory's view. The first makes it.
-    pub(super) fn open_view<F: Format>(&self, table: Mfn) -> Result<(), PagingError> {
+    /// A directory has been validated: nothing leads to it yet but its own entries.
+    pub(super) fn begin_view<F: Format>(&self, state: &mut PagingState, table: Mfn) {
+        let names_itself = |&index: &usize| {
+            let entry = F::load(&self.host.hw, table, index);
+            F::is_guest_slot(2, index) && entry.present() && entry.mfn() == table
+        };
         let info = self.record(table);
-        if let Some(view) = info.view() {
-            let view = self.record(view);
-            view.set_view_uses(view.view_uses() + 1);
-            return Ok(());
+        info.set_view(None);
+        info.set_linear_uses(0);
+        for _ in (0..F::ENTRIES).filter(names_itself) {
+            self.open_view::<F>(state, table);
         }
+    }
+
+    /// One more linear entry leads to a directory. The first makes its view, if there is room.
+    fn open_view<F: Format>(&self, state: &mut PagingState, table: Mfn) {
+        let info = self.record(table);
+        info.set_linear_uses(info.linear_uses() + 1);
+        if info.view().is_none() && self.build_view::<F>(state, table, Need::Later).is_none() {
+            state.pool.note_absence();
+        }
+    }
+
+    /// Makes the view of a directory that has none.
+    pub(super) fn build_view<F: Format>(&self, state: &mut PagingState, table: Mfn, need: Need) -> Option<Mfn> {
         let hw = &self.host.hw;
-        let view = self.host.alloc.lock().alloc_hypervisor(VIEW_ORDER, Zone::Any, hw).ok_or(PagingError::NoMemory)?;
+        let view = self.take_shadow::<F>(state, table, VIEW_ORDER, need)?;
         for index in (0..F::ENTRIES).filter(|&index| F::is_guest_slot(2, index)) {
             hw.store64(slot(view, index), view_entry(F::load(hw, table, index)));
         }
-        self.record(view).set_view_uses(1);
-        info.set_view(Some(view));
-        Ok(())
+        self.record(table).set_view(Some(view));
+        Some(view)
     }
 
     /// One linear entry less: the last frees the view. The allocator flushes the TLBs before its frames are used again.
-    fn close_view(&self, info: &FrameInfo) {
-        let Some(view) = info.view() else { return };
-        let uses = self.record(view).view_uses() - 1;
-        self.record(view).set_view_uses(uses);
+    fn close_view(&self, state: &mut PagingState, info: &FrameInfo) {
+        let uses = info.linear_uses() - 1;
+        info.set_linear_uses(uses);
         if uses == 0 {
-            self.destroy_view(info);
+            self.destroy_view(state, info);
         }
     }
 
     /// Frees a directory's view, if it has one: nothing uses it any more, or only the directory itself, which goes.
-    pub(super) fn destroy_view(&self, info: &FrameInfo) {
+    pub(super) fn destroy_view(&self, state: &mut PagingState, info: &FrameInfo) {
         if let Some(view) = info.view() {
             info.set_view(None);
-            self.host.free_hypervisor(view, VIEW_ORDER);
+            self.release_shadow(state, view, VIEW_ORDER);
         }
     }
 

@@ -4,7 +4,7 @@
 //! it is mapped read-only everywhere, and each change is a request that is checked in the same way ([`entry`]). The CPU
 //! walks a four-level guest's own tables. It cannot walk two-level ones in long mode, so those have *write-through
 //! shadows* ([`shadow`]): each validated change writes the shadow too, so a shadow is at all times a function of the
-//! guest's tables (invariant I6) and never scanned for differences.
+//! guest's tables (invariant I6) and never scanned for differences. They take no more memory than they may ([`pool`]).
 //!
 //! A guest may also write to its L1 tables as if they were memory ([`writable`]): its stores are carried out one by one in
 //! the same way, or it is let write for a while and what it did is checked before the CPU may walk it ([`window`]).
@@ -17,7 +17,9 @@ pub mod entry;
 pub mod fault;
 pub mod format;
 pub mod linear;
+pub mod log_dirty;
 pub mod partial;
+pub mod pool;
 mod scan;
 pub mod shadow;
 #[cfg(test)]
@@ -33,6 +35,7 @@ use crate::host::{Hardware, Host};
 use crate::preempt::Poll;
 use entry::L1Table;
 use format::{Format, Pte, bits};
+use pool::ShadowPool;
 use proxenos_abi::Errno;
 use writable::WritableTables;
 
@@ -94,6 +97,8 @@ pub struct PagingState {
     pub base: Option<Mfn>,
     /// For shadowed guests, the two upper tables that every shadow of theirs is hung into: L4 and L3.
     pub upper: Option<(Mfn, Mfn)>,
+    /// For four-level guests that are watched, the shadow of the base ([`log_dirty`]).
+    pub(crate) root: Option<Mfn>,
     /// First of the half-validated tables that wait for somebody to go on with them ([`partial`]).
     pub(crate) suspended: Option<Mfn>,
     /// First of those that wait to be undone.
@@ -102,6 +107,8 @@ pub struct PagingState {
     pub(crate) poll: Poll,
     /// What the guest's writes to its own tables have come to.
     pub writable: WritableTables,
+    /// What the CPU walks in place of the guest's tables.
+    pub pool: ShadowPool,
 }
 
 impl PagingState {
@@ -111,10 +118,12 @@ impl PagingState {
         Self {
             base: None,
             upper: None,
+            root: None,
             suspended: None,
             condemned: None,
             poll: Poll::NEVER,
             writable: WritableTables::new(),
+            pool: ShadowPool::new(),
         }
     }
 
@@ -127,7 +136,12 @@ impl PagingState {
     /// The L4 table for the CPU: the guest's own, or the one its shadows hang in.
     #[must_use]
     pub fn cpu_root(&self) -> Option<Mfn> {
-        self.upper.map(|(l4, _)| l4).or(self.base)
+        self.upper.map(|(l4, _)| l4).or(self.root).or(self.base)
+    }
+
+    /// The CPU is to walk the base itself again.
+    const fn forget_root(&mut self) {
+        self.root = None;
     }
 }
 
@@ -238,7 +252,11 @@ impl<'a, H: Hardware> Pager<'a, H> {
             return Err(PagingError::NoMemory);
         }
         self.get_frame_and_type::<F>(state, table, self.dom.id, FrameType::table(F::TOP))?;
-        if F::SHADOWED {
+        if let Err(error) = self.need_shadow::<F>(state, table) {
+            self.put_frame_and_type::<F>(state, table);
+            return Err(error);
+        }
+        if self.walks_shadows::<F>() {
             self.hang_shadow(state, Some(table));
         }
         let old = state.base.replace(table);
@@ -265,6 +283,11 @@ impl<'a, H: Hardware> Pager<'a, H> {
             return false;
         }
         let Some(info) = frames.above_first_mib(table) else { return false };
+        // A shadow that is missing must be made first, and one of a base that needs none otherwise is not for here.
+        let unprepared = if F::SHADOWED { info.shadow().is_none() } else { self.dom.log.is_on() };
+        if unprepared {
+            return false;
+        }
         if !info.get_held(self.dom.id, FrameType::table(F::TOP)) {
             return false;
         }

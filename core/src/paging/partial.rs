@@ -19,8 +19,8 @@
 //! returns to the guest for good. What a guest suspends and never comes back for stays suspended, accounted for, until a request
 //! is refused: that may be its fault, so it is condemned and drained, and the request tried again.
 //!
-//! The list's link is the record's `next`. A directory's `prev` is its view ([`super::linear`]), which it has only while it is
-//! validated. Tables are dropped only with none open ([`Pager::lock`]).
+//! The list's link is the record's `next`. A directory's `prev` is its view, and its `next` how many entries lead there
+//! ([`super::linear`]), only while it is validated. Tables are dropped only with none open ([`Pager::lock`]).
 //!
 //! Lock: the owner's paging lock.
 
@@ -81,8 +81,8 @@ impl<H: Hardware> Pager<'_, H> {
 
     /// The last use of a validated table is gone: its entries are to be dropped.
     pub(super) fn condemn<F: Format>(&self, state: &mut PagingState, mfn: Mfn, level: u8) {
-        if F::SHADOWED {
-            self.destroy_shadow(mfn, level);
+        if self.walks_shadows::<F>() {
+            self.destroy_shadow::<F>(state, mfn, level);
         }
         self.set_aside(state, mfn, F::ENTRIES, Condition::Condemned);
     }
@@ -125,7 +125,7 @@ impl<H: Hardware> Pager<'_, H> {
             return state.poll.step(cost::EMPTY);
         }
         state.poll.step(cost::ENTRY);
-        if F::LINEAR && self.put_linear(table, entry) {
+        if F::LINEAR && self.put_linear(state, table, entry) {
             return;
         }
         let word = self.host.frames.info(entry.mfn()).expect("an entry names a table").type_word();

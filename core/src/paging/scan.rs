@@ -27,18 +27,17 @@ impl<H: Hardware> Pager<'_, H> {
     /// Checks a frame as a table of the lowest level, taking a reference for each entry; when that fails, none is taken.
     pub(super) fn validate_l1<F: Format>(&self, state: &mut PagingState, table: Mfn) -> Result<(), PagingError> {
         state.poll.step(cost::TABLE);
-        if !F::SHADOWED {
+        let Some(shadow) = self.create_empty_shadow::<F>(state, table) else {
             return self.get_l1_entries::<F>(table, |_, _| ()).map_err(|(done, error)| {
                 self.mapped_nothing(|| self.put_l1_entries::<F>(table, done, |_| ()));
                 error
             });
-        }
-        let shadow = self.create_empty_shadow(table, 1)?;
+        };
         self.get_l1_entries::<F>(table, |index, entry| self.write_l1_shadow(shadow, index, entry)).map_err(
             |(done, error)| {
                 let clear = |index| self.clear_l1_shadow(shadow, index);
                 self.mapped_nothing(|| self.put_l1_entries::<F>(table, done, clear));
-                self.destroy_cleared_shadow(table);
+                self.destroy_cleared_shadow::<F>(state, table);
                 error
             },
         )
@@ -46,12 +45,13 @@ impl<H: Hardware> Pager<'_, H> {
 
     /// Gives back the references of a table of the lowest level that ceases to be one.
     pub(super) fn devalidate_l1<F: Format>(&self, state: &mut PagingState, table: Mfn) {
-        let shadow = if F::SHADOWED { self.host.frames.info(table).and_then(|info| info.shadow()) } else { None };
+        let walks_shadows = self.walks_shadows::<F>();
+        let shadow = if walks_shadows { self.host.frames.info(table).and_then(|info| info.shadow()) } else { None };
         match shadow {
             Some(shadow) => {
                 // By invariant I6 no other slot of the shadow is in use than those of present entries.
                 self.put_l1_entries::<F>(table, F::ENTRIES, |index| self.clear_l1_shadow(shadow, index));
-                self.destroy_cleared_shadow(table);
+                self.destroy_cleared_shadow::<F>(state, table);
             }
             None => self.put_l1_entries::<F>(table, F::ENTRIES, |_| ()),
         }

@@ -5,6 +5,7 @@
 //! that fails gives back what it took (I7).
 
 use super::format::{Format, HYPERVISOR_L4_FIRST, Pte, bits};
+use super::log_dirty;
 use super::partial::Drained;
 use super::{Pager, PagingError, PagingState, Target};
 use crate::addr::{DomId, FIRST_RAM_FRAME, MachineAddr, Mfn, PAGE_SIZE};
@@ -31,6 +32,9 @@ impl<H: Hardware> Pager<'_, H> {
             Ok(TypeGrant::Held) => return Ok(()),
             Ok(TypeGrant::MustValidate) => {
                 untouched = state.condemned.is_none() && state.suspended.is_none();
+                if info.take_uncached() {
+                    self.host.hw.flush_frame(mfn);
+                }
                 self.validate::<F>(state, mfn, kind, 0)
             }
             Err(error) => match self.adopt(state, mfn, kind) {
@@ -128,6 +132,15 @@ impl<H: Hardware> Pager<'_, H> {
             self.host.put_frame(mfn, info);
             return Err(error.into());
         }
+        if entry.writable() && self.host.is_any_watched() {
+            log_dirty::foreign_writer(self.host, self.dom.id, mfn, info);
+        }
+        if entry.0 & bits::UNCACHED != 0 {
+            self.host.hw.flush_frame(mfn);
+            if entry.writable() {
+                info.mark_uncached();
+            }
+        }
         Ok(())
     }
 
@@ -146,6 +159,9 @@ impl<H: Hardware> Pager<'_, H> {
         let mfn = entry.mfn();
         let Some(info) = self.host.frames.above_first_mib(mfn) else { return };
         let was_last = if entry.writable() {
+            if self.host.is_any_watched() {
+                log_dirty::foreign_writer(self.host, self.dom.id, mfn, info);
+            }
             info.put_writable(stamp)
         } else {
             let word = info.type_word();
@@ -182,11 +198,11 @@ impl<H: Hardware> Pager<'_, H> {
         if !entry.present() {
             return Ok(());
         }
-        if entry.0 & F::REFUSED != 0 {
+        if entry.0 & F::REFUSED_ABOVE != 0 {
             return Err(PagingError::RefusedBits);
         }
         match self.get_frame_and_type::<F>(state, entry.mfn(), self.dom.id, FrameType::table(level - 1)) {
-            Err(PagingError::Frame(RefError::WrongType)) if F::LINEAR => self.get_linear::<F>(table, entry),
+            Err(PagingError::Frame(RefError::WrongType)) if F::LINEAR => self.get_linear::<F>(state, table, entry),
             result => result,
         }
     }
@@ -194,7 +210,7 @@ impl<H: Hardware> Pager<'_, H> {
     /// Gives back the reference of an entry above L1 that is gone from `table`.
     #[inline]
     pub(super) fn put_child<F: Format>(&self, state: &mut PagingState, table: Mfn, entry: Pte) {
-        if entry.present() && !(F::LINEAR && self.put_linear(table, entry)) {
+        if entry.present() && !(F::LINEAR && self.put_linear(state, table, entry)) {
             self.put_frame_and_type::<F>(state, entry.mfn());
         }
     }
@@ -231,7 +247,9 @@ impl<H: Hardware> Pager<'_, H> {
             done = index + 1;
             Ok(())
         });
-        let result = result.and_then(|()| if F::SHADOWED { self.create_shadow::<F>(mfn, level) } else { Ok(()) });
+        if F::SHADOWED && result.is_ok() {
+            self.create_shadow::<F>(state, mfn, level);
+        }
         if let Err(error) = result {
             let preempted = error == PagingError::Preempted;
             self.set_aside(state, mfn, done, if preempted { Condition::Suspended } else { Condition::Condemned });
@@ -240,6 +258,7 @@ impl<H: Hardware> Pager<'_, H> {
                 let at = F::entry_addr(mfn, HYPERVISOR_L4_FIRST + slot);
                 self.host.hw.store64(at, *entry);
             }
+            self.mark_dirty(mfn);
         }
         result
     }
@@ -266,6 +285,7 @@ impl<H: Hardware> Pager<'_, H> {
             let (raw, kept) = (self.host.hw.load64(at), checked(at)?);
             if kept != raw {
                 self.host.hw.store64(at, kept);
+                self.mark_dirty(mfn);
             }
             Ok(())
         })
@@ -277,7 +297,7 @@ impl<H: Hardware> Pager<'_, H> {
 #[inline(always)]
 pub(super) fn get_own_target<F: Format, H: Hardware>(host: &Host<H>, owner: DomId, entry: Pte) -> bool {
     let Some(info) = host.frames.above_first_mib(entry.mfn()) else { return false };
-    if entry.0 & F::REFUSED != 0 {
+    if entry.0 & (F::REFUSED | bits::UNCACHED) != 0 {
         return false;
     }
     if entry.writable() { info.get_writable(owner) } else { info.get(owner).is_ok() }

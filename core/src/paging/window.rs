@@ -2,7 +2,7 @@
 //!
 //! What makes it sound is that while a table is open nobody relies on what is in it:
 //!
-//! - **The CPU does not walk it.** It never walks a two-level guest's tables, and the shadow stays as it was, which to
+//! - **The CPU does not walk it.** It never walks a two-level guest's tables, nor those of a guest that is watched, and the shadow stays as it was, which to
 //!   the guest is what a TLB is: it holds the old entries until the guest flushes (by a request, which closes the
 //!   table) or faults (which does as well). A four-level guest's table is taken out of the one L2 slot that leads to it, whose
 //!   entry is not present meanwhile, as in 2.0; so it must have one slot only, or none and a pin. An INVLPG then
@@ -75,7 +75,16 @@ impl<H: Hardware> Pager<'_, H> {
         if !mapping.present() || mapping.writable() || mapping.mfn() != table {
             return Err(NotOpened);
         }
-        let parent = if F::SHADOWED { None } else { self.only_slot::<F>(table)? };
+        // What the guest wrote past the caches would not be what is checked (`frame::caching`).
+        if mapping.0 & bits::UNCACHED != 0 {
+            return Err(NotOpened);
+        }
+        let parent = if self.walks_shadows::<F>() { None } else { self.only_slot::<F>(table)? };
+        if self.walks_shadows::<F>() {
+            // The window is in a shadow, which must be there.
+            self.fill_path::<F>(state, at);
+            self.host.frames.info(mapper).and_then(|info| info.shadow()).ok_or(NotOpened)?;
+        }
         let which = windows.iter().position(Option::is_none).unwrap_or(state.writable.oldest);
         if windows[which].is_some() {
             self.close::<F>(state, which);
@@ -91,7 +100,8 @@ impl<H: Hardware> Pager<'_, H> {
             self.change::<F>(l2, slot, |entry| entry & !bits::P);
         }
         self.host.hw.copy_frame(table, snapshot);
-        if F::SHADOWED {
+        self.mark_dirty(table);
+        if self.walks_shadows::<F>() {
             self.open_shadow(mapper, mapper_index, mapping);
         } else {
             // With A and D set, the CPU has nothing to write to the entry.
@@ -136,9 +146,9 @@ impl<H: Hardware> Pager<'_, H> {
     pub(super) fn close<F: Format>(&self, state: &mut PagingState, which: usize) -> Changes {
         let Some(window) = state.writable.windows[which].take() else { return Changes::None };
         let snapshot = state.writable.snapshots[which].expect("an open table has a copy");
-        if F::SHADOWED {
+        if self.walks_shadows::<F>() {
             let mapping = F::load(&self.host.hw, window.mapper, window.mapper_index);
-            self.write_shadow::<F>(1, window.mapper, window.mapper_index, mapping);
+            self.shadow_entry::<F>(1, window.mapper, window.mapper_index, mapping);
         } else {
             self.change::<F>(window.mapper, window.mapper_index, |entry| window.mapping.0 | entry & bits::A);
         }
@@ -183,11 +193,17 @@ impl<H: Hardware> Pager<'_, H> {
         first: usize,
         count: usize,
     ) -> Result<(), (usize, PagingError)> {
-        let shadow = if F::SHADOWED { self.host.frames.info(table).and_then(|info| info.shadow()) } else { None };
+        let plain = F::SHADOWED && !self.dom.log.is_on();
+        let shadow = if plain { self.host.frames.info(table).and_then(|info| info.shadow()) } else { None };
         match shadow {
             Some(shadow) => self.check_entries::<F>(table, snapshot, first..first + count, |index, new| {
                 self.write_l1_shadow(shadow, index, new);
             }),
+            None if self.dom.log.is_on() => {
+                self.check_entries::<F>(table, snapshot, first..first + count, |index, new| {
+                    self.shadow_entry::<F>(1, table, index, new);
+                })
+            }
             None => self.check_entries::<F>(table, snapshot, first..first + count, |_, _| ()),
         }
     }

@@ -342,8 +342,11 @@ impl<'a, H: Hardware> Pager<'a, H> {
     ) -> bool {
         let width = F::entry_addr(Mfn(0), 1).0;
         let within = written.at.0 % width;
-        let Some(table) = self.own_l1_table::<F>(written.table) else { return false };
-        if within + bytes > width || state.writable.is_open() && state.writable.involves(written.table) {
+        let table = self.own_l1_table::<F>(written.table);
+        if within + bytes > width
+            || table.is_none() && !self.is_own_l1(written.table)
+            || state.writable.is_open() && state.writable.involves(written.table)
+        {
             return false;
         }
         let index = written.at.page_offset() / width as usize;
@@ -353,7 +356,9 @@ impl<'a, H: Hardware> Pager<'a, H> {
         let new =
             if bytes == width { Pte(value) } else { F::truncate(old.0 & !(mask << shift) | (value & mask) << shift) };
         if new != old
-            && !self.update_l1_quickly::<F>(&table, F::entry_addr(written.table, index), new)
+            && !table.is_some_and(|table| {
+                self.update_l1_quickly::<F>(&table, F::entry_addr(written.table, index), new)
+            })
             && let Err(error) = self.update_l1::<F>(written.table, index, new, Target::Own)
         {
             self.refuse(state, RefusedEntry { table: written.table, index, entry: new, error });

@@ -35,6 +35,8 @@ pub struct SimMachine {
     pub page_flushes: AtomicU32,
     /// How often the data caches were written back.
     pub cache_flushes: AtomicU32,
+    /// How often they were of a frame.
+    pub frame_flushes: AtomicU32,
 }
 
 impl SimMachine {
@@ -50,6 +52,7 @@ impl SimMachine {
             full_flushes: AtomicU32::new(0),
             page_flushes: AtomicU32::new(0),
             cache_flushes: AtomicU32::new(0),
+            frame_flushes: AtomicU32::new(0),
         }
     }
 
@@ -193,6 +196,10 @@ impl Tlb for SimMachine {
 
     fn flush_caches(&self) {
         self.cache_flushes.fetch_add(1, SeqCst);
+    }
+
+    fn flush_frame(&self, _: Mfn) {
+        self.frame_flushes.fetch_add(1, SeqCst);
     }
 
     fn stamp(&self) -> u32 {

@@ -50,6 +50,8 @@ struct Translation {
     frame: Mfn,
     rights: u64,
     dirty: bool,
+    /// It is not accessed through the caches.
+    uncached: bool,
     seen: Option<Seen>,
 }
 
@@ -100,16 +102,25 @@ impl Cpu {
 impl Seen {
     fn now(host: &Host<SimHardware>, frame: Mfn) -> Option<Self> {
         let owner = host.frames.info(frame)?.refs().owner();
-        // Two frames at least shadow an L1 table, four an L2 table, two show it where it is read as an L1 table, and no
-        // frame is part of two shadows.
+        // Two frames at least shadow an L1 table, four an L2 table, two show it where it is read as an L1 table, one any table of
+        // four levels, and no frame is part of two shadows.
         let part = |table: u64| {
             let info = host.frames.info(Mfn(table))?;
-            let frames = if info.type_word().kind() == FrameType::L1 { 2 } else { 4 };
-            let part = frame.0.wrapping_sub(info.shadow()?.0);
-            if part < frames {
+            let (owner, shadow) = (info.refs().owner(), info.shadow());
+            // (A shadow's own frame names its table.)
+            if owner == DomId::XEN || shadow.is_none() && !info.is_directory() {
+                return None;
+            }
+            let narrow = host.domains.find(owner)?.arch == Arch::X86_32;
+            let frames = match info.type_word().kind() {
+                _ if !narrow => 1,
+                FrameType::L1 => 2,
+                _ => 4,
+            };
+            if let Some(part) = shadow.map(|first| frame.0.wrapping_sub(first.0)).filter(|&part| part < frames) {
                 return Some((Mfn(table), part));
             }
-            let part = frame.0.wrapping_sub(info.view().filter(|_| info.is_directory())?.0);
+            let part = frame.0.wrapping_sub(info.view().filter(|_| narrow && info.is_directory())?.0);
             (part < 2).then(|| (Mfn(table), frames + part))
         };
         let shadows = if owner == DomId::XEN { (0..host.frames.len()).find_map(part) } else { None };
@@ -136,8 +147,12 @@ impl SimHardware {
     /// # Errors
     /// The access faults.
     pub fn guest_load(&self, at: GuestVirt, mode: Mode) -> Result<u64, Fault> {
-        let at = self.access(at, self.access_of(mode, false))?;
-        Ok(if at.mfn().0 < self.machine.frames() { self.machine.load64(at) } else { u64::MAX })
+        let found = self.access(at, self.access_of(mode, false))?;
+        Ok(match found.mfn().0 < self.machine.frames() {
+            true if self.is_uncached(at) => self.load_past_caches(found),
+            true => self.machine.load64(found),
+            false => u64::MAX,
+        })
     }
 
     /// A guest writes a word of eight bytes.
@@ -145,9 +160,11 @@ impl SimHardware {
     /// # Errors
     /// The access faults.
     pub fn guest_store(&self, at: GuestVirt, value: u64, mode: Mode) -> Result<(), Fault> {
-        let at = self.access(at, self.access_of(mode, true))?;
-        if at.mfn().0 < self.machine.frames() {
-            self.store64(at, value);
+        let found = self.access(at, self.access_of(mode, true))?;
+        match found.mfn().0 < self.machine.frames() {
+            true if self.is_uncached(at) => self.store_past_caches(found, value),
+            true => self.store64(found, value),
+            false => {}
         }
         Ok(())
     }
@@ -168,7 +185,7 @@ impl SimHardware {
         let width = if dom.arch == Arch::X86_32 { CodeWidth::Bits32 } else { CodeWidth::Bits64 };
         let store = decode(code, width).expect("a store");
         let start = registers.ip;
-        for _ in 0..5 {
+        for _ in 0..10 {
             if let Ok(found) = self.translate(at, access) {
                 let (word, shift) = (MachineAddr(found.0 & !7), 8 * (found.0 & 7));
                 if word.mfn().0 < self.machine.frames() {
@@ -215,6 +232,11 @@ impl SimHardware {
         }
     }
 
+    /// Whether the executing CPU accesses a page past the caches, by the translation that it has used last.
+    fn is_uncached(&self, at: GuestVirt) -> bool {
+        self.on_cpu(|cpu| cpu.translations.get(&(at.0 >> 12)).is_some_and(|found| found.uncached))
+    }
+
     fn access_of(&self, mode: Mode, write: bool) -> Access {
         let domain = self.on_cpu(|cpu| cpu.domain).expect("a CPU on which a guest runs");
         let dom = self.host().and_then(|host| host.domains.find(domain)).expect("a domain that exists");
@@ -223,8 +245,9 @@ impl SimHardware {
 
     /// Translates an access of the executing CPU, resolving the faults that exist only because of shadowing.
     pub(super) fn access(&self, at: GuestVirt, access: Access) -> Result<MachineAddr, Fault> {
-        // A fault that closes tables, one that opens one or sets the accessed bit, one for the dirty bit, and it must work.
-        for _ in 0..4 {
+        // A fault that closes tables, one that opens one or sets the accessed bit, one for the dirty bit, some for shadows that
+        // are missing, and it must work.
+        for _ in 0..10 {
             if let Ok(found) = self.translate(at, access) {
                 return Ok(found);
             }
@@ -274,7 +297,8 @@ impl SimHardware {
                 let offset = if level == 2 { at.0 >> 12 & 511 } else { 0 };
                 let frame = Mfn(entry.mfn().0 + offset);
                 let dirty = access.write || entry.has(bits::D);
-                let found = Translation { frame, rights, dirty, seen: self.seen(frame) };
+                let uncached = entry.0 & bits::UNCACHED != 0;
+                let found = Translation { frame, rights, dirty, uncached, seen: self.seen(frame) };
                 self.on_cpu(|cpu| cpu.translations.insert(at.0 >> 12, found));
                 return Ok(found);
             }
@@ -310,6 +334,16 @@ impl SimHardware {
                 violations.push(Violation { invariant: Invariant::Flushed, frame, what, expected, found });
             }
         };
+        for (&at, word) in self.past_caches.lock().iter() {
+            // Who reads the frame now reads something else than what is in memory.
+            let frame = MachineAddr(at).mfn();
+            let Some(info) = host.frames.info(frame) else { continue };
+            let word_now = info.type_word();
+            let is_table = word_now.count() > 0 && word_now.kind().needs_validation();
+            expect(frame, "words written past the caches in a table", 0, is_table.into());
+            let owner = info.refs().owner();
+            expect(frame, "owner of what was written past the caches", word.owner.0.into(), owner.0.into());
+        }
         let mut cpus = self.cpus.lock();
         for cpu in cpus.iter_mut() {
             let dom = cpu.domain.and_then(|domain| host.domains.find(domain));

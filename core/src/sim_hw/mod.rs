@@ -1,5 +1,7 @@
 //! Simulated CPUs on a [`SimMachine`]: the whole of [`Hardware`](crate::host::Hardware), for tests.
 //!
+//! It has caches, as far as aliases go: what a guest writes past them is not seen through them until they are flushed.
+//!
 //! A CPU walks what it was told to walk, as the manual says: four levels, write protection on, accessed and dirty bits set
 //! by atomic updates. It remembers every translation *and every table on the way* until told to forget, as a real CPU may
 //! and an ordinary test never sees: so whoever forgets a flush is found out ([`SimHardware::stale`], invariant I5).
@@ -44,6 +46,16 @@ pub struct SimHardware {
     preempt_every: AtomicUsize,
     looks: AtomicUsize,
     host: Mutex<Weak<Host<SimHardware>>>,
+    /// What was written past the caches and is in memory, while they still hold what was there before: by address.
+    past_caches: Mutex<BTreeMap<u64, PastCaches>>,
+}
+
+/// A word that was written past the caches.
+#[derive(Clone, Copy)]
+struct PastCaches {
+    value: u64,
+    /// Whose frame it was.
+    owner: DomId,
 }
 
 /// A word of memory that is not what it was.
@@ -72,6 +84,7 @@ impl SimHardware {
             preempt_every: AtomicUsize::new(0),
             looks: AtomicUsize::new(0),
             host: Mutex::new(Weak::new()),
+            past_caches: Mutex::new(BTreeMap::new()),
         }
     }
 
@@ -137,8 +150,28 @@ impl SimHardware {
         self.host.lock().upgrade()
     }
 
+    /// A store past the caches.
+    fn store_past_caches(&self, at: MachineAddr, value: u64) {
+        let owner = self.host().and_then(|host| Some(host.frames.info(at.mfn())?.refs().owner()));
+        self.past_caches.lock().insert(at.0, PastCaches { value, owner: owner.unwrap_or(DomId::IO) });
+    }
+
+    /// A load past the caches.
+    fn load_past_caches(&self, at: MachineAddr) -> u64 {
+        let past = self.past_caches.lock().get(&at.0).map(|word| word.value);
+        past.unwrap_or_else(|| self.machine.load64(at))
+    }
+
     /// Notes the words of `bytes` from `at` on, before they change.
     fn note(&self, at: MachineAddr, bytes: u64) {
+        // A line that is written to in a cache will overwrite what is in memory.
+        const LINE: u64 = 64;
+        let mut past = self.past_caches.lock();
+        if !past.is_empty() {
+            let lines = at.0 & !(LINE - 1)..(at.0 + bytes).next_multiple_of(LINE);
+            past.retain(|at, _| !lines.contains(at));
+        }
+        drop(past);
         if let Some(written) = self.written.lock().as_mut() {
             for word in (at.0 & !7..at.0 + bytes).step_by(8) {
                 written.entry(word).or_insert_with(|| self.machine.load64(MachineAddr(word)));
@@ -265,6 +298,19 @@ impl Tlb for SimHardware {
 
     fn flush_caches(&self) {
         self.machine.cache_flushes.fetch_add(1, SeqCst);
+        let past: Vec<_> = core::mem::take(&mut *self.past_caches.lock()).into_iter().collect();
+        past.into_iter().for_each(|(at, word)| self.machine.store64(MachineAddr(at), word.value));
+    }
+
+    fn flush_frame(&self, frame: Mfn) {
+        self.machine.flush_frame(frame);
+        let start = frame.addr().0;
+        let mut past = self.past_caches.lock();
+        let of_frame: Vec<_> = past.range(start..start + 4096).map(|(&at, &word)| (at, word)).collect();
+        for (at, word) in of_frame {
+            past.remove(&at);
+            self.machine.store64(MachineAddr(at), word.value);
+        }
     }
 
     fn stamp(&self) -> u32 {

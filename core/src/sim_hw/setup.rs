@@ -14,7 +14,7 @@ use crate::preempt::{Answer, Place};
 use crate::vcpu::Vcpu;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use proxenos_abi::Hypercall;
 use proxenos_abi::arch::{FIRST_RESERVED_GDT_ENTRY, LAST_RESERVED_GDT_ENTRY};
 use spin::Mutex;
@@ -64,6 +64,7 @@ pub fn host_with(frames: usize, domains: usize, narrow: Option<Mfn>) -> Arc<Host
         hypervisor_slots,
         forbidden_io: alloc::vec![Mfn(0xfee00)],
         domains: Domains::new(),
+        watched: AtomicU32::new(0),
     });
     *host.hw.host.lock() = Arc::downgrade(&host);
     host

@@ -1,11 +1,11 @@
 //! The bits of an entry: those that are refused, those that are the guest's, and those that the processor sets.
 
 use crate::{check_read_only, frame, map, remap, store};
-use proxenos_guest::abi::{Errno, GuestVirt};
-use proxenos_guest::memory;
+use proxenos_guest::abi::{Errno, GuestArch, GuestVirt};
+use proxenos_guest::memory::{self, tables};
 use proxenos_guest::pte::{Pte, PteFlags};
 use proxenos_guest::test::section;
-use proxenos_guest::{check, check_eq, probe};
+use proxenos_guest::{Arch, check, check_eq, probe};
 
 /// What a mapping needs, without the bits the processor sets.
 fn fresh() -> PteFlags {
@@ -15,6 +15,7 @@ fn fresh() -> PteFlags {
 pub fn run() {
     refused();
     ours();
+    uncached();
     accessed_and_dirty();
     cleared_again();
     through_two_mappings();
@@ -48,6 +49,32 @@ fn ours() {
         check_eq!(probe::load(spare.virt()), Some(0x77));
         check!(store(spare.virt(), 0x77));
     }
+}
+
+/// What is written past the caches is what is checked. (An emulator has no caches: there the rules show, not what they are for.)
+fn uncached() {
+    section("uncached memory");
+    let (table, page) = (frame(), frame());
+    for bits in [PteFlags::UNCACHED, PteFlags::WRITE_THROUGH, PteFlags::UNCACHED | PteFlags::WRITE_THROUGH] {
+        check_eq!(remap(table, PteFlags::KERNEL_RW | bits), Ok(()), "{bits:?}");
+        let bad = Pte::new(page.mfn(), PteFlags::KERNEL_RW | PteFlags::GLOBAL);
+        check!(store(table.virt(), bad.0));
+        check_eq!(remap(table, PteFlags::KERNEL_RO | bits), Ok(()), "{bits:?}, read-only");
+        check_eq!(memory::pin(1, table.mfn()), Err(Errno::EINVAL), "a global entry, written with {bits:?}");
+        check_eq!(remap(table, PteFlags::KERNEL_RW | bits), Ok(()), "{bits:?} again");
+        check!(store(table.virt(), Pte::new(page.mfn(), PteFlags::KERNEL_RW | bits).0));
+        check_eq!(remap(table, PteFlags::KERNEL_RO | bits), Ok(()));
+        check_eq!(memory::pin(1, table.mfn()), Ok(()), "a table that is read with {bits:?}, and has them in its entries");
+        check_eq!(memory::unpin(table.mfn()), Ok(()));
+        // Above L1 they are the guest's only where the processor does not walk its tables.
+        let expected = if Arch::PAGE_TABLE_LEVELS == 2 { Ok(()) } else { Err(Errno::EINVAL) };
+        let (at, entry) = tables::entry_at(memory::virt_base(), 2).expect("the image is mapped");
+        // SAFETY: the entry leads to the same table.
+        check_eq!(unsafe { memory::write_entry(at, entry.with(bits)) }, expected, "{bits:?} in an L2 entry");
+        // SAFETY: as it was.
+        check_eq!(unsafe { memory::write_entry(at, entry) }, Ok(()));
+    }
+    check_eq!(remap(table, PteFlags::KERNEL_RW), Ok(()));
 }
 
 fn flags_at(at: GuestVirt) -> PteFlags {

@@ -28,6 +28,7 @@ fn an_empty_line_leaves_the_defaults() {
 fn every_option_is_understood() {
     let expected = Options {
         dom0_mem: Some(Bytes(64 << 20)),
+        dom0_shadow: Some(Bytes(384 << 10)),
         com1: Com1::Baud(9600),
         log_level: LogLevel::Debug,
         on_fatal: OnFatal::Halt,
@@ -35,7 +36,8 @@ fn every_option_is_understood() {
         debug_exit: Some(IoPort(0xf4)),
         provoke: Some(Provocation::Panic),
     };
-    let line = "dom0_mem=64M com1=9600,8n1 loglvl=debug noreboot p2m=scrambled debug-exit=0xf4 provoke=panic";
+    let line = "dom0_mem=64M dom0_shadow=384K com1=9600,8n1 loglvl=debug noreboot p2m=scrambled debug-exit=0xf4 \
+                provoke=panic";
     assert_eq!(understood(line), expected);
     assert_eq!(understood("com1=off").com1, Com1::Off);
     assert_eq!(understood("loglvl=all").log_level, LogLevel::Trace);

@@ -21,7 +21,7 @@ use proxenos_core::call_gate;
 use proxenos_core::domain::Arch;
 use proxenos_core::machine::CpuTables;
 use proxenos_core::paging::Pager;
-use proxenos_core::paging::format::TwoLevel;
+use proxenos_core::paging::format::{Format, FourLevel, TwoLevel};
 use proxenos_core::paging::shadow::Access;
 use proxenos_core::personality::Personality;
 use proxenos_core::store::RegisterFile;
@@ -83,18 +83,28 @@ pub fn page_fault(run: &mut Running, frame: &mut TrapFrame) {
     if table_fault(run, frame, GuestVirt(at)) == assist::Outcome::Resolved {
         return;
     }
-    if run.dom.arch == Arch::X86_32 {
-        let at = GuestVirt(at);
-        let state = run.dom.paging.lock();
-        let pager = Pager::new(run.host, &run.dom);
-        if pager.resolve_shadow_fault(&state, at, access(code)) {
-            return;
-        }
-        // The shadow may lack an entry that the guest's tables have: whether there is a page is theirs to say.
-        let present = pager.walk::<TwoLevel>(&state, at).is_some_and(|found| found.entry.present());
-        code = code & !PRESENT | if present { PRESENT } else { 0 };
+    let resolved = match run.dom.arch {
+        Arch::X86_32 => shadow_fault::<TwoLevel>(run, GuestVirt(at), &mut code),
+        Arch::X86_64 => run.dom.log.is_on() && shadow_fault::<FourLevel>(run, GuestVirt(at), &mut code),
+    };
+    if resolved {
+        return;
     }
     deliver::exception(run, frame, Vector::PAGE_FAULT, code as u32, Some(GuestVirt(at)));
+}
+
+/// A fault under shadows: true if it is one of theirs, and dealt with. Else its code is made what the guest's own tables say.
+#[inline]
+fn shadow_fault<F: Format>(run: &Running, at: GuestVirt, code: &mut u64) -> bool {
+    let mut state = run.dom.paging.lock();
+    let pager = Pager::new(run.host, &run.dom);
+    if pager.resolve_shadow_fault::<F>(&mut state, at, access(*code)) {
+        return true;
+    }
+    // The shadow may lack an entry that the guest's tables have: whether there is a page is theirs to say.
+    let present = pager.walk::<F>(&state, at).is_some_and(|found| found.entry.present());
+    *code = *code & !PRESENT | if present { PRESENT } else { 0 };
+    false
 }
 
 /// A fault that comes of writable page tables, perhaps.

@@ -229,6 +229,19 @@ impl Tlb for Hw {
         unsafe { asm!("wbinvd", options(nostack, preserves_flags)) }
     }
 
+    fn flush_frame(&self, frame: Mfn) {
+        /// No CPU of 64 bits has shorter lines (CPUID leaf 1 says what `clflush` drops).
+        const LINE: u64 = 64;
+        let start = layout::direct_frame(frame).as_u64();
+        for at in (start..start + PAGE_SIZE).step_by(LINE as usize) {
+            // SAFETY: writes a line of RAM back, which the direct map covers; memory stays what it is.
+            unsafe { asm!("clflush [{}]", in(reg) at, options(nostack, preserves_flags)) }
+        }
+        // `clflush` is ordered with other accesses by a fence only (Intel SDM vol. 2, CLFLUSH).
+        // SAFETY: a fence.
+        unsafe { asm!("mfence", options(nostack, preserves_flags)) }
+    }
+
     fn stamp(&self) -> u32 {
         FLUSH_CLOCK.load(Ordering::Acquire)
     }

@@ -14,7 +14,7 @@ use crate::cpu::percpu::Cpu;
 use crate::mm::layout::{self, PAGE_SIZE};
 use crate::mm::paging::{self, Flags};
 use crate::mm::{early, ioremap};
-use crate::options::P2m;
+use crate::options::{Bytes, P2m};
 use crate::{boot, time};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -35,6 +35,7 @@ use proxenos_core::host::{Domains, Host, MachineToPhys, NO_PFN_NARROW};
 use proxenos_core::image::Image;
 use proxenos_core::machine::{CpuTables, DescriptorPage, MachineMemory};
 use proxenos_core::paging::format::{FourLevel, TwoLevel};
+use proxenos_core::paging::pool::{MINIMUM, ShadowFrames};
 use proxenos_core::paging::{Pager, PagingError, PagingState};
 use proxenos_core::vcpu::Vcpu;
 use spin::{Mutex, Once};
@@ -103,6 +104,7 @@ fn build_host() -> Host<Hw> {
         hypervisor_slots: paging::hypervisor_slots(),
         forbidden_io: ioremap::device_frames(),
         domains: Domains::new(),
+        watched: 0.into(),
     }
 }
 
@@ -152,6 +154,7 @@ enum Refusal {
     Build(proxenos_core::builder::BuildError),
     Memory { asked_mib: u64, free_mib: u64 },
     Tables(PagingError),
+    Shadows,
 }
 
 impl core::fmt::Display for Refusal {
@@ -161,6 +164,9 @@ impl core::fmt::Display for Refusal {
             Self::Build(error) => error.fmt(f),
             Self::Memory { asked_mib, free_mib } => {
                 write!(f, "it is to have {asked_mib} MiB of memory and {free_mib} MiB are free")
+            }
+            Self::Shadows => {
+                write!(f, "its shadow page tables need {} KiB at least", u64::from(MINIMUM.0) * PAGE_SIZE >> 10)
             }
             Self::Tables(error) => write!(f, "its first page tables are not valid: {error:?}"),
         }
@@ -221,6 +227,9 @@ fn build_domain0(
         host.m2p.set(&host.hw, frame(Pfn(pfn)), Pfn(pfn));
     }
     install_tables(host, &dom, top).map_err(Refusal::Tables)?;
+    if let Some(limit) = boot::options().dom0_shadow {
+        limit_shadows(host, &dom, limit)?;
+    }
     proxenos_core::assist::follow_image(&dom, image.page_tables());
     host.domains.insert(dom.clone());
     let name = if arch == Arch::X86_32 { "x86_32" } else { "x86_64" };
@@ -237,6 +246,18 @@ fn build_domain0(
     let state = initial_state(&layout);
     vcpu.set_kernel_stack(state.kernel_ss, state.kernel_sp);
     Ok((Running { host, dom, vcpu, timer: Timer::new() }, state))
+}
+
+/// Bounds what a domain's shadows may take.
+fn limit_shadows(host: &Host<Hw>, dom: &Domain, limit: Bytes) -> Result<(), Refusal> {
+    let frames = ShadowFrames(u32::try_from(limit.0 / PAGE_SIZE).unwrap_or(u32::MAX));
+    let pager = Pager::new(host, dom);
+    let mut state = pager.lock();
+    let set = match dom.arch {
+        Arch::X86_32 => pager.set_shadow_limit::<TwoLevel>(&mut state, frames),
+        Arch::X86_64 => pager.set_shadow_limit::<FourLevel>(&mut state, frames),
+    };
+    set.map_err(|_| Refusal::Shadows)
 }
 
 /// How many frames domain 0 gets: what the option says, or all that can be spared.

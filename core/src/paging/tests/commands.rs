@@ -770,18 +770,21 @@ fn applications_see_what_has_the_user_bit_only() {
 }
 
 #[test]
-fn without_memory_for_a_shadow_a_table_is_refused_and_nothing_is_lost() {
+fn without_memory_for_a_shadow_a_table_is_one_and_a_base_is_refused() {
     let mut world = World::of(Arch::X86_32);
     let mut taken = alloc::vec::Vec::new();
     while let Some(frame) = world.host.alloc.lock().alloc_hypervisor(0, crate::frame_alloc::Zone::Any, &world.host.hw) {
         taken.push(frame);
     }
     for level in [1, 2] {
-        world.refused(|guest| pin(guest.frames[SPARE], level));
+        world.done(|guest| pin(guest.frames[SPARE], level));
+        world.done(|guest| unpin(guest.frames[SPARE]));
     }
+    // What is walked must be there, and two frames of the current base's L1 are not four in a row.
     world.refused(|guest| new_base(guest.frames[SECOND_TOP]));
     for frame in taken {
         world.host.free_hypervisor(frame, 0);
     }
     world.done(|guest| pin(guest.frames[SPARE], 2));
+    world.done(|guest| new_base(guest.frames[SECOND_TOP]));
 }

@@ -1,14 +1,18 @@
 //! The hypercalls on memory, as guests of both architectures make them, on the simulated machine.
 //!
 //! [`world`] has the machine and its domains, [`commands`] a test for each request and refusal, [`attacks`] one for each
-//! known way out of paravirtualised paging, [`linear`] what concerns directories that are read as L1 tables, [`writable`] what
+//! known way out of paravirtualised paging, [`caching`] what concerns frames mapped uncached, [`linear`] what concerns directories that are read as L1 tables, [`writable`] what
 //! guests write to their tables themselves, [`reservation`] those for `dom_mem_op`, [`preempted`] those for requests that
-//! make way, [`quick`] those that compare the short way with the long one, and [`random`] sequences of requests that nobody thought of. All judge by the
+//! make way, [`quick`] those that compare the short way with the long one, [`log_dirty`] what is
+//! recorded of a domain's writes, [`pool`] what becomes of shadows for which there is no room, and [`random`] sequences of requests that nobody thought of. All judge by the
 //! audit, the simulated TLBs, and, for what is refused, by nothing having changed.
 
 mod attacks;
+mod caching;
 mod commands;
 mod linear;
+mod log_dirty;
+mod pool;
 mod preempted;
 mod quick;
 mod random;

@@ -22,7 +22,7 @@ use proxenos_abi::{Errno, Hypercall};
 
 /// A frame, as a request may name it.
 #[derive(Clone, Copy, Debug)]
-enum Frame {
+pub(super) enum Frame {
     /// The caller's, by pfn.
     Own(usize),
     /// Another domain's.
@@ -46,7 +46,7 @@ const WINDOW: usize = 1024;
 
 /// A slot of a table.
 #[derive(Clone, Copy, Debug)]
-enum Slot {
+pub(super) enum Slot {
     /// One of the first, where the region's pages are mapped.
     Page(usize),
     /// The one in a top table that leads to the region.
@@ -62,7 +62,7 @@ enum Slot {
 
 /// An entry's contents.
 #[derive(Clone, Copy, Debug)]
-enum Entry {
+pub(super) enum Entry {
     Empty,
     /// What stands in this slot of the caller's L1 table.
     Again(usize),
@@ -73,7 +73,7 @@ enum Entry {
 
 /// A foreign domain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Foreign {
+pub(super) enum Foreign {
     None,
     Dom(u16),
     Io,
@@ -83,7 +83,7 @@ enum Foreign {
 
 /// A request to `mmu_update`.
 #[derive(Clone, Copy, Debug)]
-enum Req {
+pub(super) enum Req {
     Update { table: Frame, slot: Slot, entry: Entry },
     MachPhys { frame: Frame, pfn: u64 },
     Pin { frame: Frame, level: u8 },
@@ -102,7 +102,7 @@ enum Req {
 
 /// Something a guest does.
 #[derive(Clone, Debug)]
-enum Op {
+pub(super) enum Op {
     /// One request, with a foreign domain set before it.
     One(Foreign, Req),
     /// Several in one call.
@@ -497,7 +497,7 @@ fn plot() -> BoxedStrategy<Vec<Op>> {
 }
 
 /// What several domains do in turn.
-fn story(plots: core::ops::Range<usize>) -> impl Strategy<Value = Vec<(usize, Op)>> {
+pub(super) fn story(plots: core::ops::Range<usize>) -> impl Strategy<Value = Vec<(usize, Op)>> {
     proptest::collection::vec((0..3usize, plot()), plots)
         .prop_map(|plots| plots.into_iter().flat_map(|(who, ops)| ops.into_iter().map(move |op| (who, op))).collect())
 }
@@ -618,7 +618,7 @@ impl Meaning<'_> {
 
 /// Counts what was carried out and what was refused, by the request's name, so that a test can see that both happen.
 #[derive(Default)]
-struct Score {
+pub(super) struct Score {
     by_name: BTreeMap<String, (u32, u32)>,
     /// Numbers of linear entries that there were after some step.
     linear: BTreeSet<u32>,
@@ -767,7 +767,7 @@ impl World {
     }
 
     /// Carries out a sequence, as far as the domains are able to speak.
-    fn play(&mut self, ops: &[(usize, Op)], score: &mut Score) -> Result<(), TestCaseError> {
+    pub(super) fn play(&mut self, ops: &[(usize, Op)], score: &mut Score) -> Result<(), TestCaseError> {
         let frames = self.census();
         for (step, (who, op)) in ops.iter().enumerate() {
             let who = who % self.guests.len();
@@ -791,7 +791,7 @@ impl World {
     }
 }
 
-fn arch() -> impl Strategy<Value = Arch> {
+pub(super) fn arch() -> impl Strategy<Value = Arch> {
     prop_oneof![Just(Arch::X86_32), Just(Arch::X86_64)]
 }
 
@@ -807,9 +807,9 @@ fn world() -> impl Strategy<Value = (usize, Vec<(Arch, Privileges)>)> {
 /// How many sequences are tried, unless PROPTEST_CASES says otherwise.
 const CASES: u32 = 96;
 /// Their greatest length.
-const LENGTH: usize = 40;
+pub(super) const LENGTH: usize = 40;
 
-fn config() -> ProptestConfig {
+pub(super) fn config() -> ProptestConfig {
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(CASES);
     ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 4096, ..ProptestConfig::default() }
 }

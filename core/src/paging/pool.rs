@@ -1,0 +1,324 @@
+//! A domain's shadow memory: counted, bounded, and taken back where it is not in use.
+//!
+//! Everything that the CPU walks for a domain in place of its own tables is counted here, in frames: the shadows of its
+//! tables, the views of its directories ([`super::linear`]), and the two tables above them. The count stays within a limit
+//! ([`Pager::shadow_limit`]).
+//!
+//! **A shadow may be absent.** It is a function of the guest's tables, so it can be dropped at any time and made again. What
+//! is absent is simply not in the table above it, and the fault that comes of that makes it ([`Pager::fill_path`]). So no
+//! request fails for want of a shadow: one for which there is no room when its table is validated is made later.
+//! Only [`MINIMUM`] is needed to go on, and that much may come out of the hypervisor's own reserve.
+//!
+//! **What goes first.** Shadows are listed by age. When one is needed and there is no room, at least [`RECLAIM`] frames are
+//! freed, level by level from the top: first the shadows of top-level tables other than the current base's, which nobody
+//! walks. Only when those are gone does a lower level follow; then only the base's shadow can lead to what is dropped, so that
+//! one table is all that must be looked through. Of a two-level guest's L1 tables those go first that do not hang under the base,
+//! and then the oldest.
+//!
+//! **Why that ends.** An instruction can need half a dozen pages at once, and so as many paths of shadows. What is freed at one go
+//! is enough for all of them: whatever is dropped for the first is not needed for the last.
+//!
+//! A dropped shadow may still be in a TLB. The allocator flushes before its frames are used again, and until then they are
+//! empty: nothing can be reached through them that the guest's tables did not show when it was last flushed (I5).
+//!
+//! An open table and the one that maps it keep their shadows: what is in an open table has not been looked at.
+//!
+//! The list runs through the records of the shadows' first frames, whose `shadow` names the table. Lock: the owner's paging lock.
+
+use super::format::Format;
+use super::shadow::order;
+use super::{Pager, PagingState};
+use crate::addr::Mfn;
+use crate::frame::FrameInfo;
+use crate::host::Hardware;
+use core::sync::atomic::Ordering::Relaxed;
+
+/// The least that a limit may be: what the widest instruction needs and what can never be dropped, with room to spare.
+/// (In tests, whose instructions need one page each, it is small, so that small domains meet it.)
+pub const MINIMUM: ShadowFrames = ShadowFrames(if cfg!(test) { 22 } else { 96 });
+/// What is freed at least, when something must be, if there is that much.
+const RECLAIM: u32 = if cfg!(test) { 4 } else { 32 };
+/// What a domain may have besides a share of its memory.
+const BASIC: u32 = 128;
+/// One frame of shadows for so many of memory. A kernel that gives each process a directory and four tables needs
+/// twelve frames for it; with this share a domain of 64 MiB has room for 170 of those.
+const SHARE: u32 = 8;
+
+/// A number of frames of shadows.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct ShadowFrames(pub u32);
+
+/// A limit below [`MINIMUM`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LimitTooLow;
+
+/// How badly a shadow is needed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Need {
+    /// It may come in useful: it is made if there is room.
+    Later,
+    /// Nothing goes on without it: others are dropped for it.
+    Now,
+}
+
+/// What a node of the list is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Part {
+    /// The shadow of a table of a level.
+    Shadow(u8),
+    /// The view of a directory.
+    View,
+}
+
+/// A domain's shadow memory.
+#[derive(Debug, Default)]
+pub struct ShadowPool {
+    used: u32,
+    limit: Option<u32>,
+    oldest: Option<Mfn>,
+    youngest: Option<Mfn>,
+    /// How often a shadow was dropped while its table was one, or not made when it became one.
+    absences: u32,
+}
+
+impl ShadowPool {
+    /// Nothing yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { used: 0, limit: None, oldest: None, youngest: None, absences: 0 }
+    }
+
+    /// Frames in use.
+    #[must_use]
+    pub const fn used(&self) -> ShadowFrames {
+        ShadowFrames(self.used)
+    }
+
+    /// Whether there was ever too little room: if not, every table has its shadow, and every upper entry leads to one.
+    #[must_use]
+    pub const fn was_short(&self) -> bool {
+        self.absences != 0
+    }
+
+    pub(super) const fn note_absence(&mut self) {
+        self.absences = self.absences.saturating_add(1);
+    }
+
+    /// Frames that are in no list: the tables above the shadows.
+    pub(super) const fn count(&mut self, frames: u32) {
+        self.used += frames;
+    }
+
+    /// Takes that back.
+    pub(super) const fn discount(&mut self, frames: u32) {
+        self.used -= frames;
+    }
+}
+
+/// Links of a shadow's first frame. Frame 0 is never one.
+fn link(mfn: u32) -> Option<Mfn> {
+    (mfn != 0).then_some(Mfn(mfn.into()))
+}
+
+fn word(mfn: Option<Mfn>) -> u32 {
+    mfn.map_or(0, |mfn| mfn.0 as u32)
+}
+
+impl<H: Hardware> Pager<'_, H> {
+    fn node(&self, first: Mfn) -> &'static FrameInfo {
+        self.host.frames.info(first).expect("a shadow is RAM")
+    }
+
+    /// The most frames that the domain's shadows may take: what [`set_shadow_limit`](Self::set_shadow_limit) said, or 128 and
+    /// an eighth of its memory.
+    #[must_use]
+    pub fn shadow_limit(&self, state: &PagingState) -> ShadowFrames {
+        let share = || BASIC + self.dom.total_pages.load(Relaxed) / SHARE;
+        ShadowFrames(state.pool.limit.unwrap_or_else(share))
+    }
+
+    /// Sets the limit, and drops what is above it, as far as it can be dropped.
+    ///
+    /// # Errors
+    /// If the domain could not go on with so little.
+    pub fn set_shadow_limit<F: Format>(&self, state: &mut PagingState, limit: ShadowFrames) -> Result<(), LimitTooLow> {
+        if limit < MINIMUM {
+            return Err(LimitTooLow);
+        }
+        state.pool.limit = Some(limit.0);
+        while state.pool.used > limit.0 && self.reclaim::<F>(state) != 0 {}
+        Ok(())
+    }
+
+    /// Takes 2^`order` frames for a shadow of `table`, cleared, and puts them on the list.
+    pub(super) fn take_shadow<F: Format>(
+        &self,
+        state: &mut PagingState,
+        table: Mfn,
+        order: u32,
+        need: Need,
+    ) -> Option<Mfn> {
+        let frames = 1 << order;
+        loop {
+            if state.pool.used + frames <= self.shadow_limit(state).0 {
+                let first = self.host.alloc.lock().alloc_for_guest(order, &self.host.hw);
+                if let Some(first) = first {
+                    self.enlist(state, table, first, frames);
+                    return Some(first);
+                }
+            }
+            if need == Need::Later || self.reclaim::<F>(state) == 0 {
+                break;
+            }
+        }
+        if need == Need::Later || state.pool.used + frames > MINIMUM.0 {
+            return None;
+        }
+        let first = self.host.alloc.lock().alloc_hypervisor(order, crate::frame_alloc::Zone::Any, &self.host.hw)?;
+        self.enlist(state, table, first, frames);
+        Some(first)
+    }
+
+    fn enlist(&self, state: &mut PagingState, table: Mfn, first: Mfn, frames: u32) {
+        state.pool.used += frames;
+        self.node(first).set_shadow(Some(table));
+        self.append(state, first);
+    }
+
+    /// Frees the frames of a shadow, to which no table leads any more. The allocator flushes the TLBs before they are used again.
+    pub(super) fn release_shadow(&self, state: &mut PagingState, first: Mfn, order: u32) {
+        self.delist(state, first, order);
+        self.host.free_hypervisor(first, order);
+    }
+
+    /// As [`release_shadow`](Self::release_shadow), of one in which the caller has left nothing but zeroes.
+    pub(super) fn release_zeroed_shadow(&self, state: &mut PagingState, first: Mfn, order: u32) {
+        self.delist(state, first, order);
+        self.host.free_zeroed(first, order);
+    }
+
+    fn delist(&self, state: &mut PagingState, first: Mfn, order: u32) {
+        self.unlink(state, first);
+        state.pool.used -= 1 << order;
+        self.node(first).set_shadow(None);
+    }
+
+    fn append(&self, state: &mut PagingState, first: Mfn) {
+        let node = self.node(first);
+        node.next.store(0, Relaxed);
+        node.prev.store(word(state.pool.youngest), Relaxed);
+        match state.pool.youngest.replace(first) {
+            Some(before) => self.node(before).next.store(first.0 as u32, Relaxed),
+            None => state.pool.oldest = Some(first),
+        }
+    }
+
+    fn unlink(&self, state: &mut PagingState, first: Mfn) {
+        let node = self.node(first);
+        let (next, prev) = (link(node.next.load(Relaxed)), link(node.prev.load(Relaxed)));
+        match prev {
+            Some(prev) => self.node(prev).next.store(word(next), Relaxed),
+            None => state.pool.oldest = next,
+        }
+        match next {
+            Some(next) => self.node(next).prev.store(word(prev), Relaxed),
+            None => state.pool.youngest = prev,
+        }
+    }
+
+    /// The domain's shadows and views, the oldest first: each first frame, with the table it belongs to.
+    pub(crate) fn shadows(&self, state: &PagingState) -> impl Iterator<Item = (Mfn, Mfn)> {
+        let next = |&first: &Mfn| link(self.node(first).next.load(Relaxed));
+        core::iter::successors(state.pool.oldest, next).filter_map(|first| Some((first, self.node(first).shadow()?)))
+    }
+
+    /// What a node of the list is to the table it names.
+    pub(crate) fn part(&self, first: Mfn, table: Mfn) -> Part {
+        let info = self.node(table);
+        if info.shadow() == Some(first) {
+            Part::Shadow(info.type_word().kind().level().expect("what has a shadow is a table"))
+        } else {
+            Part::View
+        }
+    }
+
+    /// Drops shadows of tables that are not in use, or not lately, until [`RECLAIM`] frames are free. How many it were.
+    pub(super) fn reclaim<F: Format>(&self, state: &mut PagingState) -> u32 {
+        let before = state.pool.used;
+        for level in (1..=F::TOP).rev() {
+            if level == 1 && F::LINEAR {
+                self.favour_those_in_use::<F>(state);
+            }
+            let at_level = state.pool.used;
+            let mut at = state.pool.oldest;
+            while let Some(first) = at.filter(|_| before - state.pool.used < RECLAIM) {
+                at = link(self.node(first).next.load(Relaxed));
+                self.drop_if::<F>(state, first, level);
+            }
+            if state.pool.used != at_level {
+                state.pool.note_absence();
+                if level + 1 == F::TOP {
+                    self.rewrite_base::<F>(state);
+                }
+            }
+            if before - state.pool.used >= RECLAIM {
+                break;
+            }
+        }
+        before - state.pool.used
+    }
+
+    /// Drops everything that can be dropped.
+    pub(super) fn reclaim_all<F: Format>(&self, state: &mut PagingState) {
+        while self.reclaim::<F>(state) != 0 {}
+    }
+
+    /// Drops a shadow, if it is of this level and may go. A view counts as what it stands in the place of, an L1's shadow.
+    fn drop_if<F: Format>(&self, state: &mut PagingState, first: Mfn, level: u8) {
+        let table = self.node(first).shadow().expect("what is on the list names its table");
+        match self.part(first, table) {
+            Part::View if level == 1 => {
+                self.node(table).set_view(None);
+                self.release_shadow(state, first, super::linear::VIEW_ORDER);
+            }
+            Part::Shadow(of) if of == level && state.base != Some(table) && !state.writable.involves(table) => {
+                self.node(table).set_shadow(None);
+                self.release_shadow(state, first, order::<F>(level));
+            }
+            _ => {}
+        }
+    }
+
+    /// Makes the shadows that hang under the base the youngest.
+    fn favour_those_in_use<F: Format>(&self, state: &mut PagingState) {
+        let Some(base) = state.base else { return };
+        for index in (0..F::ENTRIES).filter(|&index| F::is_guest_slot(F::TOP, index)) {
+            let entry = F::load(&self.host.hw, base, index);
+            if let Some(first) = self.shadow_below::<F>(entry) {
+                self.unlink(state, first);
+                self.append(state, first);
+            }
+        }
+    }
+
+    /// Drops all, the base's too: the CPU walks the guest's tables.
+    pub(super) fn drop_all<F: Format>(&self, state: &mut PagingState) {
+        while let Some(first) = state.pool.oldest {
+            let table = self.node(first).shadow().expect("what is on the list names its table");
+            let level = match self.part(first, table) {
+                Part::Shadow(level) => level,
+                Part::View => unreachable!("only two-level guests have views, and they need their shadows"),
+            };
+            self.node(table).set_shadow(None);
+            self.release_shadow(state, first, order::<F>(level));
+        }
+    }
+
+    /// Writes the shadow of the base anew, so that it leads to nothing that is gone.
+    fn rewrite_base<F: Format>(&self, state: &PagingState) {
+        let Some(base) = state.base else { return };
+        for index in (0..F::ENTRIES).filter(|&index| F::is_guest_slot(F::TOP, index)) {
+            self.shadow_entry::<F>(F::TOP, base, index, F::load(&self.host.hw, base, index));
+        }
+    }
+}
