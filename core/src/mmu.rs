@@ -158,12 +158,7 @@ impl Batch {
     }
 
     /// Notes how far the call has come. The guest goes on with no translation that it wanted flushed.
-    fn suspend<P: Personality, H: Hardware>(
-        &self,
-        caller: &mut Caller<'_, H>,
-        call: Call,
-        refused: bool,
-    ) -> Stop {
+    fn suspend<P: Personality, H: Hardware>(&self, caller: &mut Caller<'_, H>, call: Call, refused: bool) -> Stop {
         if self.course.flush_tlb {
             caller.host.hw.flush_all();
         }
@@ -500,12 +495,9 @@ pub fn update_va_mapping<P: Personality, H: Hardware>(
     caller.vcpu.segments.drop_moved_ldt::<P, H>(host, dom);
     let pager = Pager::new(host, dom);
     let state = pager.lock();
-    let result = pager
-        .l1_entry::<P::Tables>(&state, at)
-        .ok_or(PagingError::NoTable)
-        .and_then(|(table, index)| {
-            pager.update_l1::<P::Tables>(table.mfn(), index, P::Tables::truncate(value), target)
-        });
+    let result = pager.l1_entry::<P::Tables>(&state, at).ok_or(PagingError::NoTable).and_then(|(table, index)| {
+        pager.update_l1::<P::Tables>(table.mfn(), index, P::Tables::truncate(value), target)
+    });
     drop(state);
     flush(host, at, UpdateVaFlags::from_bits_truncate(flags));
     caller.vcpu.segments.refresh_ldt::<P, H>(host, dom);

@@ -343,9 +343,7 @@ impl<'a, H: Hardware> Pager<'a, H> {
         let width = F::entry_addr(Mfn(0), 1).0;
         let within = written.at.0 % width;
         let Some(table) = self.own_l1_table::<F>(written.table) else { return false };
-        if within + bytes > width
-            || state.writable.is_open() && state.writable.involves(written.table)
-        {
+        if within + bytes > width || state.writable.is_open() && state.writable.involves(written.table) {
             return false;
         }
         let index = written.at.page_offset() / width as usize;

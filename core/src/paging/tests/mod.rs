@@ -3,8 +3,8 @@
 //! [`world`] has the machine and its domains, [`commands`] a test for each request and refusal, [`attacks`] one for each
 //! known way out of paravirtualised paging, [`linear`] what concerns directories that are read as L1 tables, [`writable`] what
 //! guests write to their tables themselves, [`reservation`] those for `dom_mem_op`, [`preempted`] those for requests that
-//! make way, [`quick`] those that compare the short way with the long one, and [`random`] sequences of requests that nobody thought of. All judge by the
-//! audit, the simulated TLBs, and, for what is refused, by nothing having changed.
+//! make way, [`quick`] those that compare the short way with the one at length, and [`random`] sequences of requests that
+//! nobody thought of. All judge by the audit, the simulated TLBs, and, for what is refused, by nothing having changed.
 
 mod attacks;
 mod commands;
