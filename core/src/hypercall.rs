@@ -418,9 +418,7 @@ pub fn answer<P: Personality, H: Hardware>(
     let [a, b, c, ..] = *args;
     match number {
         Hypercall::XenVersion => Some(xen_version(a)),
-        Hypercall::MmuUpdate => {
-            mmu::quick::mmu_update::<P, H>(host, dom, vcpu, GuestVirt(a), b as u32, GuestVirt(c))
-        }
+        Hypercall::MmuUpdate => mmu::quick::mmu_update::<P, H>(host, dom, vcpu, GuestVirt(a), b as u32, GuestVirt(c)),
         Hypercall::UpdateVaMapping => mmu::quick::update_va_mapping::<P, H>(host, dom, vcpu, a, b, c as u32),
         Hypercall::Multicall => answer_multicall::<P, H>(host, vcpu, GuestVirt(a), b as u32),
         _ => None,
@@ -443,9 +441,7 @@ fn answer_multicall<P: Personality, H: Hardware>(
     while left != 0 && !poll.is_due(&host.hw) {
         // What cannot be read or written is found out once more at length.
         let Ok((op, first)) = first_words::<P, H>(host, at) else { break };
-        if op != u64::from(Hypercall::XenVersion.raw())
-            || write_result::<P, H>(host, at, xen_version(first)).is_err()
-        {
+        if op != u64::from(Hypercall::XenVersion.raw()) || write_result::<P, H>(host, at, xen_version(first)).is_err() {
             break;
         }
         at = at.offset(size);

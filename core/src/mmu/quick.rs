@@ -254,26 +254,18 @@ fn extended<P: Personality, H: Hardware>(
 /// nothing has changed. `table` is the one of the last store since the lock was taken, or none: it stays one while that is
 /// held (see [`L1Table`]).
 #[inline(always)]
-fn store<P: Personality, H: Hardware>(
-    pager: Pager<'_, H>,
-    table: &mut L1Table,
-    request: &MmuUpdate<P>,
-) -> bool {
+fn store<P: Personality, H: Hardware>(pager: Pager<'_, H>, table: &mut L1Table, request: &MmuUpdate<P>) -> bool {
     let (at, value) = (request.address(), request.val.to_u64());
     if table.mfn() != at.mfn() {
         let Some(found) = pager.own_l1_table::<P::Tables>(at.mfn()) else { return false };
         *table = found;
     }
-    P::Tables::entry_index(at).is_some()
-        && pager.update_l1_quickly::<P::Tables>(table, at, P::Tables::truncate(value))
+    P::Tables::entry_index(at).is_some() && pager.update_l1_quickly::<P::Tables>(table, at, P::Tables::truncate(value))
 }
 
 /// Reads a request.
 #[inline(always)]
-pub(super) fn read_one<P: Personality, H: Hardware>(
-    host: &Host<H>,
-    at: GuestVirt,
-) -> Result<MmuUpdate<P>, BadPointer> {
+pub(super) fn read_one<P: Personality, H: Hardware>(host: &Host<H>, at: GuestVirt) -> Result<MmuUpdate<P>, BadPointer> {
     let word = P::Word::from_u64_truncating;
     let (ptr, val) = if P::Word::BYTES == 4 {
         let [both] = host.hw.read_words(at)?;

@@ -20,8 +20,8 @@ proxenos_guest::test_guest!(main);
 const REQUESTS: usize = 200_000;
 /// Calls of the long multicall.
 const CALLS: usize = 1_000_000;
-/// Tables of the lowest level in the tree.
-const TABLES: usize = 300;
+/// Tables of the lowest level in the tree. All their entries map one frame, which can be mapped writable 2^18 - 1 times.
+const TABLES: usize = 250;
 /// Time between two events.
 const EVERY_NS: u64 = 1_000_000;
 /// Where things are mapped that the SDK does not map, from the base of its mapping.
@@ -162,7 +162,7 @@ fn long_multicall() {
 
 /// A tree of many tables is pinned and unpinned.
 fn trees() {
-    section("a tree of 300 tables");
+    section("a tree of 250 tables");
     let target = frame();
     let entries = 4096 / size_of::<Word>();
     let mut upper = [None::<Frame>; 3];

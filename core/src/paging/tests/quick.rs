@@ -21,18 +21,45 @@ const PAGE: u64 = 4096;
 #[derive(Clone, Copy, Debug)]
 enum Req {
     /// Writes an entry that maps a frame, with these flags besides the usual ones, into a slot of a frame.
-    Map { table: usize, slot: usize, frame: usize, flags: u64 },
+    Map {
+        table: usize,
+        slot: usize,
+        frame: usize,
+        flags: u64,
+    },
     /// Writes what is no entry.
-    Junk { table: usize, slot: usize, value: u64 },
+    Junk {
+        table: usize,
+        slot: usize,
+        value: u64,
+    },
     /// The same at an address that is no entry's.
-    Askew { table: usize, slot: usize },
-    Clear { table: usize, slot: usize },
-    MachPhys { frame: usize, pfn: u64 },
-    Pin { frame: usize, level: u8 },
-    Unpin { frame: usize },
-    NewBase { frame: usize },
+    Askew {
+        table: usize,
+        slot: usize,
+    },
+    Clear {
+        table: usize,
+        slot: usize,
+    },
+    MachPhys {
+        frame: usize,
+        pfn: u64,
+    },
+    Pin {
+        frame: usize,
+        level: u8,
+    },
+    Unpin {
+        frame: usize,
+    },
+    NewBase {
+        frame: usize,
+    },
     Flush,
-    FlushPage { page: usize },
+    FlushPage {
+        page: usize,
+    },
     Unknown,
 }
 
@@ -63,14 +90,16 @@ fn requests() -> impl Strategy<Value = Vec<Req>> {
     let slot = || prop_oneof![8 => DATA..FRAMES + 4, 1 => 0_usize..4, 1 => Just(SPARE)];
     let table = || prop_oneof![12 => Just(L1), 1 => Just(SPARE), 1 => DATA..FRAMES, 1 => 0_usize..5];
     let frame = || prop_oneof![8 => DATA..FRAMES, 2 => 0..FRAMES];
-    let flags = || prop_oneof![
-        6 => Just(RW),
-        2 => Just(0),
-        2 => Just(RW | bits::D),
-        1 => Just(RW | bits::PCD | bits::AVL),
-        1 => Just(RW | bits::G),
-        1 => Just(bits::PAT_OR_PS)
-    ];
+    let flags = || {
+        prop_oneof![
+            6 => Just(RW),
+            2 => Just(0),
+            2 => Just(RW | bits::D),
+            1 => Just(RW | bits::PCD | bits::AVL),
+            1 => Just(RW | bits::G),
+            1 => Just(bits::PAT_OR_PS)
+        ]
+    };
     let request = prop_oneof![
         14 => (table(), slot(), frame(), flags()).prop_map(|(table, slot, frame, flags)| Req::Map {
             table, slot, frame, flags
