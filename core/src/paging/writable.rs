@@ -356,9 +356,7 @@ impl<'a, H: Hardware> Pager<'a, H> {
         let new =
             if bytes == width { Pte(value) } else { F::truncate(old.0 & !(mask << shift) | (value & mask) << shift) };
         if new != old
-            && !table.is_some_and(|table| {
-                self.update_l1_quickly::<F>(&table, F::entry_addr(written.table, index), new)
-            })
+            && !table.is_some_and(|table| self.update_l1_quickly::<F>(&table, F::entry_addr(written.table, index), new))
             && let Err(error) = self.update_l1::<F>(written.table, index, new, Target::Own)
         {
             self.refuse(state, RefusedEntry { table: written.table, index, entry: new, error });
