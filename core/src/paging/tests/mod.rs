@@ -2,9 +2,9 @@
 //!
 //! [`world`] has the machine and its domains, [`commands`] a test for each request and refusal, [`attacks`] one for each
 //! known way out of paravirtualised paging, [`linear`] what concerns directories that are read as L1 tables, [`writable`] what
-//! guests write to their tables themselves, [`reservation`] those for `dom_mem_op`, [`preempted`] those for requests that
-//! make way, and [`random`] sequences of requests that nobody thought of. All judge by the
-//! audit, the simulated TLBs, and, for what is refused, by nothing having changed.
+//! guests write to their tables themselves, [`segments`] what concerns descriptor tables, [`reservation`] those for
+//! `dom_mem_op`, [`preempted`] those for requests that make way, and [`random`] sequences of requests that nobody thought
+//! of. All judge by the audit, the simulated TLBs, and, for what is refused, by nothing having changed.
 
 mod attacks;
 mod commands;
@@ -12,5 +12,6 @@ mod linear;
 mod preempted;
 mod random;
 mod reservation;
+mod segments;
 pub(crate) mod world;
 mod writable;
