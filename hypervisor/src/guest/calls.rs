@@ -9,12 +9,13 @@
 //!
 //! [`CpuLocal::attention`]: super::CpuLocal
 
-use super::{CpuLocal, leave};
+use super::{CpuLocal, audit, leave};
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::percpu::{Cpu, Pending};
 use core::arch::global_asm;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
+use proxenos_abi::hypercall::AUDIT_CALL;
 use proxenos_abi::{Errno, Hypercall, X86_32, X86_64};
 use proxenos_core::domain::Arch;
 use proxenos_core::hypercall::xen_version;
@@ -62,7 +63,9 @@ extern "C" fn handle<P: Personality, const N: u32>(
     d: u64,
     e: u64,
 ) -> u64 {
-    let Some(number) = Hypercall::from_raw(N) else { return Errno::ENOSYS.to_result() as u64 };
+    let Some(number) = Hypercall::from_raw(N) else {
+        return if N == AUDIT_CALL { audit::call(frame) } else { Errno::ENOSYS.to_result() as u64 };
+    };
     if number == Hypercall::XenVersion {
         return xen_version(a);
     }

@@ -14,7 +14,7 @@ use crate::cpu::percpu::Cpu;
 use crate::mm::layout::{self, PAGE_SIZE};
 use crate::mm::paging::{self, Flags};
 use crate::mm::{early, ioremap};
-use crate::options::P2m;
+use crate::options::{P2m, Provocation};
 use crate::{boot, time};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -66,9 +66,21 @@ pub fn start() -> ! {
         panic!("no domain 0: the loader gave no module; the first one must be its kernel");
     };
     match build_domain0(host, kernel, modules.get(1)) {
-        Ok((running, state)) => enter(running, &state),
+        Ok((running, state)) => {
+            if boot::options().provoke == Some(Provocation::LostReference) {
+                lose_reference(host, &running.dom);
+            }
+            enter(running, &state)
+        }
         Err(refusal) => panic!("domain 0 is refused: {refusal}"),
     }
+}
+
+/// Takes a reference to a domain's first table and forgets it, for tests of the audit.
+fn lose_reference(host: &Host<Hw>, dom: &Domain) {
+    log::warn!("a fault is provoked: {:?}", Provocation::LostReference);
+    let table = dom.paging.lock().base.expect("the domain has a page-table base");
+    host.frames.get(table, dom.id).map(drop).expect("its own table");
 }
 
 /// The frame table, the allocator with all memory that is left, and the machine-to-physical tables.
