@@ -13,6 +13,8 @@
 //! business and happens under the owner's paging lock; [`FrameInfo::get_type`] only tells its caller that it is due.
 
 mod partial;
+#[cfg(any(test, feature = "sim"))]
+mod renew;
 
 pub use partial::Condition;
 

@@ -18,7 +18,7 @@ pub mod format;
 pub mod linear;
 pub mod partial;
 pub mod shadow;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod tests;
 pub mod types;
 pub mod window;

@@ -17,6 +17,7 @@ pub use cpu::{Fault, Mode};
 pub use setup::{PATTERN_SLOT, SimDomain, domain, host, host_with};
 
 use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn};
+use crate::frame::FrameInfo;
 use crate::host::Host;
 use crate::machine::{
     BadPointer, Clock, Console, CpuTables, DescriptorPage, GuestMemory, MachineMemory, Preemption, Tlb,
@@ -44,6 +45,14 @@ pub struct SimHardware {
     preempt_every: AtomicUsize,
     looks: AtomicUsize,
     host: Mutex<Weak<Host<SimHardware>>>,
+    /// Of its frames, for the next machine.
+    records: &'static [FrameInfo],
+}
+
+impl Drop for SimHardware {
+    fn drop(&mut self) {
+        setup::give_back(self.records);
+    }
 }
 
 /// A word of memory that is not what it was.
@@ -72,6 +81,7 @@ impl SimHardware {
             preempt_every: AtomicUsize::new(0),
             looks: AtomicUsize::new(0),
             host: Mutex::new(Weak::new()),
+            records: &[],
         }
     }
 

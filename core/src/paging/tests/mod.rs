@@ -6,12 +6,20 @@
 //! `dom_mem_op`, [`preempted`] those for requests that make way, and [`random`] sequences of requests that nobody thought
 //! of. All judge by the audit, the simulated TLBs, and, for what is refused, by nothing having changed.
 
+#[cfg(test)]
 mod attacks;
+#[cfg(test)]
 mod commands;
+#[cfg(test)]
 mod linear;
+#[cfg(test)]
 mod preempted;
-mod random;
+pub(crate) mod random;
+#[cfg(test)]
 mod reservation;
+#[cfg(test)]
 mod segments;
+#[cfg_attr(not(test), expect(dead_code, reason = "a fuzzer needs only some of it"))]
 pub(crate) mod world;
+#[cfg(test)]
 mod writable;
