@@ -172,26 +172,36 @@ impl<H: Hardware> Pager<'_, H> {
         }
     }
 
-    /// Deals with a page fault that exists only because of shadowing: the guest's tables allow the access, but A or D was
-    /// not set yet. Sets it, and returns true when the access can be tried again; false when the fault is the guest's.
+    /// Deals with a page fault that exists only because of shadowing: the guest's tables, as they are now, allow the access,
+    /// but A or D was not set yet. Sets it, and returns true when the access can be tried again; false when the fault is the
+    /// guest's.
+    ///
+    /// Where nothing had to be set and the shadow allows the access, the CPU went by what it remembered of other tables: a
+    /// guest that swaps a table and does not flush may see the old one, but must not meet a fault that the old one did not
+    /// make on hardware either (its A was not set, which only its shadow shows). The fault has made the CPU forget
+    /// (SDM vol. 3 §4.10.4.1), so trying again ends.
     pub fn resolve_shadow_fault(&self, state: &PagingState, at: GuestVirt, access: Access) -> bool {
         if at.0 >> 32 != 0 {
             return false;
         }
         let Some(found) = self.walk::<TwoLevel>(state, at) else { return false };
-        // A directory's entries are shadowed as if accessed, and show nothing to be written to.
-        if found.level != 1 {
-            return false;
-        }
         let needed = bits::P | if access.user { bits::US } else { 0 } | if access.write { bits::RW } else { 0 };
         if !Pte(found.rights & found.entry.0 | found.entry.0 & bits::P).has(needed) {
             return false;
+        }
+        let shown = |shadow: Option<Mfn>| {
+            shadow.is_some_and(|first| Pte(self.host.hw.load64(slot(first, found.index))).has(needed))
+        };
+        let info = self.host.frames.info(found.table).expect("a table is RAM");
+        // A directory's entries are shown as if accessed, and show nothing to be written to.
+        if found.level != 1 {
+            return shown(info.view());
         }
         let used = bits::A | if access.write { bits::D } else { 0 };
         let mut old = found.entry;
         loop {
             if old.has(used) {
-                return false;
+                return shown(info.shadow());
             }
             let new = Pte(old.0 | used);
             match TwoLevel::cas(&self.host.hw, found.table, found.index, old, new) {

@@ -166,7 +166,7 @@ impl SimHardware {
         let width = if dom.arch == Arch::X86_32 { CodeWidth::Bits32 } else { CodeWidth::Bits64 };
         let store = decode(code, width).expect("a store");
         let start = registers.ip;
-        for _ in 0..5 {
+        for _ in 0..6 {
             if let Ok(found) = self.translate(at, access) {
                 let (word, shift) = (MachineAddr(found.0 & !7), 8 * (found.0 & 7));
                 if word.mfn().0 < self.machine.frames() {
@@ -201,8 +201,9 @@ impl SimHardware {
 
     /// Translates an access of the executing CPU, resolving the faults that exist only because of shadowing.
     pub(super) fn access(&self, at: GuestVirt, access: Access) -> Result<MachineAddr, Fault> {
-        // A fault that closes tables, one that opens one or sets the accessed bit, one for the dirty bit, and it must work.
-        for _ in 0..4 {
+        // A fault that closes tables, one of a stale translation, one that opens a table or sets the accessed bit, one for the
+        // dirty bit, and it must work.
+        for _ in 0..5 {
             if let Ok(found) = self.translate(at, access) {
                 return Ok(found);
             }
