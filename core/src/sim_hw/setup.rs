@@ -122,9 +122,12 @@ pub fn domain(
     let mut alloc = host.alloc.lock();
     let shared_info = alloc.alloc_shared(id, &host.hw).expect("memory");
     let gdt_page = alloc.alloc_hypervisor(0, Zone::Any, &host.hw).expect("memory");
-    let take = || alloc.alloc_owned(id, 0, Zone::Below4G, &host.hw).expect("memory");
+    let take = || alloc.alloc(0, Zone::Below4G, &host.hw).expect("memory");
     let memory: Vec<Mfn> = core::iter::repeat_with(take).take(frames).collect();
     drop(alloc);
+    for &frame in &memory {
+        host.hand_over(frame, id);
+    }
     for index in FIRST_RESERVED_GDT_ENTRY..=LAST_RESERVED_GDT_ENTRY {
         let at = MachineAddr(gdt_page.addr().0 + 8 * u64::from(index));
         host.hw.store64(at, PATTERN_DESCRIPTOR | u64::from(index));

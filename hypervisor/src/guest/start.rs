@@ -275,12 +275,15 @@ fn take_frames(host: &Host<Hw>, owner: DomId, pages: u64, zone: Zone) -> Vec<Mfn
     let mut order = MAX_ORDER;
     while (frames.len() as u64) < pages {
         order = order.min((pages - frames.len() as u64).ilog2());
-        match alloc.alloc_owned(owner, order, zone, &host.hw) {
+        match alloc.alloc(order, zone, &host.hw) {
             Some(first) => frames.extend((first.0..first.0 + (1 << order)).map(Mfn)),
             None => order = order.checked_sub(1).expect("as many frames as were free a moment ago"),
         }
     }
     drop(alloc);
+    for &frame in &frames {
+        host.hand_over(frame, owner);
+    }
     if boot::options().p2m == P2m::Scrambled {
         scramble(&mut frames);
     }
