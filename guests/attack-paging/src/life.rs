@@ -3,6 +3,7 @@
 use crate::{REFUSED, TOP, blank, for_domain, frame, is_plain, map, remap, store, unused_slots, write};
 use proxenos_guest::abi::hypercall::DomMemOp;
 use proxenos_guest::abi::mmu::{MmuCommand, MmuExtCommand};
+use proxenos_guest::abi::shared_info::SharedInfo;
 use proxenos_guest::abi::{DomId, Errno, GuestArch, GuestWord, Mfn};
 use proxenos_guest::memory::{self, Frame, tables};
 use proxenos_guest::pte::{Pte, PteFlags};
@@ -113,6 +114,43 @@ pub fn handed_on() {
     check!(store(mapped.virt(), 0, 1));
     check_eq!(memory::unpin(table.mfn()), Ok(()));
     is_plain(table);
+}
+
+/// Whose frames are meant, said and taken back within a list: as long as one says so, and not a request longer.
+pub fn foreign_domains() {
+    let page = frame();
+    let (address, before) = tables::entry_of(page.virt()).expect("mapped");
+    let foreign = |id: DomId| memory::extended(MmuExtCommand::SetForeigndom, 0, u64::from(id.0) << 8);
+    let clear = memory::extended(MmuExtCommand::ClearForeigndom, 0, 0);
+    let maps = |frame: Mfn, flags| memory::request(MmuCommand::NormalPtUpdate, address, Pte::new(frame, flags).0);
+    let own = maps(page.mfn(), PteFlags::KERNEL_RO);
+    let frame_buffer = maps(Mfn(0xb8), PteFlags::KERNEL_RW | PteFlags::UNCACHED);
+    let numbers = proxenos_guest::shared_info::double_word(SharedInfo::MFN_TO_PFN_START);
+    let [read, written] = [PteFlags::KERNEL_RO, PteFlags::KERNEL_RW].map(|flags| maps(Mfn(numbers), flags));
+    // Lists of three: which request is the first that is refused, if any.
+    for (list, carried_out, what) in [
+        ([foreign(DomId::IO), clear, own], 3, "ours again"),
+        ([foreign(DomId::IO), own, clear], 1, "ours is no I/O memory"),
+        ([foreign(DomId::IO), frame_buffer, clear], 3, "I/O memory is"),
+        ([foreign(DomId::XEN), read, own], 2, "the hypervisor's table, and ours as the hypervisor's"),
+        ([foreign(DomId::XEN), written, clear], 1, "to be read only"),
+        ([foreign(DomId::XEN), clear, read], 2, "nor without saying whose"),
+        ([foreign(DomId(77)), own, own], 0, "nobody"),
+        ([clear, clear, own], 3, "nothing to take back"),
+    ] {
+        let expected = if carried_out == list.len() { Ok(carried_out) } else { Err((Errno::EINVAL, carried_out)) };
+        // SAFETY: a page of the test's own.
+        check_eq!(unsafe { hypercall::mmu_update(&list) }, expected, "{what}");
+        // The same entry once more would be no change, which needs no right.
+        check_eq!(map(page.virt(), before), Ok(()));
+    }
+    // With the call it is forgotten.
+    // SAFETY: as above.
+    check_eq!(unsafe { hypercall::mmu_update(&[foreign(DomId::XEN)]) }, Ok(1));
+    // SAFETY: refused.
+    check_eq!(unsafe { memory::update(read) }, REFUSED, "in the next call nobody is meant");
+    check_eq!(map(page.virt(), before), Ok(()));
+    check!(store(page.virt(), 0, 0));
 }
 
 pub fn pins() {

@@ -34,6 +34,7 @@ fn main(_: &StartInfo) {
         ("large pages", tables::large_pages),
         ("frames freed while they are in use", life::freed_in_use),
         ("frames handed on while they are in use", life::handed_on),
+        ("foreign domains", life::foreign_domains),
         ("pins", life::pins),
         ("more than 2^16 references", life::references),
         ("requests across an edge", lists::edges),
