@@ -81,8 +81,8 @@ impl FrameAllocator {
         }
     }
 
-    /// Takes 2^`order` frames, aligned to their number, owned by nobody yet. Their contents are what the last user left,
-    /// which is zeroes where that was a domain.
+    /// Takes 2^`order` frames, aligned to their number, owned by nobody yet. Their contents are what the last user left: zeroes
+    /// where that was a domain or the hypervisor; where nobody had them yet, what firmware and loader made of them.
     pub fn alloc(&mut self, order: u32, zone: Zone, tlb: &impl Tlb) -> Option<Mfn> {
         let zones: &[usize] = if zone == Zone::Any { &[1, 0] } else { &[0] };
         let (found, zone) = zones.iter().find_map(|&z| self.take(order, z).map(|mfn| (mfn, z)))?;
@@ -95,8 +95,10 @@ impl FrameAllocator {
         Some(found)
     }
 
-    /// Takes 2^`order` frames and makes them `owner`'s.
-    pub fn alloc_owned(&mut self, owner: DomId, order: u32, zone: Zone, tlb: &impl Tlb) -> Option<Mfn> {
+    /// Takes 2^`order` frames and makes them `owner`'s, as they are: for tests without a host, whose
+    /// [`hand_over`](crate::host::Host::hand_over) it is to see to what is in them.
+    #[cfg(test)]
+    pub(crate) fn alloc_owned(&mut self, owner: DomId, order: u32, zone: Zone, tlb: &impl Tlb) -> Option<Mfn> {
         let first = self.alloc(order, zone, tlb)?;
         for mfn in first.0..first.0 + (1 << order) {
             self.record(mfn).assign(owner);

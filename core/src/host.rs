@@ -159,6 +159,19 @@ impl<H: Hardware> Host<H> {
         has_right && !self.forbidden_io.contains(&mfn)
     }
 
+    /// Makes a frame that the allocator gave the property of a domain: the one way in which frames come to domains.
+    ///
+    /// What a domain had is scrubbed when it is freed, but RAM that nobody had yet holds what firmware, the loader, or a system
+    /// before this one left there. That is domain 0's to see, which is trusted with the machine, and nobody else's (I3): for all
+    /// others the frame is cleared, before anybody can refer to it. Of a frame that is clean already this is one clearing
+    /// too many; a note of which are clean could be wrong.
+    pub fn hand_over(&self, mfn: Mfn, owner: DomId) {
+        if owner != DomId::DOM0 {
+            self.hw.clear_frame(mfn);
+        }
+        self.frames.info(mfn).expect("the allocator knows frames of the table only").assign(owner);
+    }
+
     /// Gives a reference back, and the frame if it was the last.
     #[inline]
     pub fn put_frame(&self, mfn: Mfn, info: &FrameInfo) {

@@ -21,6 +21,8 @@ pub mod event;
 pub mod far_call;
 pub mod frame;
 pub mod frame_alloc;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod host;
 pub mod hypercall;
 pub mod image;

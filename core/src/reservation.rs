@@ -160,11 +160,7 @@ fn take<H: Hardware>(host: &Host<H>, subject: &Domain, order: Order) -> Option<M
         return None;
     };
     for mfn in frames_of(first, order) {
-        // Frames that a domain had are clean. Those that nobody had yet hold what the loader left, which is for the trusted only.
-        if !subject.is_privileged() {
-            host.hw.clear_frame(mfn);
-        }
-        host.frames.info(mfn).expect("the allocator knows frames of the table only").assign(subject.id);
+        host.hand_over(mfn, subject.id);
     }
     Some(first)
 }

@@ -10,7 +10,7 @@ use core::mem::MaybeUninit;
 use proxenos_abi::context::TrapInfo;
 use proxenos_abi::event_channel::{EvtchnArgument, EvtchnOp, EvtchnSend};
 use proxenos_abi::hypercall::{
-    ConsoleIo, DomMemOp, MulticallEntry, SCHEDOP_REASONSHIFT, SchedOp, VmAssistCommand, VmAssistType,
+    AUDIT_CALL, ConsoleIo, DomMemOp, MulticallEntry, SCHEDOP_REASONSHIFT, SchedOp, VmAssistCommand, VmAssistType,
 };
 use proxenos_abi::mmu::{MmuUpdate, UpdateVaFlags};
 use proxenos_abi::{DomId, Errno, GuestVirt, Hypercall, MachineAddr, Mfn, PAGE_SHIFT, Selector};
@@ -116,6 +116,13 @@ pub unsafe fn set_callbacks(event: (Selector, GuestVirt), failsafe: (Selector, G
 pub fn fpu_taskswitch() -> Result<(), Errno> {
     // SAFETY: changes no memory.
     check(unsafe { hypercall0(number(Hypercall::FpuTaskswitch)) }).map(drop)
+}
+
+/// 31, where the hypervisor has its option `audit=calls`: the memory of the whole machine is checked. Where something is
+/// amiss, that is the machine's end; where the option is off, the error is ENOSYS.
+pub fn audit() -> Result<(), Errno> {
+    // SAFETY: changes no memory.
+    check(unsafe { hypercall0(AUDIT_CALL as usize) }).map(drop)
 }
 
 /// 6: gives the CPU up.

@@ -14,8 +14,10 @@
 //! | [`deliver`] | pushes frames on the guest's stack: exceptions, events, failsafe |
 //! | [`timer`] | ticks, timer events, the clock guests read |
 //! | [`hw`], [`memory`], [`fpu`] | the machine as `core` sees it |
+//! | [`audit`] | the check of the whole machine's memory, where it is asked for |
 //! | [`end`] | a domain that shuts down or has to be stopped |
 
+mod audit;
 mod calls;
 mod deliver;
 mod end;

@@ -28,12 +28,15 @@ mod provoke;
 mod symbols;
 mod time;
 
+use options::Provocation;
+
 /// Runs on the boot CPU's own stack, with address space, heap and traps in order: brings up the rest and leaves for the
 /// guests.
 extern "C" fn kmain() -> ! {
     acpi::init();
     time::init();
-    if let Some(what) = boot::options().provoke {
+    // One of them needs a domain.
+    if let Some(what) = boot::options().provoke.filter(|&what| what != Provocation::LostReference) {
         provoke::provoke(what);
     }
     guest::start()

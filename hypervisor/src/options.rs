@@ -10,6 +10,8 @@
 //! | `noreboot`         | after a fatal error, halt instead of rebooting                                     |
 //! | `p2m=scrambled`    | give domain 0 its frames in no order, to find guests that rely on one              |
 //! | `debug-exit=PORT`  | there is an isa-debug-exit device at this I/O port: leave QEMU through it          |
+//! | `audit`            | when a domain ends, check the memory of the whole machine; a fault is fatal        |
+//! | `audit=calls`      | and whenever a guest makes the debugging call 31                                   |
 //! | `provoke=FAULT`    | for tests of the fault reports only: once booted, fault like this ([`Provocation`])  |
 //!
 //! What follows the word `--` is not ours but domain 0's ([`split_guest_part`]).
@@ -64,6 +66,17 @@ pub enum P2m {
     Scrambled,
 }
 
+/// When the memory of the whole machine is audited.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Audit {
+    /// Never.
+    Off,
+    /// When a domain ends.
+    AtEnd,
+    /// Then, and when a guest asks for it.
+    OnCall,
+}
+
 /// A fault that the hypervisor makes on purpose once it has booted, for tests of the reports.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Provocation {
@@ -81,6 +94,8 @@ pub enum Provocation {
     ExecuteData,
     /// `double-fault`: a fault without a stack for it.
     DoubleFault,
+    /// `lost-reference`: a reference to a frame of domain 0's that nobody has. The audit has to find it.
+    LostReference,
 }
 
 /// An I/O port.
@@ -104,6 +119,8 @@ pub struct Options {
     pub p2m: P2m,
     /// `debug-exit`.
     pub debug_exit: Option<IoPort>,
+    /// `audit`.
+    pub audit: Audit,
     /// `provoke`.
     pub provoke: Option<Provocation>,
 }
@@ -136,6 +153,7 @@ impl Options {
         on_fatal: OnFatal::Reboot,
         p2m: P2m::Natural,
         debug_exit: None,
+        audit: if cfg!(debug_assertions) { Audit::AtEnd } else { Audit::Off },
         provoke: None,
     };
 
@@ -167,8 +185,14 @@ impl Options {
             ("loglvl", Some(value)) => self.log_level = log_level(value).ok_or(bad)?,
             ("p2m", Some("scrambled")) => self.p2m = P2m::Scrambled,
             ("debug-exit", Some(value)) => self.debug_exit = Some(IoPort(port(value).ok_or(bad)?)),
+            ("audit", None) => self.audit = Audit::AtEnd,
+            ("audit", Some("calls")) => self.audit = Audit::OnCall,
             ("provoke", Some(value)) => self.provoke = Some(provocation(value).ok_or(bad)?),
-            ("noreboot" | "dom0_mem" | "dom0_shadow" | "com1" | "loglvl" | "p2m" | "debug-exit" | "provoke", _) => {
+            (
+                "noreboot" | "dom0_mem" | "dom0_shadow" | "com1" | "loglvl" | "p2m" | "debug-exit" | "audit"
+                | "provoke",
+                _,
+            ) => {
                 return Err(bad);
             }
             _ => return Err(Complaint::Unknown(word)),
@@ -231,6 +255,7 @@ fn provocation(text: &str) -> Option<Provocation> {
         "write-text" => Some(Provocation::WriteText),
         "execute-data" => Some(Provocation::ExecuteData),
         "double-fault" => Some(Provocation::DoubleFault),
+        "lost-reference" => Some(Provocation::LostReference),
         _ => None,
     }
 }

@@ -42,7 +42,18 @@ pub fn host(workspace: &Workspace) -> Vec<Planned> {
     } else {
         Planned::Skip("clippy/host".to_owned(), "no clippy: type `rustup component add clippy`".to_owned())
     });
+    planned.push(Planned::Check(fuzz_target(workspace)));
     planned
+}
+
+/// The fuzz target is in no workspace of ours, and takes a nightly toolchain to run. That it compiles can be seen without; what it
+/// calls is run by core's tests.
+fn fuzz_target(workspace: &Workspace) -> Check {
+    let mut command = cargo::host();
+    let (manifest, target) = (workspace.root().join("fuzz/Cargo.toml"), workspace.root().join("target/fuzz-check"));
+    command.args(["check", "--quiet", "--locked", "--no-default-features", "--manifest-path"]).arg(manifest);
+    command.arg("--target-dir").arg(target);
+    Check { name: "fuzz/check".to_owned(), command }
 }
 
 /// The lints of the bare-metal packages.

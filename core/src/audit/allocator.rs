@@ -35,7 +35,7 @@ impl<H: Hardware> Audit<'_, H> {
             }
             for mfn in first.0..first.0 + (1 << order) {
                 self.claim(Mfn(mfn), "claims on a free frame");
-                self.census.free += 1;
+                self.census.free += u64::from(self.afresh);
                 let info = self.info(Mfn(mfn));
                 let kind = info.type_word().kind();
                 let inside = mfn != first.0;

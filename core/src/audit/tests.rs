@@ -1,7 +1,7 @@
 //! The audit sees what is wrong: each kind of damage, done by hand, is named as what it is. And the allocator under
 //! random use, across the border of its zones.
 
-use super::Invariant;
+use super::{Census, FRAMES_AT_A_TIME, Invariant, Subject, Violation, audit_in_steps};
 use crate::addr::{DomId, FRAMES_BELOW_4G, GuestVirt, MachineAddr, Mfn};
 use crate::domain::Arch;
 use crate::frame::{FrameInfo, FrameTable, FrameType};
@@ -135,6 +135,40 @@ fn a_missed_flush_is_seen() {
         assert_eq!(world.guest(1).request(pin(frame, 1)), OK);
         assert!(world.host.hw.guest_store(at, 0, Mode::Kernel).is_ok(), "the damage is one");
     });
+}
+
+/// What the audit says of a world with so many frames at a time.
+fn in_steps(world: &World, step: usize) -> Result<Census, Vec<Violation>> {
+    let subjects: Vec<Subject<'_>> =
+        world.guests.iter().map(|guest| Subject { dom: &guest.dom, segments: &guest.vcpu.segments }).collect();
+    audit_in_steps(&world.host, &subjects, step)
+}
+
+#[test]
+fn a_machine_that_is_looked_at_in_parts_is_the_same_machine() {
+    for arch in [Arch::X86_32, Arch::X86_64] {
+        let mut world = World::of(arch);
+        if arch == Arch::X86_32 {
+            let request = world.guests[1].set(world.guests[1].frames[TOP], 1, world.guests[1].entry(TOP, 0));
+            assert_eq!(world.guest(1).request(request), OK);
+        }
+        let whole = in_steps(&world, FRAMES_AT_A_TIME).expect("all is well");
+        assert!(whole.tables >= 4 && whole.free > 0 && whole.domains > 0 && whole.hypervisor > 0, "{whole}");
+        let seen: Vec<bool> = whole.checked.iter().map(|&checked| checked > 0).collect();
+        assert_eq!(seen, [true, true, true, true, false, true, false], "{whole}");
+        for step in [1, 7, 64, 500] {
+            assert_eq!(in_steps(&world, step), Ok(whole), "{step} frames at a time");
+        }
+        // Damage is found by the part that it is in, whichever that is.
+        let lost = world.guests[1].frames[DATA];
+        world.host.frames.get(lost, DomId(1)).map(|_| ()).expect("its own");
+        poke(&world, L1, L1, world.guests[1].entry(L1, RW));
+        let whole = in_steps(&world, FRAMES_AT_A_TIME).expect_err("the damage is seen");
+        for step in [1, 7, 64, 500] {
+            let found = in_steps(&world, step).expect_err("the damage is seen");
+            assert!(whole.len() < 16 && whole.iter().all(|one| found.contains(one)), "{whole:?} {found:?}");
+        }
+    }
 }
 
 #[test]

@@ -7,6 +7,8 @@ use crate::frame::FrameType;
 use crate::host::Hardware;
 use crate::paging::format::{Format, FourLevel, Pte, TwoLevel, bits};
 use crate::paging::window::Window;
+use crate::paging::writable::WINDOWS;
+use arrayvec::ArrayVec;
 
 impl<H: Hardware> Audit<'_, H> {
     fn windows(&self) -> impl Iterator<Item = (&Window, Mfn)> {
@@ -33,7 +35,7 @@ impl<H: Hardware> Audit<'_, H> {
 
     /// The frames that a domain has for copies.
     pub(super) fn claim_snapshots(&mut self, index: usize) {
-        let snapshots: alloc::vec::Vec<_> = self.states[index].writable.snapshots().collect();
+        let snapshots: ArrayVec<_, WINDOWS> = self.states[index].writable.snapshots().collect();
         for snapshot in snapshots {
             self.claim_own(snapshot, "claims on the copy of a table");
         }
@@ -41,7 +43,7 @@ impl<H: Hardware> Audit<'_, H> {
 
     /// Checks a domain's open tables, and counts the reference that each has besides those that others tell of.
     pub(super) fn tally_windows(&mut self, dom: &Domain, index: usize) {
-        let windows: alloc::vec::Vec<_> = self.states[index].writable.windows().map(|(window, _)| *window).collect();
+        let windows: ArrayVec<_, WINDOWS> = self.states[index].writable.windows().map(|(window, _)| *window).collect();
         for window in &windows {
             match dom.arch {
                 Arch::X86_32 => self.tally_window::<TwoLevel>(dom, window),

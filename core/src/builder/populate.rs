@@ -12,7 +12,7 @@ use proxenos_abi::{GuestArch, GuestWord, Padded, Port, X86_32, X86_64};
 /// What is in a domain's frames before it is built.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FrameContents {
-    /// Zeroes: they were scrubbed when they were freed.
+    /// Zeroes: they were cleared when they were handed over ([`hand_over`](crate::host::Host::hand_over)).
     Zero,
     /// Anything: all of the domain's frames are cleared first.
     Unknown,

@@ -18,6 +18,8 @@ mod caching;
 mod held;
 mod mapping;
 mod partial;
+#[cfg(any(test, feature = "sim"))]
+mod renew;
 mod table;
 #[cfg(test)]
 mod tests;

@@ -22,7 +22,7 @@ pub mod partial;
 pub mod pool;
 mod scan;
 pub mod shadow;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod tests;
 pub mod types;
 pub mod window;

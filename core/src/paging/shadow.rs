@@ -273,9 +273,15 @@ impl<H: Hardware> Pager<'_, H> {
         }
     }
 
-    /// Deals with a page fault that exists only because of shadowing: the guest's tables allow the access, but A or D was
-    /// not set yet, or what the CPU is to walk is not there. Sets and makes it, and returns true when the access can be tried again;
-    /// false when the fault is the guest's.
+    /// Deals with a page fault that exists only because of shadowing: the guest's tables, as they are now, allow the access, but A or D
+    /// was not set yet, or what the CPU is to walk is not there. Sets and makes it, and returns true when the access can be tried
+    /// again; false when the fault is the guest's.
+    ///
+    /// Where nothing had to be set and the shadow allows the access, the CPU went by what it remembered of other tables: a
+    /// guest that swaps a table and does not flush may see the old one, but must not meet a fault that the old one did not
+    /// make on hardware either (its A was not set, which only its shadow shows). The fault has made the CPU forget
+    /// (SDM vol. 3 §4.10.4.1), so trying again ends. (A four-level guest's fault may be an instruction's, which no right that is
+    /// looked at here would explain, so trying again might not end; and what it meets is what hardware may show it.)
     pub fn resolve_shadow_fault<F: Format>(&self, state: &mut PagingState, at: GuestVirt, access: Access) -> bool {
         if F::SHADOWED && at.0 >> 32 != 0 {
             return false;
@@ -293,16 +299,20 @@ impl<H: Hardware> Pager<'_, H> {
         if !Pte(found.rights & found.entry.0 | found.entry.0 & bits::P).has(needed) {
             return false;
         }
+        let info = self.host.frames.info(found.table).expect("a table is RAM");
+        let shown = |shadow: Option<Mfn>| {
+            F::SHADOWED && shadow.is_some_and(|first| Pte(self.host.hw.load64(slot(first, found.index))).has(needed))
+        };
         // A directory's entries are shadowed as if accessed, and show nothing to be written to.
         if found.level != 1 {
-            return !access.write && self.fill_path::<F>(state, at);
+            return !access.write && (self.fill_path::<F>(state, at) || shown(info.view()));
         }
         let used = bits::A | if access.write { bits::D } else { 0 };
         let mut old = found.entry;
         loop {
             if old.has(used) {
                 let logged = self.dom.log.is_on() && access.write;
-                return self.fill_path::<F>(state, at) || logged && self.log_write::<F>(&found);
+                return self.fill_path::<F>(state, at) || logged && self.log_write::<F>(&found) || shown(info.shadow());
             }
             let new = Pte(old.0 | used);
             match F::cas(&self.host.hw, found.table, found.index, old, new) {

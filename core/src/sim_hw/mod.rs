@@ -19,6 +19,7 @@ pub use cpu::{Fault, Mode};
 pub use setup::{PATTERN_SLOT, SimDomain, domain, host, host_with};
 
 use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn};
+use crate::frame::FrameInfo;
 use crate::host::Host;
 use crate::machine::{
     BadPointer, Clock, Console, CpuTables, DescriptorPage, GuestMemory, MachineMemory, Preemption, Tlb,
@@ -48,6 +49,14 @@ pub struct SimHardware {
     host: Mutex<Weak<Host<SimHardware>>>,
     /// What was written past the caches and is in memory, while they still hold what was there before: by address.
     past_caches: Mutex<BTreeMap<u64, PastCaches>>,
+    /// Of its frames, for the next machine.
+    records: &'static [FrameInfo],
+}
+
+impl Drop for SimHardware {
+    fn drop(&mut self) {
+        setup::give_back(self.records);
+    }
 }
 
 /// A word that was written past the caches.
@@ -85,6 +94,7 @@ impl SimHardware {
             looks: AtomicUsize::new(0),
             host: Mutex::new(Weak::new()),
             past_caches: Mutex::new(BTreeMap::new()),
+            records: &[],
         }
     }
 

@@ -24,6 +24,28 @@ pub const PATTERN_SLOT: u64 = 0x4859_5045_5256_0000;
 /// What stands in the reserved entries of a domain's GDT copy.
 const PATTERN_DESCRIPTOR: u64 = 0x0000_5245_5356_0000;
 
+/// Records that no machine uses now, by their number.
+static RECORDS: Mutex<Vec<&'static [FrameInfo]>> = Mutex::new(Vec::new());
+
+/// Records for a machine of so many frames, which [`give_back`] takes.
+fn records(frames: usize) -> &'static [FrameInfo] {
+    let mut unused = RECORDS.lock();
+    let fitting = unused.iter().position(|records| records.len() == frames);
+    let Some(records) = fitting.map(|at| unused.swap_remove(at)) else {
+        return (0..frames).map(|_| FrameInfo::reserved()).collect::<Vec<_>>().leak();
+    };
+    drop(unused);
+    records.iter().for_each(FrameInfo::renew);
+    records
+}
+
+/// A machine is no more.
+pub(super) fn give_back(records: &'static [FrameInfo]) {
+    if !records.is_empty() {
+        RECORDS.lock().push(records);
+    }
+}
+
 /// A host with this much RAM (in frames, the first 256 of which are the PC's), room for a number of domains, and the
 /// machine-to-physical table of 64-bit entries.
 #[must_use]
@@ -37,9 +59,10 @@ pub fn host(frames: usize, domains: usize) -> Arc<Host<SimHardware>> {
 /// If `narrow` is not aligned to 512 frames, or the table does not fit.
 #[must_use]
 pub fn host_with(frames: usize, domains: usize, narrow: Option<Mfn>) -> Arc<Host<SimHardware>> {
-    let records: Vec<_> = (0..frames).map(|_| FrameInfo::reserved()).collect();
-    let table = FrameTable::new(records.leak());
-    let hw = SimHardware::new(frames, domains);
+    let records = records(frames);
+    let table = FrameTable::new(records);
+    let mut hw = SimHardware::new(frames, domains);
+    hw.records = records;
     let mut alloc = FrameAllocator::new(table);
     let first = FIRST_RAM_FRAME.0;
     alloc.adopt_range(Mfn(first), frames as u64 - first);
@@ -100,9 +123,12 @@ pub fn domain(
     let mut alloc = host.alloc.lock();
     let shared_info = alloc.alloc_shared(id, &host.hw).expect("memory");
     let gdt_page = alloc.alloc_hypervisor(0, Zone::Any, &host.hw).expect("memory");
-    let take = || alloc.alloc_owned(id, 0, Zone::Below4G, &host.hw).expect("memory");
+    let take = || alloc.alloc(0, Zone::Below4G, &host.hw).expect("memory");
     let memory: Vec<Mfn> = core::iter::repeat_with(take).take(frames).collect();
     drop(alloc);
+    for &frame in &memory {
+        host.hand_over(frame, id);
+    }
     for index in FIRST_RESERVED_GDT_ENTRY..=LAST_RESERVED_GDT_ENTRY {
         let at = MachineAddr(gdt_page.addr().0 + 8 * u64::from(index));
         host.hw.store64(at, PATTERN_DESCRIPTOR | u64::from(index));

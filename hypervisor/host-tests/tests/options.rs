@@ -3,7 +3,7 @@
 #[path = "../../src/options.rs"]
 mod options;
 
-use options::{Bytes, Com1, Complaint, IoPort, LogLevel, OnFatal, Options, P2m, Provocation, split_guest_part};
+use options::{Audit, Bytes, Com1, Complaint, IoPort, LogLevel, OnFatal, Options, P2m, Provocation, split_guest_part};
 use proptest::prelude::*;
 
 /// The options of a line that must be wholly understood.
@@ -34,11 +34,13 @@ fn every_option_is_understood() {
         on_fatal: OnFatal::Halt,
         p2m: P2m::Scrambled,
         debug_exit: Some(IoPort(0xf4)),
+        audit: Audit::AtEnd,
         provoke: Some(Provocation::Panic),
     };
-    let line = "dom0_mem=64M dom0_shadow=384K com1=9600,8n1 loglvl=debug noreboot p2m=scrambled debug-exit=0xf4 \
+    let line = "dom0_mem=64M dom0_shadow=384K com1=9600,8n1 loglvl=debug noreboot p2m=scrambled debug-exit=0xf4 audit \
                 provoke=panic";
     assert_eq!(understood(line), expected);
+    assert_eq!(understood("audit=calls").audit, Audit::OnCall);
     assert_eq!(understood("com1=off").com1, Com1::Off);
     assert_eq!(understood("loglvl=all").log_level, LogLevel::Trace);
     assert_eq!(understood("debug-exit=244").debug_exit, Some(IoPort(244)));
@@ -54,6 +56,7 @@ fn every_fault_can_be_provoked() {
         ("write-text", Provocation::WriteText),
         ("execute-data", Provocation::ExecuteData),
         ("double-fault", Provocation::DoubleFault),
+        ("lost-reference", Provocation::LostReference),
     ] {
         assert_eq!(understood(&format!("provoke={text}")).provoke, Some(fault), "{text}");
     }

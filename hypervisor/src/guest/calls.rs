@@ -10,12 +10,13 @@
 //! [`CpuLocal::attention`]: super::CpuLocal
 
 use super::hw::Hw;
-use super::{CpuLocal, leave, quick, timer};
+use super::{CpuLocal, audit, leave, quick, timer};
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::percpu::{Cpu, Pending};
 use core::arch::global_asm;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
+use proxenos_abi::hypercall::AUDIT_CALL;
 use proxenos_abi::{Errno, Hypercall, X86_32, X86_64};
 use proxenos_core::domain::Arch;
 use proxenos_core::hypercall::{answer, xen_version};
@@ -87,7 +88,9 @@ const fn leaves(number: Hypercall) -> Leaves {
 
 /// Carries out call `N`.
 extern "C" fn handle<P: CallRegisters, const N: u32>(frame: &mut TrapFrame) -> u64 {
-    let Some(number) = Hypercall::from_raw(N) else { return Errno::ENOSYS.to_result() as u64 };
+    let Some(number) = Hypercall::from_raw(N) else {
+        return if N == AUDIT_CALL { audit::call(frame) } else { Errno::ENOSYS.to_result() as u64 };
+    };
     let args = P::arguments(frame);
     match number {
         Hypercall::XenVersion => return xen_version(args[0]),

@@ -1,6 +1,6 @@
 //! The end of a domain. There is one, domain 0, and its end is the machine's.
 
-use super::Running;
+use super::{Running, audit};
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::percpu::Cpu;
 use crate::power::{self, ExitCode};
@@ -14,6 +14,7 @@ const POWEROFF: u8 = 0;
 /// Acts on a domain that has shut down or was stopped.
 pub fn ended(run: &mut Running) -> ! {
     let id = run.dom.id.0;
+    audit::at_end(run);
     match run.dom.shutdown_reason() {
         Some(reason) if !run.dom.run_state().contains(RunState::CRASHED) => {
             log::info!("domain {id} shut down, reason {reason}");

@@ -14,7 +14,7 @@ use crate::cpu::percpu::Cpu;
 use crate::mm::layout::{self, PAGE_SIZE};
 use crate::mm::paging::{self, Flags};
 use crate::mm::{early, ioremap};
-use crate::options::{Bytes, P2m};
+use crate::options::{Bytes, P2m, Provocation};
 use crate::{boot, time};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -67,9 +67,21 @@ pub fn start() -> ! {
         panic!("no domain 0: the loader gave no module; the first one must be its kernel");
     };
     match build_domain0(host, kernel, modules.get(1)) {
-        Ok((running, state)) => enter(running, &state),
+        Ok((running, state)) => {
+            if boot::options().provoke == Some(Provocation::LostReference) {
+                lose_reference(host, &running.dom);
+            }
+            enter(running, &state)
+        }
         Err(refusal) => panic!("domain 0 is refused: {refusal}"),
     }
+}
+
+/// Takes a reference to a domain's first table and forgets it, for tests of the audit.
+fn lose_reference(host: &Host<Hw>, dom: &Domain) {
+    log::warn!("a fault is provoked: {:?}", Provocation::LostReference);
+    let table = dom.paging.lock().base.expect("the domain has a page-table base");
+    host.frames.get(table, dom.id).map(drop).expect("its own table");
 }
 
 /// The frame table, the allocator with all memory that is left, and the machine-to-physical tables.
@@ -284,12 +296,15 @@ fn take_frames(host: &Host<Hw>, owner: DomId, pages: u64, zone: Zone) -> Vec<Mfn
     let mut order = MAX_ORDER;
     while (frames.len() as u64) < pages {
         order = order.min((pages - frames.len() as u64).ilog2());
-        match alloc.alloc_owned(owner, order, zone, &host.hw) {
+        match alloc.alloc(order, zone, &host.hw) {
             Some(first) => frames.extend((first.0..first.0 + (1 << order)).map(Mfn)),
             None => order = order.checked_sub(1).expect("as many frames as were free a moment ago"),
         }
     }
     drop(alloc);
+    for &frame in &frames {
+        host.hand_over(frame, owner);
+    }
     if boot::options().p2m == P2m::Scrambled {
         scramble(&mut frames);
     }

@@ -122,7 +122,7 @@ impl Runner {
             memory: spec.memory,
             accel: Accel::Tcg,
             boot: self.boot(row, kernel, scratch.path())?,
-            hv_args: spec.hv_args.clone(),
+            hv_args: hypervisor_args(spec),
             cmdline: spec.cmdline.clone(),
             clock: if spec.icount { Clock::Instructions } else { Clock::Host },
             debugger: Debugger::None,
@@ -149,7 +149,7 @@ impl Runner {
                     hypervisor: &self.hypervisor.elf,
                     kernel: &kernel,
                     initrd: initrd.as_deref(),
-                    hypervisor_line: qemu::hypervisor_line(&row.spec.hv_args, None),
+                    hypervisor_line: qemu::hypervisor_line(&hypervisor_args(&row.spec), None),
                     guest_line: row.spec.cmdline.clone(),
                     menu_seconds: 0,
                 };
@@ -158,6 +158,11 @@ impl Runner {
             }
         })
     }
+}
+
+/// A run's own options, after the one that all runs have: of two that are the same, the last counts.
+fn hypervisor_args(spec: &RunSpec) -> String {
+    format!("audit {}", spec.hv_args).trim_end().to_owned()
 }
 
 #[cfg(test)]

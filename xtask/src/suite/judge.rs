@@ -9,9 +9,16 @@ use crate::qemu::{Outcome, PANIC_STATUS};
 /// How a test guest's last line begins.
 const RESULT: &str = "Test result: ";
 
-/// Judges a run. All must hold: it ended as expected, said so, and showed what it should and nothing it should not.
+/// How the line begins that the hypervisor prints when it has found the machine's memory in order, and how it ends.
+const AUDIT: (&str, &str) = ("audit: ", ": all hold");
+
+/// Judges a run. All must hold: it ended as expected, said so, left the machine's memory in order, and showed what it
+/// should and nothing it should not.
 pub fn judge(kind: Kind, spec: &RunSpec, outcome: Outcome, console: &str) -> Verdict {
-    let skipped = match ending(spec, outcome).and_then(|()| result_line(kind, spec, console)) {
+    let skipped = match ending(spec, outcome)
+        .and_then(|()| audited(spec, console))
+        .and_then(|()| result_line(kind, spec, console))
+    {
         Ok(skipped) => skipped,
         Err(why) => return Verdict::Fail(why),
     };
@@ -41,6 +48,15 @@ fn ending(spec: &RunSpec, outcome: Outcome) -> Result<(), String> {
             Err(format!("shut down with reason {}, expected {wanted}", outcome.status()))
         }
     }
+}
+
+/// The domain's end must have been audited, whatever it was, unless the hypervisor's own end is what is wanted.
+fn audited(spec: &RunSpec, console: &str) -> Result<(), String> {
+    let audits = |line: &str| line.contains(AUDIT.0) && line.trim_end().ends_with(AUDIT.1);
+    if spec.expect_status == PANIC_STATUS || console.lines().any(audits) {
+        return Ok(());
+    }
+    Err("no audit at the domain's end".to_owned())
 }
 
 /// Reads the result line. A test that is expected to shut down with 0 must have exactly one; nobody may have a bad one.
@@ -91,12 +107,35 @@ fn within(max: &Max, console: &str) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Kind, Outcome, RunSpec, Verdict};
     use crate::guest_meta::GuestMeta;
 
     fn spec(keys: &str) -> RunSpec {
         let json = serde_json::from_str(&format!(r#"{{"proxenos": {{{keys}}}}}"#)).expect("JSON");
         GuestMeta::from_package_metadata(&json).expect("valid").runs.remove(0)
+    }
+
+    /// Judges what ended with a good audit.
+    fn judge(kind: Kind, spec: &RunSpec, outcome: Outcome, console: &str) -> Verdict {
+        super::judge(
+            kind,
+            spec,
+            outcome,
+            &format!("{console}(px) audit: 3 frames, 1 tables; checks: I1 1: all hold\r\n"),
+        )
+    }
+
+    #[test]
+    fn an_end_that_was_not_audited_is_a_failure() {
+        let (good, panics) = (spec(""), spec(r#""expect-status": 125"#));
+        let success = "Test result: SUCCESS\n";
+        for kind in [Kind::Test, Kind::Example] {
+            assert!(failed(&super::judge(kind, &good, Outcome::Shutdown(0), success)));
+            let bad = format!("{success}(px) audit: I3, frame 0x5: references should be 0x1, is 0x2\n");
+            assert!(failed(&super::judge(kind, &good, Outcome::Shutdown(0), &bad)));
+            assert_eq!(super::judge(kind, &panics, Outcome::Panic, success), Verdict::Pass);
+            assert_eq!(judge(kind, &good, Outcome::Shutdown(0), success), Verdict::Pass);
+        }
     }
 
     fn failed(verdict: &Verdict) -> bool {

@@ -149,11 +149,13 @@ fn accessed_and_dirty_bits_of_a_directory_stay_the_guests() {
     let before = entries(&world);
     assert!(read(&world, window(SELF, 5, 0)).is_some() && read(&world, window(SELF, SELF, 0)).is_some());
     assert!(!writes(&world, window(SELF, 5, 0), Mode::Kernel));
-    // Nor by a fault that is a stale translation's.
+    // Nor by a fault that is a stale translation's, after which reading is tried again.
     let pager = Pager::new(&*world.host, &world.guests[1].dom);
     for write in [false, true] {
         let mut state = world.guests[1].dom.paging.lock();
-        assert!(!pager.resolve_shadow_fault::<TwoLevel>(&mut state, window(SELF, 5, 0), Access { write, user: false }));
+        let access = Access { write, user: false };
+        let again = pager.resolve_shadow_fault::<TwoLevel>(&mut state, window(SELF, 5, 0), access);
+        assert_eq!(again, !write);
     }
     assert_eq!(entries(&world), before);
     world.check();

@@ -256,7 +256,7 @@ proptest! {
         watch(&world, 1, EnableLogdirty).expect("there is memory");
         for (ops, turn) in ops.chunks(3).zip(turns.into_iter().cycle()) {
             let before = contents(&world, 1);
-            world.play(ops, &mut Score::default())?;
+            world.play(ops, &mut Score::default()).map_err(TestCaseError::fail)?;
             // What was written past the caches is there now.
             crate::machine::Tlb::flush_caches(&world.host.hw);
             if world.guests[1].dom.log.is_on() {

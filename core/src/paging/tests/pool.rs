@@ -171,7 +171,7 @@ proptest! {
     ) {
         let mut world = cramped_world(frames, arch);
         for ops in ops.chunks(4) {
-            world.play(ops, &mut Score::default())?;
+            world.play(ops, &mut Score::default()).map_err(TestCaseError::fail)?;
             for guest in world.guests.iter().filter(|guest| guest.dom.arch == Arch::X86_32) {
                 let pager = Pager::new(&*world.host, &guest.dom);
                 pager.reclaim_all::<TwoLevel>(&mut pager.lock());

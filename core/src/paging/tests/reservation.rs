@@ -4,10 +4,10 @@ use super::world::*;
 use crate::addr::{DomId, MachineAddr, Mfn};
 use crate::domain::Arch;
 use crate::frame::FrameType;
-use crate::host::NO_PFN_WIDE;
+use crate::host::{Host, NO_PFN_WIDE};
 use crate::machine::{GuestMemory, MachineMemory};
 use crate::paging::format::bits::RW;
-use crate::sim_hw::Mode;
+use crate::sim_hw::{Mode, SimHardware, domain, host_with};
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering::Relaxed;
 use proxenos_abi::{Errno, Hypercall};
@@ -239,4 +239,48 @@ fn lists_that_cannot_be_had_end_the_request() {
         assert_eq!(guest.call(Hypercall::DomMemOp, [INCREASE, at, 5, 0, SELF, 0]), 1);
         assert_eq!((guest.free(), guest.pages()), (free - 1, pages + 1), "one was written");
     });
+}
+
+/// What firmware and loader left in memory: as if RAM had never been cleared, but where somebody has it.
+fn litter(host: &Host<SimHardware>) {
+    for (first, order) in host.alloc.lock().blocks() {
+        for mfn in first.0..first.0 + (1 << order) {
+            host.hw.machine().fill_frame(Mfn(mfn), 0xa5);
+        }
+    }
+}
+
+#[test]
+fn what_lay_in_memory_at_boot_is_seen_by_domain_0_alone() {
+    let clean =
+        |host: &Host<SimHardware>, frame: Mfn| host.hw.machine().frame_bytes(frame).iter().all(|&byte| byte == 0);
+    for arch in [Arch::X86_32, Arch::X86_64] {
+        // At its start: domain 0 is trusted, no other is, whatever its privileges.
+        let host = host_with(0x100 + 512, 3, None);
+        litter(&host);
+        for (id, privileges) in [(0, PRIVILEGED), (1, PRIVILEGED), (2, PLAIN)] {
+            let dom = domain(&host, DomId(id), arch, privileges, FRAMES);
+            let seen = dom.frames.iter().filter(|&&frame| !clean(&host, frame)).count();
+            assert_eq!(seen, if id == 0 { FRAMES } else { 0 }, "domain {id}");
+            for own in [dom.dom.shared_info, dom.dom.gdt_page] {
+                let bytes = host.hw.machine().frame_bytes(own);
+                assert!(!bytes.contains(&0xa5), "domain {id}: what it shares with the hypervisor, or is walked for it");
+            }
+        }
+        // Later, by extents; also what domain 0 had and wrote to, and what the hypervisor had.
+        let mut world = World::new(&[(arch, PRIVILEGED), (arch, PRIVILEGED), (arch, PLAIN)]);
+        litter(&world.host);
+        let (done, first) = world.guest(0).mem_op(INCREASE, &[0; 8], 0, SELF);
+        assert_eq!(done, 8);
+        assert!(first.iter().all(|&mfn| !clean(&world.host, Mfn(mfn))), "the trusted gets what there is");
+        assert_eq!(world.guest(0).mem_op(DECREASE, &first, 0, SELF).0, 8);
+        for (who, order) in [(1, 0), (1, 4), (2, 0)] {
+            let (done, list) = world.guest(who).mem_op(INCREASE, &[0; 12], order, SELF);
+            assert_eq!(done, 12);
+            let frames = list.iter().flat_map(|&first| (first..first + (1 << order)).map(Mfn));
+            let dirty: Vec<Mfn> = frames.filter(|&frame| !clean(&world.host, frame)).collect();
+            assert_eq!(dirty, [], "domain {who}, order {order}");
+        }
+        world.check();
+    }
 }
