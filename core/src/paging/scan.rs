@@ -15,6 +15,7 @@
 use super::format::{Format, Pte, bits};
 use super::{Pager, PagingError, PagingState, Target};
 use crate::addr::{Mfn, PAGE_SIZE};
+use crate::frame::WritableOf;
 use crate::host::Hardware;
 use crate::preempt::cost;
 
@@ -54,15 +55,16 @@ impl<H: Hardware> Pager<'_, H> {
     #[inline(never)]
     fn get_l1_entries<F: Format>(&self, table: Mfn, shadow: Mfn) -> Result<(), (usize, PagingError)> {
         let per_line = F::ENTRIES * LINE / PAGE_SIZE;
+        let own = WritableOf::domain(self.dom.id);
         for first in (0..F::ENTRIES).step_by(per_line) {
             if self.host.hw.bits_of_line(F::entry_addr(table, first)) & F::PRESENT == 0 {
                 continue;
             }
             for index in (first..first + per_line).step_by(4) {
-                self.get_quickly::<F>(table, index, shadow)?;
-                self.get_quickly::<F>(table, index + 1, shadow)?;
-                self.get_quickly::<F>(table, index + 2, shadow)?;
-                self.get_quickly::<F>(table, index + 3, shadow)?;
+                self.get_quickly::<F>(own, table, index, shadow)?;
+                self.get_quickly::<F>(own, table, index + 1, shadow)?;
+                self.get_quickly::<F>(own, table, index + 2, shadow)?;
+                self.get_quickly::<F>(own, table, index + 3, shadow)?;
             }
         }
         Ok(())
@@ -71,13 +73,19 @@ impl<H: Hardware> Pager<'_, H> {
     /// An entry that maps a frame of the domain's own, which is writable memory already, for writing; under shadows one that
     /// the guest has used.
     #[inline(always)]
-    fn get_quickly<F: Format>(&self, table: Mfn, index: usize, shadow: Mfn) -> Result<(), (usize, PagingError)> {
+    fn get_quickly<F: Format>(
+        &self,
+        own: WritableOf,
+        table: Mfn,
+        index: usize,
+        shadow: Mfn,
+    ) -> Result<(), (usize, PagingError)> {
         let used = bits::P | bits::RW | if F::SHADOWED { bits::A | bits::D } else { 0 };
         let entry = F::load(&self.host.hw, table, index);
         // What a domain owns is RAM, and none of the first MiB is a domain's.
         if entry.0 & (used | F::REFUSED) == used
             && let Some(info) = self.host.frames.info(entry.mfn())
-            && info.get_writable_quickly(self.dom.id)
+            && info.get_writable_quickly(own)
         {
             if F::SHADOWED {
                 self.write_used_l1_shadow(shadow, index, entry);

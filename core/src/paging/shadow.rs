@@ -13,8 +13,10 @@ use super::format::{Format, HYPERVISOR_L4_FIRST, Pte, TwoLevel, bits};
 use super::linear::view_entry;
 use super::{Pager, PagingError, PagingState};
 use crate::addr::{GuestVirt, MachineAddr, Mfn};
+use crate::frame::FrameInfo;
 use crate::frame_alloc::Zone;
-use crate::host::Hardware;
+use crate::host::{Hardware, Walked};
+use core::sync::atomic::Ordering::Relaxed;
 
 /// log2 of the frames that shadow an L1 table.
 const L1_ORDER: u32 = 1;
@@ -25,6 +27,24 @@ const OPEN: u64 = bits::P | bits::RW | bits::US | bits::A;
 
 const fn order(level: u8) -> u32 {
     if level == 1 { L1_ORDER } else { L2_ORDER }
+}
+
+/// Whether a shadow was ever hung into another, where a CPU walks to it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hung {
+    Never,
+    Once,
+}
+
+/// Of a shadow's first frame (or a view's), whose free-list links are idle while it is in use; under the owner's paging lock.
+impl FrameInfo {
+    fn set_hung(&self, hung: Hung) {
+        self.prev.store((hung == Hung::Once).into(), Relaxed);
+    }
+
+    fn was_hung(&self) -> bool {
+        self.prev.load(Relaxed) != 0
+    }
 }
 
 /// How a guest's access failed, as far as page tables are concerned.
@@ -50,6 +70,7 @@ impl<H: Hardware> Pager<'_, H> {
     pub(super) fn create_empty_shadow(&self, table: Mfn, level: u8) -> Result<Mfn, PagingError> {
         let first = self.host.alloc.lock().alloc_for_guest(order(level), &self.host.hw).ok_or(PagingError::NoMemory)?;
         self.host.frames.info(table).expect("a table is RAM").set_shadow(Some(first));
+        self.host.frames.info(first).expect("the allocator's are RAM").set_hung(Hung::Never);
         Ok(first)
     }
 
@@ -95,7 +116,8 @@ impl<H: Hardware> Pager<'_, H> {
         let info = self.host.frames.info(table).expect("a table is RAM");
         if let Some(first) = info.shadow() {
             info.set_shadow(None);
-            self.host.free_zeroed(first, L1_ORDER);
+            let seen = self.host.frames.info(first).is_none_or(|info| info.was_hung());
+            self.host.free_zeroed(first, L1_ORDER, if seen { Walked::Perhaps } else { Walked::Never });
         }
     }
 
@@ -135,6 +157,9 @@ impl<H: Hardware> Pager<'_, H> {
         for half in 0..2 {
             let value = child.map_or(0, |first| Mfn(first.0 + half).addr().0 | flags);
             hw.store64(slot(shadow, 2 * index + half as usize), value);
+        }
+        if let Some(child) = child.and_then(|first| self.host.frames.info(first)) {
+            child.set_hung(Hung::Once);
         }
         if F::LINEAR
             && let Some(view) = info.view()
