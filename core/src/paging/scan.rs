@@ -15,6 +15,7 @@
 use super::format::{Format, Pte, bits};
 use super::{Pager, PagingError, PagingState, Target};
 use crate::addr::{Mfn, PAGE_SIZE};
+use crate::frame::WritableOf;
 use crate::host::Hardware;
 use crate::preempt::cost;
 
@@ -64,15 +65,16 @@ impl<H: Hardware> Pager<'_, H> {
         shadow: Mfn,
     ) -> Result<(), (usize, PagingError)> {
         let per_line = F::ENTRIES * LINE / PAGE_SIZE;
+        let own = WritableOf::domain(self.dom.id);
         for first in (0..F::ENTRIES).step_by(per_line) {
             if self.host.hw.bits_of_line(F::entry_addr(table, first)) & F::PRESENT == 0 {
                 continue;
             }
             for index in (first..first + per_line).step_by(4) {
-                self.get_quickly::<F, SHADOW>(table, index, shadow)?;
-                self.get_quickly::<F, SHADOW>(table, index + 1, shadow)?;
-                self.get_quickly::<F, SHADOW>(table, index + 2, shadow)?;
-                self.get_quickly::<F, SHADOW>(table, index + 3, shadow)?;
+                self.get_quickly::<F, SHADOW>(own, table, index, shadow)?;
+                self.get_quickly::<F, SHADOW>(own, table, index + 1, shadow)?;
+                self.get_quickly::<F, SHADOW>(own, table, index + 2, shadow)?;
+                self.get_quickly::<F, SHADOW>(own, table, index + 3, shadow)?;
             }
         }
         Ok(())
@@ -83,6 +85,7 @@ impl<H: Hardware> Pager<'_, H> {
     #[inline(always)]
     fn get_quickly<F: Format, const SHADOW: bool>(
         &self,
+        own: WritableOf,
         table: Mfn,
         index: usize,
         shadow: Mfn,
@@ -92,7 +95,7 @@ impl<H: Hardware> Pager<'_, H> {
         // What a domain owns is RAM, and none of the first MiB is a domain's.
         if entry.0 & (used | F::REFUSED | bits::UNCACHED) == used
             && let Some(info) = self.host.frames.info(entry.mfn())
-            && info.get_writable_quickly(self.dom.id)
+            && info.get_writable_quickly(own)
         {
             if SHADOW {
                 self.write_used_l1_shadow(shadow, index, entry);
