@@ -168,7 +168,9 @@ impl Options {
             ("p2m", Some("scrambled")) => self.p2m = P2m::Scrambled,
             ("debug-exit", Some(value)) => self.debug_exit = Some(IoPort(port(value).ok_or(bad)?)),
             ("provoke", Some(value)) => self.provoke = Some(provocation(value).ok_or(bad)?),
-            ("noreboot" | "dom0_mem" | "dom0_shadow" | "com1" | "loglvl" | "p2m" | "debug-exit" | "provoke", _) => return Err(bad),
+            ("noreboot" | "dom0_mem" | "dom0_shadow" | "com1" | "loglvl" | "p2m" | "debug-exit" | "provoke", _) => {
+                return Err(bad);
+            }
             _ => return Err(Complaint::Unknown(word)),
         }
         Ok(())

@@ -64,7 +64,11 @@ fn uncached() {
         check_eq!(remap(table, PteFlags::KERNEL_RW | bits), Ok(()), "{bits:?} again");
         check!(store(table.virt(), Pte::new(page.mfn(), PteFlags::KERNEL_RW | bits).0));
         check_eq!(remap(table, PteFlags::KERNEL_RO | bits), Ok(()));
-        check_eq!(memory::pin(1, table.mfn()), Ok(()), "a table that is read with {bits:?}, and has them in its entries");
+        check_eq!(
+            memory::pin(1, table.mfn()),
+            Ok(()),
+            "a table that is read with {bits:?}, and has them in its entries"
+        );
         check_eq!(memory::unpin(table.mfn()), Ok(()));
         // Above L1 they are the guest's only where the processor does not walk its tables.
         let expected = if Arch::PAGE_TABLE_LEVELS == 2 { Ok(()) } else { Err(Errno::EINVAL) };
