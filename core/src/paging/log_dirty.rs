@@ -319,7 +319,7 @@ impl<H: Hardware> Pager<'_, H> {
         self.forget();
         self.host.watched.fetch_sub(1, Relaxed);
         if F::SHADOWED {
-            return self.each_l1::<F>(state, |table, _| {
+            return self.each_l1(state, |table, _| {
                 for index in 0..F::ENTRIES {
                     self.shadow_entry::<F>(1, table, index, F::load(&self.host.hw, table, index));
                 }
@@ -332,7 +332,7 @@ impl<H: Hardware> Pager<'_, H> {
     }
 
     /// Does something with each L1 table that has a shadow, and that shadow.
-    fn each_l1<F: Format>(&self, state: &PagingState, mut action: impl FnMut(Mfn, Mfn)) {
+    fn each_l1(&self, state: &PagingState, mut action: impl FnMut(Mfn, Mfn)) {
         for (first, table) in self.shadows(state) {
             if self.part(first, table) == Part::Shadow(1) {
                 action(table, first);
@@ -346,7 +346,7 @@ impl<H: Hardware> Pager<'_, H> {
             return;
         }
         let hw = &self.host.hw;
-        self.each_l1::<F>(state, |_, shadow| {
+        self.each_l1(state, |_, shadow| {
             for at in (0..512 << order::<F>(1)).map(|index| slot(shadow, index)) {
                 let entry = hw.load64(at);
                 // What maps no frame of the domain's is not noticed, and may stay.

@@ -328,8 +328,8 @@ impl<H: Hardware> Pager<'_, H> {
         }
     }
 
-    /// Makes what shadows are missing on the way to `at`, and hangs them in. False if none was missing. A domain for which there is no
-    /// memory even now ends.
+    /// Makes what shadows are missing on the way to `at`, and hangs them in. False if none was missing, or if there is no memory
+    /// even now: then the domain ends.
     #[cold]
     pub(super) fn fill_path<F: Format>(&self, state: &mut PagingState, at: GuestVirt) -> bool {
         let Some(mut table) = state.base else { return false };
@@ -353,7 +353,8 @@ impl<H: Hardware> Pager<'_, H> {
             if self.shadow_below::<F>(entry).is_none() {
                 if self.build_below::<F>(state, entry.mfn(), level - 1).is_none() {
                     self.dom.set_state(RunState::CRASHED);
-                    return true;
+                    // Not to be tried again: the hypervisor's own access would fault for ever.
+                    return false;
                 }
                 changed = true;
             }

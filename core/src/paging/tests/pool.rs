@@ -139,10 +139,7 @@ fn a_domain_for_which_there_is_no_memory_at_all_ends() {
     }
     let access = crate::paging::shadow::Access { write: false, user: false };
     let at = world.guests[1].va(DATA);
-    assert!(
-        pager.resolve_shadow_fault::<TwoLevel>(&mut world.guests[1].dom.paging.lock(), at, access),
-        "it goes nowhere"
-    );
+    assert!(!pager.resolve_shadow_fault::<TwoLevel>(&mut world.guests[1].dom.paging.lock(), at, access));
     assert!(world.guests[1].dom.run_state().contains(RunState::CRASHED));
     for frame in taken {
         world.host.free_hypervisor(frame, 0);
