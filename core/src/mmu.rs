@@ -94,6 +94,10 @@ pub fn mmu_update<P: Personality, H: Hardware>(
         let mut request = MmuUpdate::<P>::new_zeroed();
         let at = list.offset(u64::from(completed) * size);
         if caller.host.hw.copy_from_guest(at, request.as_mut_bytes()).is_err() {
+            // What the list said when the request was begun cannot be gone on with: nothing of it stays.
+            if caller.dom.is_unsettled() && !batch.sweep(caller) {
+                return Err(batch.suspend::<P, H>(caller, call(caller), completed, false));
+            }
             result = Err(Errno::EFAULT);
             break;
         }

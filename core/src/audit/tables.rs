@@ -90,10 +90,10 @@ impl<H: Hardware> Audit<'_, H> {
             self.report(Invariant::WritableOrTable, table, "writable linear entries", 0, entry.0);
         }
         // A directory that has no shadow shows itself to nobody.
-        if self.info(entry.mfn()).shadow().is_some() {
-            if let Some(tally) = self.tally(entry.mfn()) {
-                tally.linear += 1;
-            }
+        if self.info(entry.mfn()).shadow().is_some()
+            && let Some(tally) = self.tally(entry.mfn())
+        {
+            tally.linear += 1;
         }
         if entry.mfn() != table {
             self.refer_as(entry.mfn(), FrameType::L2);
