@@ -111,6 +111,10 @@ pub fn mmu_update<P: Personality, H: Hardware>(
         }
         let at = list.offset(u64::from(batch.course.completed) * size);
         let Ok(request) = quick::read_one::<P, H>(caller.host, at) else {
+            // What the list said when the request was begun cannot be gone on with: nothing of it stays.
+            if caller.dom.is_unsettled() && !batch.sweep(caller) {
+                return Err(batch.suspend::<P, H>(caller, call(caller), false));
+            }
             result = Err(Errno::EFAULT);
             break;
         };
