@@ -42,7 +42,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::cell::{Cell, UnsafeCell};
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use hw::Hw;
 use proxenos_abi::hypercall::VmAssistType;
 use proxenos_abi::shared_info::SharedInfo;
@@ -135,6 +135,15 @@ impl CpuLocal {
         self.vcpu.set(&raw const *running.vcpu);
         // SAFETY: nothing of a guest's runs on this CPU yet, so there is no other reference.
         unsafe { (*self.running.get()).insert(running) }
+    }
+
+    /// Masks the upcalls of the domain that runs here.
+    #[inline]
+    fn mask_upcalls(&self) {
+        const _: () = assert!(SharedInfo::EVTCHN_UPCALL_MASK == 1);
+        // SAFETY: set with the domain, whose shared page it stays for as long as that is installed; all access to it is atomic.
+        let mask = unsafe { AtomicU8::from_ptr((self.shared.get() + 1u64).as_mut_ptr()) };
+        mask.store(1, Ordering::Release);
     }
 
     /// To be called when the domain that runs here may have turned an assistance on or off.

@@ -1,7 +1,8 @@
 //! Every way from the CPU into the hypervisor by a gate, and back.
 //!
 //! A stub a vector pushes an error code where the CPU pushes none, and the vector; the common part saves the general
-//! registers, which completes a [`TrapFrame`], and calls [`trap_entry`]. Returning from that restores the frame, which
+//! registers, which completes a [`TrapFrame`], and calls [`trap_entry`]. (Exceptions of guests try a shorter way first:
+//! `guest::quick`.) Returning from that restores the frame, which
 //! may have been changed, and leaves by `iretq`.
 //!
 //! No lock. Interrupts are disabled throughout: every gate is an interrupt gate, and nothing here enables them.

@@ -4,8 +4,9 @@
 //! An entry builds a [`TrapFrame`] where every trap from a guest has one, but fills in no more than it must. It calls the
 //! handler of the number through a table (one instance of [`handle`] a number, so each holds its own call's code
 //! only), and then looks at two things: whether the call left something to do ([`CpuLocal::attention`]), and whether
-//! the guest waits for an upcall, which mostly has a short way too ([`quick::upcall`]). If neither, it returns at once. Else it completes the frame (the registers that
-//! the ABI makes callees preserve are the guest's again) and goes the way of all other traps, [`leave_after_call`].
+//! the guest waits for an upcall, which mostly has a short way too ([`quick::upcall`]). If neither, it returns at once. Else it
+//! completes the frame (the registers that the ABI makes callees preserve are the guest's again) and goes the way of all
+//! other traps, [`leave_after_call`].
 //!
 //! [`CpuLocal::attention`]: super::CpuLocal
 

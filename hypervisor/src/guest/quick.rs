@@ -21,12 +21,11 @@ use core::arch::{asm, global_asm};
 use core::marker::PhantomData;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
-use proxenos_abi::shared_info::SharedInfo;
 use proxenos_abi::{GuestArch, GuestWord, X86_32, X86_64};
 use proxenos_core::addr::GuestVirt;
 use proxenos_core::bounce::{self, Callback, Cause, FrameMemory, Mode, SYSTEM_CALL, TrapTable};
 use proxenos_core::domain::Arch;
-use proxenos_core::machine::{BadPointer, MachineMemory};
+use proxenos_core::machine::BadPointer;
 use proxenos_core::paging::Pager;
 use proxenos_core::paging::fault::Page;
 use proxenos_core::personality::Personality;
@@ -51,8 +50,9 @@ extern "C" fn page_fault<P: Personality>(frame: &mut TrapFrame) -> Next {
     if is_ours || frame.has_forbidden_flags() {
         return Next::LongWay;
     }
+    let cpu = cpu_of(frame);
     // SAFETY: the one reference of this entry; it ends with this function.
-    let Some(run) = (unsafe { Cpu::current().local.running() }) else { return Next::LongWay };
+    let Some(run) = (unsafe { cpu.local.running() }) else { return Next::LongWay };
     let seen = if frame.error_code & faults::PRESENT != 0 { Page::Present } else { Page::Absent };
     let access = faults::access(frame.error_code);
     let present = match Pager::new(run.host, &run.dom).plain_fault::<P::Tables>(GuestVirt(at), access, seen) {
@@ -61,7 +61,7 @@ extern "C" fn page_fault<P: Personality>(frame: &mut TrapFrame) -> Next {
         None => return Next::LongWay,
     };
     let code = (frame.error_code & !faults::PRESENT | present) as u32;
-    let next = enter_handler::<P>(run, frame, Vector::PAGE_FAULT, &Cause::PageFault { code, at: GuestVirt(at) });
+    let next = enter_handler::<P>(cpu, run, frame, Vector::PAGE_FAULT, &Cause::PageFault { code, at: GuestVirt(at) });
     if next == Next::LongWay {
         // A fault on the way there has changed it.
         // SAFETY: the register only says where a page fault was.
@@ -89,19 +89,20 @@ extern "C" fn exception<P: Personality>(frame: &mut TrapFrame) -> Next {
     if frame.has_forbidden_flags() {
         return Next::LongWay;
     }
+    let cpu = cpu_of(frame);
     // SAFETY: the one reference of this entry; it ends with this function.
-    let Some(run) = (unsafe { Cpu::current().local.running() }) else { return Next::LongWay };
+    let Some(run) = (unsafe { cpu.local.running() }) else { return Next::LongWay };
     let vector = Vector(frame.vector as u8);
     if PLAIN.contains(vector) {
-        return enter_handler::<P>(run, frame, vector, &Cause::Plain);
+        return enter_handler::<P>(cpu, run, frame, vector, &Cause::Plain);
     }
     // With an error code it may be an `int n` or a far call.
     if vector == Vector::GENERAL_PROTECTION && frame.error_code == 0 {
-        return enter_handler::<P>(run, frame, vector, &Cause::Code(0));
+        return enter_handler::<P>(cpu, run, frame, vector, &Cause::Code(0));
     }
     const ANY_RING: u8 = 3;
     if vector == Vector::SYSTEM_CALL && run.vcpu.traps.get(vector.0).is_some_and(|handler| handler.dpl == ANY_RING) {
-        return enter_handler::<P>(run, frame, vector, &Cause::Plain);
+        return enter_handler::<P>(cpu, run, frame, vector, &Cause::Plain);
     }
     Next::LongWay
 }
@@ -109,26 +110,38 @@ extern "C" fn exception<P: Personality>(frame: &mut TrapFrame) -> Next {
 /// An event waits for a guest that has made a call, and it takes upcalls. Of the frame, the general registers are not filled in, but
 /// for those that [`bounce::enter`] looks at.
 pub(super) extern "C" fn upcall<P: Personality>(frame: &mut TrapFrame) -> Next {
+    let cpu = cpu_of(frame);
     // SAFETY: the one reference: that of the call's handler has ended, and this one ends with this function.
-    let Some(run) = (unsafe { Cpu::current().local.running() }) else { return Next::LongWay };
+    let Some(run) = (unsafe { cpu.local.running() }) else { return Next::LongWay };
     let Some(callback) = run.vcpu.event_callback else { return Next::LongWay };
     let next = enter_kernel::<P>(&run.vcpu, frame, &callback, &Cause::Plain);
     if next == Next::Guest {
-        mask_events(run);
+        cpu.local.mask_upcalls();
     }
     next
 }
 
-fn mask_events(run: &Running) {
-    run.host.hw.store8(run.shared(SharedInfo::EVTCHN_UPCALL_MASK), 1);
+/// The CPU, whose own data lies right above a guest's frame: where the entries below put it.
+#[inline(always)]
+fn cpu_of(frame: &TrapFrame) -> &'static Cpu {
+    let above = core::ptr::from_ref(frame).addr() + size_of::<TrapFrame>();
+    debug_assert!(core::ptr::from_ref(Cpu::current()).addr() == above);
+    // SAFETY: it is the address that `Cpu::current` looks up: TSS.RSP0 points there, and a frame from a guest ends there.
+    unsafe { &*core::ptr::with_exposed_provenance(above) }
 }
 
 #[inline(always)]
-fn enter_handler<P: Personality>(run: &Running, frame: &mut TrapFrame, vector: Vector, cause: &Cause) -> Next {
+fn enter_handler<P: Personality>(
+    cpu: &Cpu,
+    run: &Running,
+    frame: &mut TrapFrame,
+    vector: Vector,
+    cause: &Cause,
+) -> Next {
     let Some(handler) = run.vcpu.traps.get(vector.0) else { return Next::LongWay };
     let next = enter_kernel::<P>(&run.vcpu, frame, &handler.at, cause);
     if next == Next::Guest && handler.masks_events {
-        mask_events(run);
+        cpu.local.mask_upcalls();
     }
     next
 }
