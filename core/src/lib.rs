@@ -14,6 +14,7 @@ pub mod audit;
 pub mod bounce;
 pub mod builder;
 pub mod call_gate;
+pub mod debugreg;
 pub mod descriptor;
 pub mod domain;
 pub mod event;

@@ -65,8 +65,23 @@ const OVERFLOW: u8 = 4;
 /// Device not available: the handler never masks events.
 const DEVICE_NOT_AVAILABLE: u8 = 7;
 
-/// The handlers of all vectors.
-pub struct TrapTable([Option<TrapHandler>; NR_TRAPS]);
+/// Vectors that may be a fast trap: the system call of Linux and the BSDs, and what Windows and MS-DOS use.
+const fn may_be_fast(vector: u8) -> bool {
+    matches!(vector, 0x80 | 0x20..=0x2f)
+}
+
+/// The vector that goes to its handler without a look at the table: the handler as it was when that was asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct FastTrap {
+    vector: u8,
+    handler: TrapHandler,
+}
+
+/// The handlers of all vectors, and the fast trap.
+pub struct TrapTable {
+    handlers: [Option<TrapHandler>; NR_TRAPS],
+    fast: Option<FastTrap>,
+}
 
 impl Default for TrapTable {
     fn default() -> Self {
@@ -78,7 +93,7 @@ impl TrapTable {
     /// No handlers.
     #[must_use]
     pub const fn new() -> Self {
-        Self([None; NR_TRAPS])
+        Self { handlers: [None; NR_TRAPS], fast: None }
     }
 
     /// Installs one entry of `set_trap_table`.
@@ -91,7 +106,27 @@ impl TrapTable {
         // Xen 2.0 delivers these two by a path that does not look at the flag.
         let may_mask = !matches!(entry.vector, DEBUG | DEVICE_NOT_AVAILABLE);
         let handler = TrapHandler { at, dpl: entry.dpl(), masks_events: may_mask && entry.masks_events() };
-        self.0[usize::from(entry.vector)] = Some(handler);
+        self.handlers[usize::from(entry.vector)] = Some(handler);
+        Ok(())
+    }
+
+    /// `set_fast_trap(vector)`: from now on `int` of this vector goes to the handler that the table has for it now, whatever
+    /// the table says later; 0 undoes that, and so does a vector that has no handler. On x86 this was a gate from ring 3 straight to ring 1,
+    /// which long mode has not; what a guest sees of it is the same.
+    ///
+    /// # Errors
+    /// `EPERM` for a vector that cannot be one, or whose handler is to mask events: no gate does that. The fast trap stays what it was.
+    pub fn set_fast_trap(&mut self, vector: u32) -> Result<(), Errno> {
+        if vector == 0 {
+            self.fast = None;
+            return Ok(());
+        }
+        let vector = u8::try_from(vector).ok().filter(|&vector| may_be_fast(vector)).ok_or(Errno::EPERM)?;
+        let handler = self.get(vector);
+        if handler.is_some_and(|handler| handler.masks_events) {
+            return Err(Errno::EPERM);
+        }
+        self.fast = handler.map(|handler| FastTrap { vector, handler });
         Ok(())
     }
 
@@ -99,7 +134,7 @@ impl TrapTable {
     #[inline]
     #[must_use]
     pub fn get(&self, vector: u8) -> Option<TrapHandler> {
-        self.0[usize::from(vector)]
+        self.handlers[usize::from(vector)]
     }
 
     /// What `int n` comes to, for `vector` executed in a mode of the guest. (In the hypervisor's own table no gate is
@@ -112,6 +147,13 @@ impl TrapTable {
             (Arch::X86_64, Mode::Kernel) => 1,
             (Arch::X86_64, Mode::User) => 3,
         };
+        if let Some(fast) = self.fast
+            && fast.vector == vector
+            && fast.handler.dpl >= ring
+        {
+            return SoftwareInterrupt::Deliver(fast.handler);
+        }
+        // A gate that the ring may not use is a #GP to the CPU, which 2.0 answers by the table, as if there were none.
         match self.get(vector) {
             Some(handler) if handler.dpl >= ring || matches!(vector, BREAKPOINT | OVERFLOW) => {
                 SoftwareInterrupt::Deliver(handler)

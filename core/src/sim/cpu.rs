@@ -197,6 +197,8 @@ impl CpuTables for SimMachine {
         0xffff_8200_0001_0000 + u64::from(domain.0) * 0x2_0000
     }
 
+    fn load_breakpoints(&self, _: &crate::debugreg::DebugRegisters) {}
+
     fn trap_fpu(&self) {
         self.cpu.lock().fpu_traps = true;
     }

@@ -17,6 +17,7 @@ pub use cpu::{Fault, Mode};
 pub use setup::{PATTERN_SLOT, SimDomain, domain, host, host_with};
 
 use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn};
+use crate::debugreg::DebugRegisters;
 use crate::host::Host;
 use crate::machine::{
     BadPointer, Clock, Console, CpuTables, DescriptorPage, GuestMemory, MachineMemory, Preemption, Tlb,
@@ -311,6 +312,8 @@ impl CpuTables for SimHardware {
     }
 
     fn trap_fpu(&self) {}
+
+    fn load_breakpoints(&self, _: &DebugRegisters) {}
 }
 
 impl Console for SimHardware {

@@ -6,12 +6,12 @@
 //!
 //! No lock. Interrupts are disabled throughout: every gate is an interrupt gate, and nothing here enables them.
 
-use crate::cpu::extable;
 use crate::cpu::idt::Vector;
 use crate::cpu::percpu::{self, Cpu, Pending};
+use crate::cpu::{debugreg, extable};
 use crate::mm::layout::STACK_SIZE;
 use crate::{fault, guest, time};
-use core::arch::{asm, global_asm};
+use core::arch::global_asm;
 use core::sync::atomic::Ordering;
 use x86_64::VirtAddr;
 
@@ -284,9 +284,9 @@ fn hypervisor_trap(frame: &mut TrapFrame) {
         // Taken in the idle loop, which looks at what is pending.
         Vector::TIMER => {}
         Vector::NMI => nmi(),
-        // A guest can make one be reported at the first instruction of the hypervisor (a breakpoint held off by `mov
-        // ss` before `syscall` or `int`: CVE-2018-8897). It means nothing here.
-        Vector::DEBUG => clear_dr6(),
+        // One of a guest's breakpoints: on memory that is being copied, or held off by `mov ss` until the first
+        // instruction of ours. It means nothing here (see `debugreg`).
+        Vector::DEBUG => debugreg::clear_status(),
         _ if guest::enters_guest(frame.rip) => guest::return_faulted(frame),
         // Only where the hypervisor touches guest memory knowingly: a wild pointer of its own must not be repaired.
         Vector::PAGE_FAULT
@@ -307,12 +307,4 @@ fn nmi() {
     if let Some(cpu) = Cpu::try_current() {
         cpu.nmi_count.fetch_add(1, Ordering::Relaxed);
     }
-}
-
-/// Forgets the debug conditions that DR6 has collected.
-fn clear_dr6() {
-    // Bits 4 to 11 and 16 to 31 are set in an idle DR6 (Intel SDM vol. 3, 17.2.3).
-    let idle: u64 = 0xffff_0ff0;
-    // SAFETY: writing the status register of debug exceptions changes no control flow.
-    unsafe { asm!("mov dr6, {}", in(reg) idle, options(nomem, nostack, preserves_flags)) }
 }

@@ -1,5 +1,6 @@
 //! The processor: descriptor tables, trap entry, per-CPU data, features.
 
+pub mod debugreg;
 pub mod entry;
 pub mod extable;
 pub mod features;

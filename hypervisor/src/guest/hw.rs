@@ -11,6 +11,7 @@ use crate::{console, time};
 use core::arch::asm;
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use proxenos_core::addr::{DomId, GuestVirt, MachineAddr, Mfn};
+use proxenos_core::debugreg::DebugRegisters;
 use proxenos_core::machine::{
     BadPointer, Clock, Console, CpuTables, DescriptorPage, GuestMemory, MachineMemory, Preemption, Tlb,
 };
@@ -252,6 +253,10 @@ impl CpuTables for Hw {
 
     fn trap_fpu(&self) {
         super::fpu::trap_next_use();
+    }
+
+    fn load_breakpoints(&self, registers: &DebugRegisters) {
+        crate::cpu::debugreg::load_breakpoints(registers);
     }
 }
 

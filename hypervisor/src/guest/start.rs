@@ -342,6 +342,7 @@ fn enter(running: Running, state: &InitialState) -> ! {
     run.host.hw.load_root(root);
     syscall::allow(run.dom.arch);
     fpu::trap_next_use();
+    run.host.hw.load_breakpoints(&run.vcpu.debug);
     let frame = TrapFrame {
         rip: state.ip.0,
         cs: state.code.0.into(),
