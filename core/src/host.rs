@@ -11,14 +11,15 @@ use crate::machine::{Clock, Console, CpuTables, GuestMemory, MachineMemory, Pree
 use crate::paging::Target;
 use crate::paging::format::HYPERVISOR_L4_SLOTS;
 use crate::paging::types::is_low_io;
+use crate::pci::PciConfig;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 use spin::Mutex;
 
 /// All that `core` asks of the machine.
-pub trait Hardware: MachineMemory + GuestMemory + Tlb + CpuTables + Console + Clock + Preemption {}
-impl<T: MachineMemory + GuestMemory + Tlb + CpuTables + Console + Clock + Preemption> Hardware for T {}
+pub trait Hardware: MachineMemory + GuestMemory + Tlb + CpuTables + Console + Clock + Preemption + PciConfig {}
+impl<T: MachineMemory + GuestMemory + Tlb + CpuTables + Console + Clock + Preemption + PciConfig> Hardware for T {}
 
 /// The machine-to-physical tables: which pfn each frame is to its owner. Guests of both widths read their own table; both
 /// say the same.

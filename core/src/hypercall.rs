@@ -141,6 +141,7 @@ impl<H: Hardware> Caller<'_, H> {
                 self.host.hw.trap_fpu();
                 Ok(0)
             }
+            Hypercall::PhysdevOp => self.physdev_op::<P>(GuestVirt(a)),
             Hypercall::SetFastTrap => self.vcpu.traps.set_fast_trap(a as u32).map(|()| 0),
             Hypercall::SetDebugreg => self.set_debugreg::<P>(a as u32, b),
             Hypercall::GetDebugreg => self.vcpu.debug.get(a as u32),
@@ -154,11 +155,9 @@ impl<H: Hardware> Caller<'_, H> {
             Hypercall::ConsoleIo => self.console_io::<P>(a as u32, b as u32 as i32, GuestVirt(c)),
             Hypercall::VmAssist => assist::vm_assist(self.host, self.dom, a as u32, b as u32),
             // Of the rest none exists, rather than half of one (SPECIFICATION.md says which issue brings it).
-            Hypercall::Dom0Op
-            | Hypercall::PhysdevOp
-            | Hypercall::GrantTableOp
-            | Hypercall::SwitchToUser
-            | Hypercall::SetSegmentBase => Err(Errno::ENOSYS),
+            Hypercall::Dom0Op | Hypercall::GrantTableOp | Hypercall::SwitchToUser | Hypercall::SetSegmentBase => {
+                Err(Errno::ENOSYS)
+            }
         };
         Ok(result?)
     }

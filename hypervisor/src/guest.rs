@@ -28,7 +28,7 @@ mod timer;
 
 pub use calls::enters_guest;
 pub use end::stop_lawless;
-pub use start::start;
+pub use start::{line_interrupted, start};
 
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::idt::Vector;

@@ -23,6 +23,7 @@ use crate::machine::{
     BadPointer, Clock, Console, CpuTables, DescriptorPage, GuestMemory, MachineMemory, Preemption, Tlb,
 };
 use crate::paging::shadow::Access;
+use crate::pci::{PciAddress, PciConfig, Width};
 use crate::sim::SimMachine;
 use alloc::collections::BTreeMap;
 use alloc::sync::Weak;
@@ -314,6 +315,15 @@ impl CpuTables for SimHardware {
     fn trap_fpu(&self) {}
 
     fn load_breakpoints(&self, _: &DebugRegisters) {}
+}
+
+/// No bus: what there is of one has its own tests.
+impl PciConfig for SimHardware {
+    fn pci_read(&self, _: PciAddress, _: u8, _: Width) -> u32 {
+        u32::MAX
+    }
+
+    fn pci_write(&self, _: PciAddress, _: u8, _: Width, _: u32) {}
 }
 
 impl Console for SimHardware {

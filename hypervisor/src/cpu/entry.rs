@@ -10,7 +10,7 @@ use crate::cpu::idt::Vector;
 use crate::cpu::percpu::{self, Cpu, Pending};
 use crate::cpu::{debugreg, extable};
 use crate::mm::layout::STACK_SIZE;
-use crate::{fault, guest, time};
+use crate::{fault, guest, irq, time};
 use core::arch::global_asm;
 use core::sync::atomic::Ordering;
 use x86_64::VirtAddr;
@@ -274,7 +274,12 @@ fn interrupt(vector: Vector) -> Handled {
             time::apic::end_of_interrupt();
             Handled::Wholly
         }
-        _ => Handled::NotYet,
+        _ => {
+            if let Some(line) = irq::line_of(vector) {
+                irq::interrupt(line);
+            }
+            Handled::NotYet
+        }
     }
 }
 
@@ -283,6 +288,7 @@ fn hypervisor_trap(frame: &mut TrapFrame) {
     match frame.vector() {
         // Taken in the idle loop, which looks at what is pending.
         Vector::TIMER => {}
+        vector if irq::line_of(vector).is_some() => {}
         Vector::NMI => nmi(),
         // One of a guest's breakpoints: on memory that is being copied, or held off by `mov ss` until the first
         // instruction of ours. It means nothing here (see `debugreg`).

@@ -7,7 +7,7 @@ use super::memory;
 use crate::cpu::percpu::Cpu;
 use crate::mm::layout::{self, PAGE_SIZE};
 use crate::mm::paging::{self, Flags};
-use crate::{console, time};
+use crate::{console, pci, time};
 use core::arch::asm;
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use proxenos_core::addr::{DomId, GuestVirt, MachineAddr, Mfn};
@@ -15,6 +15,7 @@ use proxenos_core::debugreg::DebugRegisters;
 use proxenos_core::machine::{
     BadPointer, Clock, Console, CpuTables, DescriptorPage, GuestMemory, MachineMemory, Preemption, Tlb,
 };
+use proxenos_core::pci::{PciAddress, PciConfig, Width};
 use x86_64::VirtAddr;
 use x86_64::structures::DescriptorTablePointer;
 
@@ -257,6 +258,16 @@ impl CpuTables for Hw {
 
     fn load_breakpoints(&self, registers: &DebugRegisters) {
         crate::cpu::debugreg::load_breakpoints(registers);
+    }
+}
+
+impl PciConfig for Hw {
+    fn pci_read(&self, at: PciAddress, register: u8, width: Width) -> u32 {
+        pci::read(at, register, width)
+    }
+
+    fn pci_write(&self, at: PciAddress, register: u8, width: Width, value: u32) {
+        pci::write(at, register, width, value);
     }
 }
 

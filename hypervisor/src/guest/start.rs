@@ -23,7 +23,7 @@ use core::arch::asm;
 use proxenos_abi::arch::FIRST_RESERVED_GDT_ENTRY;
 use proxenos_abi::shared_info::SharedInfo;
 use proxenos_abi::start_info::StartInfoFlags;
-use proxenos_abi::{Port, Selector};
+use proxenos_abi::{Pirq, Port, Selector};
 use proxenos_core::addr::{DomId, MachineAddr, Mfn, Pfn};
 use proxenos_core::builder::{
     DomainKind, FrameContents, InitialState, Layout, Request, StartOfDay, initial_state, populate,
@@ -68,6 +68,14 @@ pub fn start() -> ! {
     match build_domain0(host, kernel, modules.get(1)) {
         Ok((running, state)) => enter(running, &state),
         Err(refusal) => panic!("domain 0 is refused: {refusal}"),
+    }
+}
+
+/// A line of devices has interrupted: whoever has it is told.
+pub fn line_interrupted(line: Pirq) {
+    // No line is opened before there is a domain to have it.
+    if let Some(host) = HOST.get() {
+        crate::irq::lines().interrupt(&host.domains, &host.hw, line);
     }
 }
 
@@ -303,7 +311,9 @@ fn new_domain(host: &Host<Hw>, id: DomId, arch: Arch) -> Domain {
     host.hw.store8(field(SharedInfo::EVTCHN_UPCALL_MASK), 1);
     let m2p = if arch == Arch::X86_32 { host.m2p.narrow() } else { host.m2p.wide() };
     host.hw.store64(field(SharedInfo::MFN_TO_PFN_START), m2p.map_or(0, |first| first.0));
-    Domain::new(id, arch, Privileges::CONTROL | Privileges::DEVICES, shared_info, gdt_page)
+    let dom = Domain::new(id, arch, Privileges::CONTROL | Privileges::DEVICES, shared_info, gdt_page);
+    dom.pirqs.call_once(crate::irq::lines);
+    dom
 }
 
 /// Validates the page tables that the builder wrote, pins them and makes them the domain's base.
