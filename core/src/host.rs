@@ -83,6 +83,11 @@ impl Domains {
     pub fn insert(&self, domain: Arc<Domain>) {
         self.0.lock().push(domain);
     }
+
+    /// All of them, as they are now.
+    pub fn all(&self) -> Vec<Arc<Domain>> {
+        self.0.lock().clone()
+    }
 }
 
 impl EventDomains for Domains {

@@ -18,6 +18,7 @@ use crate::preempt::{Answer, Call, Place, Poll, Progress, Stop, cost};
 use crate::reservation;
 use crate::segments::{INITIAL_GDT_ENTRIES, TABLE_PAGES};
 use crate::vcpu::Vcpu;
+use crate::virq;
 use proxenos_abi::context::{NR_TRAPS, TrapInfo};
 use proxenos_abi::event_channel::EvtchnOp;
 use proxenos_abi::hypercall::{
@@ -245,7 +246,10 @@ impl<H: Hardware> Caller<'_, H> {
                     self.dom.clear_state(RunState::BLOCKED);
                 }
             }
-            SchedOp::Shutdown => self.dom.shut_down((op >> SCHEDOP_REASONSHIFT) as u8),
+            SchedOp::Shutdown => {
+                self.dom.shut_down((op >> SCHEDOP_REASONSHIFT) as u8);
+                virq::domain_ended(self.host, self.dom);
+            }
         }
         Ok(0)
     }

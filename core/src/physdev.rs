@@ -9,8 +9,8 @@
 //! The interrupt of a device is the one that its `INTERRUPT_LINE` register names: the firmware's routing, which
 //! `PCI_INITIALISE_DEVICE` confirms.
 //!
-//! Locks: [`Sizing`]'s mutex is innermost. Every access to the bus is made with it held, so that none meets a register
-//! that is just being sized.
+//! Locks: a domain's accesses to the bus are made with its [`Sizing`]'s mutex held, which is innermost, so that none meets a register that
+//! it is just sizing.
 
 use crate::addr::GuestVirt;
 use crate::domain::{Domain, Privileges};

@@ -13,6 +13,7 @@
 //! | [`deliver`] | pushes frames on the guest's stack: exceptions, events, failsafe |
 //! | [`timer`] | ticks, timer events, the clock guests read |
 //! | [`hw`], [`memory`], [`fpu`] | the machine as `core` sees it |
+//! | [`sources`] | what interrupts and NMIs left to be told, and commands typed at the console |
 //! | [`end`] | a domain that shuts down or has to be stopped |
 
 mod calls;
@@ -22,12 +23,14 @@ mod faults;
 mod fpu;
 mod hw;
 mod memory;
+mod sources;
 mod start;
 mod syscall;
 mod timer;
 
 pub use calls::enters_guest;
 pub use end::stop_lawless;
+pub use sources::console_interrupted;
 pub use start::{line_interrupted, start};
 
 use crate::cpu::entry::TrapFrame;
@@ -181,9 +184,11 @@ fn leave(cpu: &Cpu, run: &mut Running, frame: &mut TrapFrame) {
 #[inline(never)]
 fn attend(cpu: &Cpu, run: &mut Running, frame: &TrapFrame) {
     loop {
-        if cpu.take_pending().contains(Pending::TIMER) || core::mem::take(&mut run.vcpu.timer_changed) {
+        let pending = cpu.take_pending();
+        if pending.contains(Pending::TIMER) || core::mem::take(&mut run.vcpu.timer_changed) {
             timer::serve(run);
         }
+        sources::serve(run, frame, pending);
         let state = run.dom.run_state();
         if state.is_empty() {
             break;
@@ -196,19 +201,21 @@ fn attend(cpu: &Cpu, run: &mut Running, frame: &TrapFrame) {
         if run.vcpu.call_made_way {
             break;
         }
-        idle(cpu, run);
+        idle(cpu, run, frame);
     }
     // Giving up the CPU changes nothing where nobody else wants it.
     run.vcpu.reschedule = false;
 }
 
 /// Waits until the domain has something to do.
-fn idle(cpu: &Cpu, run: &mut Running) {
+fn idle(cpu: &Cpu, run: &mut Running, frame: &TrapFrame) {
     timer::pause(run);
     while run.dom.run_state() == RunState::BLOCKED {
-        if cpu.wait_for_interrupt().contains(Pending::TIMER) {
+        let pending = cpu.wait_for_interrupt();
+        if pending.contains(Pending::TIMER) {
             timer::serve(run);
         }
+        sources::serve(run, frame, pending);
     }
     timer::resume(run);
 }

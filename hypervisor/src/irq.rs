@@ -12,12 +12,13 @@
 
 use crate::acpi::{self, IoApic};
 use crate::cpu::idt::Vector;
-use crate::guest;
 use crate::mm::ioremap::{self, Access};
+use crate::options::Com1;
 use crate::time::apic;
+use crate::{boot, guest};
 use arrayvec::ArrayVec;
-use proxenos_abi::Pirq;
-use proxenos_core::event::PIRQS;
+use proxenos_abi::{DomId, Pirq};
+use proxenos_core::event::{PIRQS, PirqSharing};
 use proxenos_core::pirq::{LineControl, Pirqs, Trigger};
 use spin::{Mutex, Once};
 use x86_64::VirtAddr;
@@ -176,8 +177,27 @@ pub fn lines() -> &'static Pirqs {
     &LINES
 }
 
+/// The line of COM1, which the hypervisor keeps for itself where it uses the port.
+const COM1_LINE: Pirq = Pirq(4);
+
+/// Lets the console interrupt. To guests its line is busy from now on, as in Xen 2.0.
+pub fn open_console() {
+    if boot::options().com1 == Com1::Off {
+        return;
+    }
+    if let Err(error) = LINES.bind(DomId::XEN, COM1_LINE, PirqSharing::Exclusive) {
+        log::debug!("the serial port cannot interrupt: {error:?}");
+    }
+    // A byte that came before was not announced, and as long as it waits none is.
+    guest::console_interrupted();
+}
+
 /// A line has interrupted.
 pub fn interrupt(line: Pirq) {
-    guest::line_interrupted(line);
+    if line == COM1_LINE && boot::options().com1 != Com1::Off {
+        guest::console_interrupted();
+    } else {
+        guest::line_interrupted(line);
+    }
     apic::end_of_interrupt();
 }

@@ -35,6 +35,7 @@ mod time;
 extern "C" fn kmain() -> ! {
     acpi::init();
     time::init();
+    irq::open_console();
     if let Some(what) = boot::options().provoke {
         provoke::provoke(what);
     }

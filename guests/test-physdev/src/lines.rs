@@ -64,6 +64,7 @@ fn refusals(line: u32) {
     check_eq!(bind(127, BindPirqFlags::empty()), Err(Errno::EINVAL), "no I/O APIC has it");
     check_eq!(status(127), (Ok(()), IrqStatusFlags::NEEDS_UNMASK_NOTIFY.bits()));
     check_eq!(bind(2, BindPirqFlags::empty()), Err(Errno::EINVAL), "the one that the two 8259s were joined by");
+    check_eq!(bind(4, BindPirqFlags::WILL_SHARE), Err(Errno::EBUSY), "the console's");
     check_eq!(status(line), (Ok(()), IrqStatusFlags::NEEDS_UNMASK_NOTIFY.bits()), "level");
     check_eq!(status(INTERVAL_TIMER), (Ok(()), 0), "edge");
 }

@@ -8,11 +8,10 @@
 
 use crate::cpu::idt::Vector;
 use crate::cpu::percpu::{self, Cpu, Pending};
-use crate::cpu::{debugreg, extable};
+use crate::cpu::{debugreg, extable, nmi};
 use crate::mm::layout::STACK_SIZE;
 use crate::{fault, guest, irq, time};
 use core::arch::global_asm;
-use core::sync::atomic::Ordering;
 use x86_64::VirtAddr;
 
 /// The interrupted context, low to high as it lies on the stack. A trap from a guest puts it right below the CPU's
@@ -243,7 +242,7 @@ extern "C" fn trap_entry(frame: &mut TrapFrame) {
         return;
     }
     match frame.origin() {
-        Origin::Guest if vector == Vector::NMI => nmi(),
+        Origin::Guest if vector == Vector::NMI => nmi::handle(),
         Origin::Guest if vector == Vector::MACHINE_CHECK => fault::report_trap(frame),
         Origin::Guest => guest::trap(frame),
         Origin::Hypervisor => hypervisor_trap(frame),
@@ -289,7 +288,7 @@ fn hypervisor_trap(frame: &mut TrapFrame) {
         // Taken in the idle loop, which looks at what is pending.
         Vector::TIMER => {}
         vector if irq::line_of(vector).is_some() => {}
-        Vector::NMI => nmi(),
+        Vector::NMI => nmi::handle(),
         // One of a guest's breakpoints: on memory that is being copied, or held off by `mov ss` until the first
         // instruction of ours. It means nothing here (see `debugreg`).
         Vector::DEBUG => debugreg::clear_status(),
@@ -305,12 +304,5 @@ fn hypervisor_trap(frame: &mut TrapFrame) {
             }
             None => fault::report_trap(frame),
         },
-    }
-}
-
-/// An NMI: counted. Its handler must be short and take no lock, since it may have interrupted the holder.
-fn nmi() {
-    if let Some(cpu) = Cpu::try_current() {
-        cpu.nmi_count.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -6,4 +6,5 @@ pub mod extable;
 pub mod features;
 pub mod gdt;
 pub mod idt;
+pub mod nmi;
 pub mod percpu;

@@ -5,6 +5,7 @@ use crate::cpu::entry::TrapFrame;
 use crate::cpu::percpu::Cpu;
 use crate::power::{self, ExitCode};
 use proxenos_core::domain::RunState;
+use proxenos_core::virq;
 
 /// The exit code under QEMU when domain 0 had to be stopped. Reasons of a guest's own lie below it.
 const CRASHED: ExitCode = ExitCode(0x7e);
@@ -49,7 +50,16 @@ pub fn explain(run: &Running, frame: &TrapFrame) {
 /// Stops a domain for what it did, and says what that was and where.
 pub fn crash(run: &Running, frame: &TrapFrame, why: core::fmt::Arguments<'_>) {
     log::error!("domain {} crashed: {why}", run.dom.id.0);
-    log::error!(
+    print_registers(log::Level::Error, frame);
+    log::error!("on CPU {}", Cpu::current().id.0);
+    run.dom.set_state(RunState::CRASHED);
+    virq::domain_ended(run.host, &run.dom);
+}
+
+/// Prints a guest's registers.
+pub fn print_registers(level: log::Level, frame: &TrapFrame) {
+    log::log!(
+        level,
         "rip {:04x}:{:016x} rsp {:04x}:{:016x} flags {:08x}",
         frame.cs,
         frame.rip,
@@ -57,10 +67,11 @@ pub fn crash(run: &Running, frame: &TrapFrame, why: core::fmt::Arguments<'_>) {
         frame.rsp,
         frame.rflags
     );
-    log::error!("rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}", frame.rax, frame.rbx, frame.rcx, frame.rdx);
-    log::error!("rsi {:016x} rdi {:016x} rbp {:016x} r8  {:016x}", frame.rsi, frame.rdi, frame.rbp, frame.r8);
-    log::error!("r9  {:016x} r10 {:016x} r11 {:016x} r12 {:016x}", frame.r9, frame.r10, frame.r11, frame.r12);
-    log::error!(
+    log::log!(level, "rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}", frame.rax, frame.rbx, frame.rcx, frame.rdx);
+    log::log!(level, "rsi {:016x} rdi {:016x} rbp {:016x} r8  {:016x}", frame.rsi, frame.rdi, frame.rbp, frame.r8);
+    log::log!(level, "r9  {:016x} r10 {:016x} r11 {:016x} r12 {:016x}", frame.r9, frame.r10, frame.r11, frame.r12);
+    log::log!(
+        level,
         "r13 {:016x} r14 {:016x} r15 {:016x} vector {:#x} code {:#x}",
         frame.r13,
         frame.r14,
@@ -68,6 +79,4 @@ pub fn crash(run: &Running, frame: &TrapFrame, why: core::fmt::Arguments<'_>) {
         frame.vector,
         frame.error_code
     );
-    log::error!("on CPU {}", Cpu::current().id.0);
-    run.dom.set_state(RunState::CRASHED);
 }

@@ -277,6 +277,8 @@ impl Console for Hw {
     }
 
     fn console_read(&self, into: &mut [u8]) -> usize {
+        // Where no interrupt tells of it, this is when it is looked for.
+        super::console_interrupted();
         let mut got = 0;
         while got < into.len() {
             let Some(byte) = console::try_read() else { break };

@@ -71,10 +71,15 @@ pub fn start() -> ! {
     }
 }
 
+/// The machine, once it is known whole.
+pub(super) fn host() -> Option<&'static Host<Hw>> {
+    HOST.get()
+}
+
 /// A line of devices has interrupted: whoever has it is told.
 pub fn line_interrupted(line: Pirq) {
     // No line is opened before there is a domain to have it.
-    if let Some(host) = HOST.get() {
+    if let Some(host) = host() {
         crate::irq::lines().interrupt(&host.domains, &host.hw, line);
     }
 }
