@@ -177,3 +177,12 @@ fn buses_are_found_through_bridges() {
     assert_eq!(Bus::new(&bus, &domain(Privileges::CONTROL)).root_buses(), [0; 8]);
     assert_eq!(Bus::new(&FakeBus::default(), &domain(Privileges::DEVICES)).root_buses(), [0; 8], "no bus at all");
 }
+
+#[test]
+fn lines_need_the_right() {
+    let bind = |dom: &Domain| crate::event::bind_pirq(dom, Pirq(3), crate::event::PirqSharing::Shared);
+    assert_eq!(bind(&domain(Privileges::CONTROL)), Err(crate::event::EventError::NotPermitted));
+    let with_right = domain(Privileges::DEVICES);
+    assert_eq!(bind(&with_right), Err(crate::event::EventError::NoSuchInterrupt), "no controller");
+    assert_eq!(with_right.channels.pirq_port(Pirq(3)), None);
+}
