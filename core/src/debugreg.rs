@@ -100,6 +100,8 @@ impl DebugRegisters {
     ///
     /// # Errors
     /// `EINVAL` for a register that does not exist. The guest cannot tell it from a value.
+    #[cold]
+    #[inline(never)]
     pub fn get(&self, register: u32) -> Result<u64, Errno> {
         match register {
             0..=3 => Ok(self.addresses[register as usize].0),

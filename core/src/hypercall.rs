@@ -18,7 +18,6 @@ use crate::preempt::{Answer, Call, Place, Poll, Progress, Stop, cost};
 use crate::reservation;
 use crate::segments::{INITIAL_GDT_ENTRIES, TABLE_PAGES};
 use crate::vcpu::Vcpu;
-use crate::virq;
 use proxenos_abi::context::{NR_TRAPS, TrapInfo};
 use proxenos_abi::event_channel::EvtchnOp;
 use proxenos_abi::hypercall::{
@@ -246,10 +245,7 @@ impl<H: Hardware> Caller<'_, H> {
                     self.dom.clear_state(RunState::BLOCKED);
                 }
             }
-            SchedOp::Shutdown => {
-                self.dom.shut_down((op >> SCHEDOP_REASONSHIFT) as u8);
-                virq::domain_ended(self.host, self.dom);
-            }
+            SchedOp::Shutdown => self.dom.shut_down((op >> SCHEDOP_REASONSHIFT) as u8),
         }
         Ok(0)
     }
@@ -293,6 +289,8 @@ impl<H: Hardware> Caller<'_, H> {
         Ok(0)
     }
 
+    #[cold]
+    #[inline(never)]
     fn set_debugreg<P: Personality>(&mut self, register: u32, value: u64) -> Result<u64, Errno> {
         if self.vcpu.debug.set::<P>(register, value)? == Changed::Breakpoints {
             self.host.hw.load_breakpoints(&self.vcpu.debug);

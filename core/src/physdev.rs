@@ -208,6 +208,9 @@ fn register(register: u32, length: u32) -> Result<(u8, Width), Errno> {
 
 impl<H: Hardware> Caller<'_, H> {
     /// `physdev_op(op)`. The operation is copied back whatever becomes of it, as in Xen 2.0.
+    // Out of line, as whatever is rare: a multicall holds every call's code.
+    #[cold]
+    #[inline(never)]
     pub(crate) fn physdev_op<P: Personality>(&mut self, at: GuestVirt) -> Result<u64, Errno> {
         let mut op = PhysdevOp::new_zeroed();
         self.copy_from_guest::<P>(at, op.as_mut_bytes())?;

@@ -188,7 +188,9 @@ fn attend(cpu: &Cpu, run: &mut Running, frame: &TrapFrame) {
         if pending.contains(Pending::TIMER) || core::mem::take(&mut run.vcpu.timer_changed) {
             timer::serve(run);
         }
-        sources::serve(run, frame, pending);
+        if !pending.difference(Pending::TIMER).is_empty() {
+            sources::serve(run, frame, pending);
+        }
         let state = run.dom.run_state();
         if state.is_empty() {
             break;
@@ -215,7 +217,9 @@ fn idle(cpu: &Cpu, run: &mut Running, frame: &TrapFrame) {
         if pending.contains(Pending::TIMER) {
             timer::serve(run);
         }
-        sources::serve(run, frame, pending);
+        if !pending.difference(Pending::TIMER).is_empty() {
+            sources::serve(run, frame, pending);
+        }
     }
     timer::resume(run);
 }

@@ -70,17 +70,13 @@ const fn may_be_fast(vector: u8) -> bool {
     matches!(vector, 0x80 | 0x20..=0x2f)
 }
 
-/// The vector that goes to its handler without a look at the table: the handler as it was when that was asked for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct FastTrap {
-    vector: u8,
-    handler: TrapHandler,
-}
-
 /// The handlers of all vectors, and the fast trap.
 pub struct TrapTable {
     handlers: [Option<TrapHandler>; NR_TRAPS],
-    fast: Option<FastTrap>,
+    /// The vector that goes to its handler without a look at the table; 0 for none.
+    fast_vector: u8,
+    /// Its handler, as it was when that was asked for.
+    fast: Option<TrapHandler>,
 }
 
 impl Default for TrapTable {
@@ -93,7 +89,7 @@ impl TrapTable {
     /// No handlers.
     #[must_use]
     pub const fn new() -> Self {
-        Self { handlers: [None; NR_TRAPS], fast: None }
+        Self { handlers: [None; NR_TRAPS], fast_vector: 0, fast: None }
     }
 
     /// Installs one entry of `set_trap_table`.
@@ -116,9 +112,11 @@ impl TrapTable {
     ///
     /// # Errors
     /// `EPERM` for a vector that cannot be one, or whose handler is to mask events: no gate does that. The fast trap stays what it was.
+    #[cold]
+    #[inline(never)]
     pub fn set_fast_trap(&mut self, vector: u32) -> Result<(), Errno> {
         if vector == 0 {
-            self.fast = None;
+            (self.fast_vector, self.fast) = (0, None);
             return Ok(());
         }
         let vector = u8::try_from(vector).ok().filter(|&vector| may_be_fast(vector)).ok_or(Errno::EPERM)?;
@@ -126,7 +124,7 @@ impl TrapTable {
         if handler.is_some_and(|handler| handler.masks_events) {
             return Err(Errno::EPERM);
         }
-        self.fast = handler.map(|handler| FastTrap { vector, handler });
+        (self.fast_vector, self.fast) = (vector, handler);
         Ok(())
     }
 
@@ -147,11 +145,11 @@ impl TrapTable {
             (Arch::X86_64, Mode::Kernel) => 1,
             (Arch::X86_64, Mode::User) => 3,
         };
-        if let Some(fast) = self.fast
-            && fast.vector == vector
-            && fast.handler.dpl >= ring
+        if vector == self.fast_vector
+            && let Some(handler) = self.fast
+            && handler.dpl >= ring
         {
-            return SoftwareInterrupt::Deliver(fast.handler);
+            return SoftwareInterrupt::Deliver(handler);
         }
         // A gate that the ring may not use is a #GP to the CPU, which 2.0 answers by the table, as if there were none.
         match self.get(vector) {

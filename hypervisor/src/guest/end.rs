@@ -14,6 +14,7 @@ const POWEROFF: u8 = 0;
 
 /// Acts on a domain that has shut down or was stopped.
 pub fn ended(run: &mut Running) -> ! {
+    virq::domain_ended(run.host, &run.dom);
     let id = run.dom.id.0;
     match run.dom.shutdown_reason() {
         Some(reason) if !run.dom.run_state().contains(RunState::CRASHED) => {
@@ -53,7 +54,6 @@ pub fn crash(run: &Running, frame: &TrapFrame, why: core::fmt::Arguments<'_>) {
     print_registers(log::Level::Error, frame);
     log::error!("on CPU {}", Cpu::current().id.0);
     run.dom.set_state(RunState::CRASHED);
-    virq::domain_ended(run.host, &run.dom);
 }
 
 /// Prints a guest's registers.

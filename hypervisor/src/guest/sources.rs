@@ -33,6 +33,8 @@ pub fn console_interrupted() {
 }
 
 /// Deals with what is pending. `frame` is what the guest goes on with.
+#[cold]
+#[inline(never)]
 pub fn serve(run: &Running, frame: &TrapFrame, pending: Pending) {
     if pending.contains(Pending::COMMAND) {
         while let Some(command) = console::take_command() {
