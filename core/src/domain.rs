@@ -8,10 +8,12 @@ use crate::addr::{DomId, Mfn};
 use crate::event::{EventChannels, EventDomain, EventError, PirqSharing};
 use crate::paging::PagingState;
 use crate::paging::log_dirty::DirtyLog;
+use crate::physdev::Sizing;
+use crate::pirq::Pirqs;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use proxenos_abi::Pirq;
 use proxenos_abi::hypercall::VmAssistType;
-use spin::Mutex;
+use spin::{Mutex, Once};
 
 /// A guest's architecture, where it is chosen at run time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,6 +78,10 @@ pub struct Domain {
     ldt_moved: AtomicBool,
     /// What it has turned on with `vm_assist`, a bit each.
     assists: AtomicU32,
+    /// The lines of devices, once it may have any.
+    pub pirqs: Once<&'static Pirqs>,
+    /// Base addresses whose size it is finding out.
+    pub(crate) sizing: Sizing,
     run: AtomicU32,
     /// Why it shut down, once it has (SCHEDOP_shutdown's reason).
     reason: AtomicU32,
@@ -99,6 +105,8 @@ impl Domain {
             unsettled: AtomicBool::new(false),
             ldt_moved: AtomicBool::new(false),
             assists: AtomicU32::new(0),
+            pirqs: Once::new(),
+            sizing: Sizing::new(),
             run: AtomicU32::new(0),
             reason: AtomicU32::new(0),
         }
@@ -205,10 +213,16 @@ impl EventDomain for Domain {
         self.clear_state(RunState::BLOCKED);
     }
 
-    /// No interrupt line is routed to a guest: the hypervisor keeps them all masked.
-    fn route_pirq(&self, _: Pirq, _: PirqSharing) -> Result<(), EventError> {
-        Err(EventError::NotPermitted)
+    fn route_pirq(&self, pirq: Pirq, sharing: PirqSharing) -> Result<(), EventError> {
+        if !self.privileges.contains(Privileges::DEVICES) {
+            return Err(EventError::NotPermitted);
+        }
+        self.pirqs.get().ok_or(EventError::NoSuchInterrupt)?.bind(self.id, pirq, sharing)
     }
 
-    fn unroute_pirq(&self, _: Pirq) {}
+    fn unroute_pirq(&self, pirq: Pirq) {
+        if let Some(pirqs) = self.pirqs.get() {
+            pirqs.unbind(self.id, pirq);
+        }
+    }
 }

@@ -11,14 +11,15 @@ use crate::machine::{Clock, Console, CpuTables, GuestMemory, MachineMemory, Pree
 use crate::paging::Target;
 use crate::paging::format::HYPERVISOR_L4_SLOTS;
 use crate::paging::types::is_low_io;
+use crate::pci::PciConfig;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering};
 use spin::Mutex;
 
 /// All that `core` asks of the machine.
-pub trait Hardware: MachineMemory + GuestMemory + Tlb + CpuTables + Console + Clock + Preemption {}
-impl<T: MachineMemory + GuestMemory + Tlb + CpuTables + Console + Clock + Preemption> Hardware for T {}
+pub trait Hardware: MachineMemory + GuestMemory + Tlb + CpuTables + Console + Clock + Preemption + PciConfig {}
+impl<T: MachineMemory + GuestMemory + Tlb + CpuTables + Console + Clock + Preemption + PciConfig> Hardware for T {}
 
 /// The machine-to-physical tables: which pfn each frame is to its owner. Guests of both widths read their own table; both
 /// say the same.
@@ -99,6 +100,11 @@ impl Domains {
     #[must_use]
     pub fn count(&self) -> usize {
         self.0.lock().len()
+    }
+
+    /// All of them, as they are now.
+    pub fn all(&self) -> Vec<Arc<Domain>> {
+        self.0.lock().clone()
     }
 }
 

@@ -6,6 +6,7 @@
 use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn, PAGE_SIZE};
 use crate::assist;
 use crate::bounce::Callback;
+use crate::debugreg::Changed;
 use crate::domain::{Arch, Domain, RunState};
 use crate::event::{self, Reply};
 use crate::host::{Hardware, Host};
@@ -160,6 +161,10 @@ impl<H: Hardware> Caller<'_, H> {
                 self.host.hw.trap_fpu();
                 Ok(0)
             }
+            Hypercall::PhysdevOp => self.physdev_op::<P>(GuestVirt(a)),
+            Hypercall::SetFastTrap => self.vcpu.traps.set_fast_trap::<P>(a as u32).map(|()| 0),
+            Hypercall::SetDebugreg => self.set_debugreg::<P>(a as u32, b),
+            Hypercall::GetDebugreg => self.vcpu.debug.get(a as u32),
             Hypercall::SetGdt => self.set_gdt::<P>(GuestVirt(a), b as u32),
             Hypercall::UpdateDescriptor => self.update_descriptor::<P>(a, b, c),
             Hypercall::SetTimerOp => {
@@ -170,14 +175,9 @@ impl<H: Hardware> Caller<'_, H> {
             Hypercall::ConsoleIo => self.console_io::<P>(a as u32, b as u32 as i32, GuestVirt(c)),
             Hypercall::VmAssist => assist::vm_assist(self.host, self.dom, a as u32, b as u32),
             // Of the rest none exists, rather than half of one (SPECIFICATION.md says which issue brings it).
-            Hypercall::Dom0Op
-            | Hypercall::SetDebugreg
-            | Hypercall::GetDebugreg
-            | Hypercall::SetFastTrap
-            | Hypercall::PhysdevOp
-            | Hypercall::GrantTableOp
-            | Hypercall::SwitchToUser
-            | Hypercall::SetSegmentBase => Err(Errno::ENOSYS),
+            Hypercall::Dom0Op | Hypercall::GrantTableOp | Hypercall::SwitchToUser | Hypercall::SetSegmentBase => {
+                Err(Errno::ENOSYS)
+            }
         };
         Ok(result?)
     }
@@ -332,6 +332,15 @@ impl<H: Hardware> Caller<'_, H> {
             return Err(Errno::EPERM);
         }
         self.vcpu.set_kernel_stack(Selector(ss as u16), GuestVirt(sp));
+        Ok(0)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn set_debugreg<P: Personality>(&mut self, register: u32, value: u64) -> Result<u64, Errno> {
+        if self.vcpu.debug.set::<P>(register, value)? == Changed::Breakpoints {
+            self.host.hw.load_breakpoints(&self.vcpu.debug);
+        }
         Ok(0)
     }
 

@@ -6,6 +6,7 @@
 //! at the second look.
 
 use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn, PAGE_SIZE};
+use crate::debugreg::DebugRegisters;
 
 /// RAM, by machine address. Callers pass only addresses inside frames that exist (see `FrameTable::contains`), aligned
 /// to the access; implementations may panic otherwise.
@@ -140,6 +141,8 @@ pub trait CpuTables {
     fn ldt_address(&self, domain: DomId) -> u64;
     /// Makes the next use of the FPU trap (sets CR0.TS).
     fn trap_fpu(&self);
+    /// Makes a guest's breakpoints this CPU's (DR0 to DR3 and DR7).
+    fn load_breakpoints(&self, registers: &DebugRegisters);
 }
 
 /// A page of a domain's descriptor tables: sixteen for each table, 8192 descriptors.

@@ -5,6 +5,7 @@
 
 use crate::addr::GuestVirt;
 use crate::bounce::{Callback, TrapTable};
+use crate::debugreg::DebugRegisters;
 use crate::mmu::Course;
 use crate::personality::Personality;
 use crate::preempt::Unfinished;
@@ -44,6 +45,8 @@ pub struct Vcpu {
     pub segments: Segments,
     /// The FPU.
     pub fpu: Fpu,
+    /// Debug registers.
+    pub debug: DebugRegisters,
     /// System time of the next timer event, in nanoseconds (`set_timer_op`).
     pub timer: Option<u64>,
     /// [`timer`](Self::timer) is not yet what the CPU's own timer is set to.
@@ -76,6 +79,7 @@ impl Vcpu {
             system_call_frame: 0,
             segments: Segments::new(),
             fpu: Fpu { initialised: false, guest_trap: false },
+            debug: DebugRegisters::new(),
             timer: None,
             timer_changed: false,
             reschedule: false,

@@ -14,6 +14,7 @@ use acpi::{AcpiHandler, AcpiTables, AmlTable, PhysicalMapping};
 use arrayvec::ArrayVec;
 use core::ptr::NonNull;
 use proxenos_abi::MachineAddr;
+use proxenos_core::pirq::Trigger;
 use spin::Once;
 use x86_64::VirtAddr;
 use x86_64::instructions::port::Port;
@@ -101,11 +102,39 @@ enum PowerOff {
     Reduced { control: Register, sleep_type: u8 },
 }
 
+/// More I/O APICs than this stay as the firmware left them, which is masked.
+pub const MAX_IO_APICS: usize = 16;
+
+/// An I/O APIC.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct IoApic {
+    /// Its registers.
+    pub registers: MachineAddr,
+    /// Number of its first input among all of the machine's ("global system interrupt").
+    pub first: u32,
+}
+
+/// An interrupt of the PC/AT that arrives at another input, or is triggered in another way, than it was there
+/// (ACPI 6.4, section 5.2.12.5).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct IsaOverride {
+    /// Which interrupt, 0 to 15.
+    pub line: u8,
+    /// The input.
+    pub input: u32,
+    /// How it is triggered.
+    pub trigger: Trigger,
+    /// Asserted is low.
+    pub is_active_low: bool,
+}
+
 /// What the tables say.
 #[derive(Debug, Default)]
 pub struct Machine {
-    /// The I/O APICs' registers.
-    pub io_apics: ArrayVec<MachineAddr, 16>,
+    /// The I/O APICs.
+    pub io_apics: ArrayVec<IoApic, MAX_IO_APICS>,
+    /// Interrupts of the PC/AT that arrive in another way than they did there.
+    pub isa_overrides: ArrayVec<IsaOverride, 16>,
     /// The HPET's registers.
     pub hpet: Option<MachineAddr>,
     /// The power management timer.
@@ -122,6 +151,7 @@ static MACHINE: Once<Machine> = Once::new();
 pub fn machine() -> &'static Machine {
     static NOTHING: Machine = Machine {
         io_apics: ArrayVec::new_const(),
+        isa_overrides: ArrayVec::new_const(),
         hpet: None,
         pm_timer: None,
         century_register: None,
@@ -177,9 +207,20 @@ fn read(tables: &AcpiTables<Mapper>) -> Machine {
     let mut machine = Machine::default();
     if let Ok(madt) = tables.find_table::<Madt>() {
         for entry in madt.get().entries() {
-            if let MadtEntry::IoApic(io_apic) = entry {
-                // More than sixteen would stay as the firmware left them, which is masked.
-                let _ = machine.io_apics.try_push(MachineAddr(io_apic.io_apic_address.into()));
+            match entry {
+                MadtEntry::IoApic(chip) => {
+                    let registers = MachineAddr(chip.io_apic_address.into());
+                    let _ = machine.io_apics.try_push(IoApic { registers, first: chip.global_system_interrupt_base });
+                }
+                MadtEntry::InterruptSourceOverride(entry) if entry.bus == 0 && entry.irq < 16 => {
+                    // As the bus has it, or 3 for the other way: the PC/AT's is edges, and high.
+                    let is_active_low = entry.flags & 3 == 3;
+                    let trigger = if entry.flags >> 2 & 3 == 3 { Trigger::Level } else { Trigger::Edge };
+                    let input = entry.global_system_interrupt;
+                    let moved = IsaOverride { line: entry.irq, input, trigger, is_active_low };
+                    let _ = machine.isa_overrides.try_push(moved);
+                }
+                _ => {}
             }
         }
     }

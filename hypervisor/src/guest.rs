@@ -15,6 +15,7 @@
 //! | [`timer`] | ticks, timer events, the clock guests read |
 //! | [`hw`], [`memory`], [`fpu`] | the machine as `core` sees it |
 //! | [`audit`] | the check of the whole machine's memory, where it is asked for |
+//! | [`sources`] | what interrupts and NMIs left to be told, and commands typed at the console |
 //! | [`end`] | a domain that shuts down or has to be stopped |
 
 mod audit;
@@ -26,13 +27,15 @@ mod fpu;
 mod hw;
 mod memory;
 mod quick;
+mod sources;
 mod start;
 mod syscall;
 mod timer;
 
 pub use calls::enters_guest;
 pub use end::stop_lawless;
-pub use start::start;
+pub use sources::console_interrupted;
+pub use start::{line_interrupted, start};
 
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::idt::Vector;
@@ -227,8 +230,12 @@ fn leave(cpu: &Cpu, run: &mut Running, frame: &mut TrapFrame) {
 #[inline(never)]
 fn attend(cpu: &Cpu, run: &mut Running, frame: &TrapFrame) {
     loop {
-        if cpu.take_pending().contains(Pending::TIMER) || core::mem::take(&mut run.vcpu.timer_changed) {
+        let pending = cpu.take_pending();
+        if pending.contains(Pending::TIMER) || core::mem::take(&mut run.vcpu.timer_changed) {
             timer::serve(run);
+        }
+        if !pending.difference(Pending::TIMER).is_empty() {
+            sources::serve(run, frame, pending);
         }
         let state = run.dom.run_state();
         if state.is_empty() {
@@ -242,18 +249,22 @@ fn attend(cpu: &Cpu, run: &mut Running, frame: &TrapFrame) {
         if run.vcpu.call_made_way {
             break;
         }
-        idle(cpu, run);
+        idle(cpu, run, frame);
     }
     // Giving up the CPU changes nothing where nobody else wants it.
     run.vcpu.reschedule = false;
 }
 
 /// Waits until the domain has something to do.
-fn idle(cpu: &Cpu, run: &mut Running) {
+fn idle(cpu: &Cpu, run: &mut Running, frame: &TrapFrame) {
     timer::pause(run);
     while run.dom.run_state() == RunState::BLOCKED {
-        if cpu.wait_for_interrupt().contains(Pending::TIMER) {
+        let pending = cpu.wait_for_interrupt();
+        if pending.contains(Pending::TIMER) {
             timer::serve(run);
+        }
+        if !pending.difference(Pending::TIMER).is_empty() {
+            sources::serve(run, frame, pending);
         }
     }
     timer::resume(run);

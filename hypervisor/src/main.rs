@@ -21,8 +21,10 @@ mod console;
 mod cpu;
 mod fault;
 mod guest;
+mod irq;
 mod mm;
 mod options;
+mod pci;
 mod power;
 mod provoke;
 mod symbols;
@@ -35,6 +37,7 @@ use options::Provocation;
 extern "C" fn kmain() -> ! {
     acpi::init();
     time::init();
+    irq::open_console();
     // One of them needs a domain.
     if let Some(what) = boot::options().provoke.filter(|&what| what != Provocation::LostReference) {
         provoke::provoke(what);

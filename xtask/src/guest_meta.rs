@@ -92,6 +92,16 @@ pub struct Max {
     pub value: u64,
 }
 
+/// What is typed at the serial console, and when.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    /// A text that the console must have shown before, once for every input that waits for the same text.
+    pub after: String,
+    /// The bytes.
+    pub send: String,
+}
+
 /// A change made to a copy of the guest's ELF file before it is booted: how bad images are made.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -157,6 +167,8 @@ struct RawRun {
     forbid: Option<OneOrMany>,
     expect_status: Option<u8>,
     icount: Option<bool>,
+    devices: Option<OneOrMany>,
+    input: Option<Vec<Input>>,
     max: Option<Vec<Max>>,
     spoil: Option<Vec<Spoil>>,
 }
@@ -199,6 +211,10 @@ pub struct RunSpec {
     pub expect_status: u8,
     /// Whether time is counted in instructions.
     pub icount: bool,
+    /// Devices that the machine has besides, as `-device` of QEMU has them.
+    pub devices: Vec<String>,
+    /// What is typed, in this order.
+    pub input: Vec<Input>,
     /// Bounds on numbers the console shows.
     pub max: Vec<Max>,
     /// Changes to the guest's image.
@@ -217,7 +233,7 @@ pub struct GuestMeta {
 }
 
 const OUTER_KEYS: [&str; 3] = ["kind", "plain", "run"];
-const RUN_KEYS: [&str; 15] = [
+const RUN_KEYS: [&str; 17] = [
     "name",
     "arch",
     "timeout",
@@ -231,6 +247,8 @@ const RUN_KEYS: [&str; 15] = [
     "forbid",
     "expect-status",
     "icount",
+    "devices",
+    "input",
     "max",
     "spoil",
 ];
@@ -291,6 +309,8 @@ impl RunSpec {
             forbid: raw.forbid.map(OneOrMany::into_vec).unwrap_or_default(),
             expect_status: raw.expect_status.unwrap_or(0),
             icount: raw.icount.unwrap_or(false),
+            devices: raw.devices.map(OneOrMany::into_vec).unwrap_or_default(),
+            input: raw.input.unwrap_or_default(),
             max: raw.max.unwrap_or_default(),
             spoil: raw.spoil.unwrap_or_default(),
         };

@@ -69,9 +69,18 @@ const DEVICE_NOT_AVAILABLE: u8 = 7;
 /// The vector of system calls by `int 0x80`.
 pub const SYSTEM_CALL: u8 = 0x80;
 
-/// The handlers of all vectors.
+/// Vectors that may be a fast trap: the system call of Linux and the BSDs, and what Windows and MS-DOS use.
+const fn may_be_fast(vector: u8) -> bool {
+    matches!(vector, SYSTEM_CALL | 0x20..=0x2f)
+}
+
+/// The handlers of all vectors, and the fast trap.
 pub struct TrapTable {
     handlers: [Option<TrapHandler>; NR_TRAPS],
+    /// The vector that goes to its handler without a look at the table; 0 for none.
+    fast_vector: u8,
+    /// Its handler, as it was when that was asked for.
+    fast: Option<TrapHandler>,
     /// Address of an x86_32 guest's handler of [`SYSTEM_CALL`], if it is of the plainest kind: in the flat code segment, open to
     /// every ring, and not masking events. Else 0, which is no handler's address (it ends the list of `set_trap_table`).
     plain_system_call: u32,
@@ -87,7 +96,7 @@ impl TrapTable {
     /// No handlers.
     #[must_use]
     pub const fn new() -> Self {
-        Self { handlers: [None; NR_TRAPS], plain_system_call: 0 }
+        Self { handlers: [None; NR_TRAPS], fast_vector: 0, fast: None, plain_system_call: 0 }
     }
 
     /// Where the address of a plain handler of [`SYSTEM_CALL`] lies in this, for the entry in assembly.
@@ -104,10 +113,50 @@ impl TrapTable {
         let may_mask = !matches!(entry.vector, DEBUG | DEVICE_NOT_AVAILABLE);
         let handler = TrapHandler { at, dpl: entry.dpl(), masks_events: may_mask && entry.masks_events() };
         self.handlers[usize::from(entry.vector)] = Some(handler);
-        if P::ARCH == Arch::X86_32 && entry.vector == SYSTEM_CALL {
-            let plain = handler.at.cs == P::FLAT_GUESTOS_CS && handler.dpl == 3 && !handler.masks_events;
-            self.plain_system_call = if plain { handler.at.ip.0 as u32 } else { 0 };
+        if entry.vector == SYSTEM_CALL {
+            self.note_system_call::<P>();
         }
+        Ok(())
+    }
+
+    /// What the entry in assembly finds.
+    #[cfg(test)]
+    pub(super) const fn plain_system_call(&self) -> u32 {
+        self.plain_system_call
+    }
+
+    /// Works out anew where a plain [`SYSTEM_CALL`] goes.
+    fn note_system_call<P: Personality>(&mut self) {
+        let fast = self.fast.filter(|_| self.fast_vector == SYSTEM_CALL);
+        let handler = fast.or(self.get(SYSTEM_CALL));
+        let plain = handler.filter(|handler| {
+            let open = handler.dpl == 3 && !handler.masks_events;
+            P::ARCH == Arch::X86_32 && handler.at.cs == P::FLAT_GUESTOS_CS && open
+        });
+        self.plain_system_call = plain.map_or(0, |handler| handler.at.ip.0 as u32);
+    }
+
+    /// `set_fast_trap(vector)`: from now on `int` of this vector goes to the handler that the table has for it now, whatever
+    /// the table says later; 0 undoes that, and so does a vector that has no handler. On x86 this was a gate from ring 3 straight to ring 1,
+    /// which long mode has not; what a guest sees of it is the same.
+    ///
+    /// # Errors
+    /// `EPERM` for a vector that cannot be one, or whose handler is to mask events: no gate does that. The fast trap stays what it was.
+    #[cold]
+    #[inline(never)]
+    pub fn set_fast_trap<P: Personality>(&mut self, vector: u32) -> Result<(), Errno> {
+        let (vector, handler) = match vector {
+            0 => (0, None),
+            _ => {
+                let vector = u8::try_from(vector).ok().filter(|&vector| may_be_fast(vector)).ok_or(Errno::EPERM)?;
+                (vector, self.get(vector))
+            }
+        };
+        if handler.is_some_and(|handler| handler.masks_events) {
+            return Err(Errno::EPERM);
+        }
+        (self.fast_vector, self.fast) = (vector, handler);
+        self.note_system_call::<P>();
         Ok(())
     }
 
@@ -128,6 +177,13 @@ impl TrapTable {
             (Arch::X86_64, Mode::Kernel) => 1,
             (Arch::X86_64, Mode::User) => 3,
         };
+        if vector == self.fast_vector
+            && let Some(handler) = self.fast
+            && handler.dpl >= ring
+        {
+            return SoftwareInterrupt::Deliver(handler);
+        }
+        // A gate that the ring may not use is a #GP to the CPU, which 2.0 answers by the table, as if there were none.
         match self.get(vector) {
             Some(handler) if handler.dpl >= ring || matches!(vector, BREAKPOINT | OVERFLOW) => {
                 SoftwareInterrupt::Deliver(handler)

@@ -212,6 +212,48 @@ fn software_interrupts() {
     assert_eq!(in_mode(0x20, Mode::User), SoftwareInterrupt::Protection(0x102));
 }
 
+#[test]
+fn fast_traps() {
+    let mut table = TrapTable::new();
+    let (kernel, user) = (Selector(0x819), Selector(0x82b));
+    let int =
+        |table: &TrapTable, vector, cs: Selector| table.software_interrupt::<X86_32>(vector, cs, Mode::of_ring(cs));
+    for vector in [1, 3, 0x1f, 0x30, 0x7f, 0x81, 0x82, 0xff, 0x120, 0x180, u32::MAX] {
+        assert_eq!(table.set_fast_trap::<X86_32>(vector), Err(Errno::EPERM), "{vector:#x}");
+    }
+    for vector in (0x20..=0x2f).chain([0x80, 0]) {
+        assert_eq!(table.set_fast_trap::<X86_32>(vector), Ok(()), "{vector:#x}");
+    }
+    assert_eq!(int(&table, 0x80, user), SoftwareInterrupt::Protection(0x402), "without a handler it is none");
+
+    table.set(&trap::<X86_32>(0x80, 3, 0x819, 0xc000_0000)).unwrap();
+    let first = table.get(0x80).unwrap();
+    assert_eq!(table.set_fast_trap::<X86_32>(0x80), Ok(()));
+    // What the table says later does not count, not even that events are to be masked.
+    table.set(&trap::<X86_32>(0x80, 4, 0x819, 0xc000_1000)).unwrap();
+    assert!(table.get(0x80).unwrap().masks_events);
+    assert_eq!(table.plain_system_call(), 0xc000_0000, "nor to the short way");
+    assert_eq!(int(&table, 0x80, user), SoftwareInterrupt::Deliver(first));
+    assert_eq!(int(&table, 0x80, kernel), SoftwareInterrupt::Deliver(first));
+    assert_eq!(table.set_fast_trap::<X86_32>(0x80), Err(Errno::EPERM), "no gate masks events");
+    assert_eq!(int(&table, 0x80, user), SoftwareInterrupt::Deliver(first), "a refusal changes nothing");
+    assert_eq!(table.set_fast_trap::<X86_32>(0), Ok(()));
+    assert_eq!(table.plain_system_call(), 0, "the table's masks events");
+    assert_eq!(int(&table, 0x80, user), SoftwareInterrupt::Protection(0x402), "the table's privilege level");
+    assert_eq!(int(&table, 0x80, kernel), SoftwareInterrupt::Protection(0x402));
+
+    // Where the fast trap may not be used, the table decides.
+    table.set(&trap::<X86_32>(0x2e, 1, 0x819, 0xc000_0000)).unwrap();
+    let first = table.get(0x2e).unwrap();
+    assert_eq!(table.set_fast_trap::<X86_32>(0x2e), Ok(()));
+    assert_eq!(int(&table, 0x2e, user), SoftwareInterrupt::Protection(0x172));
+    table.set(&trap::<X86_32>(0x2e, 3, 0x819, 0xc000_1000)).unwrap();
+    assert_eq!(int(&table, 0x2e, user), SoftwareInterrupt::Deliver(table.get(0x2e).unwrap()));
+    assert_eq!(int(&table, 0x2e, kernel), SoftwareInterrupt::Deliver(first));
+    let kernel64 = table.software_interrupt::<X86_64>(0x2e, Selector(0x82b), Mode::Kernel);
+    assert_eq!(kernel64, SoftwareInterrupt::Deliver(first), "an x86_64 kernel counts as ring 1");
+}
+
 proptest! {
     /// A kernel that pops the frame again, as `iret` does, is where it was.
     #[test]

@@ -45,6 +45,12 @@ pub fn set_pending<M: MachineMemory>(memory: &M, shared_info: Mfn, port: Port) -
     Raised::Upcall
 }
 
+/// Whether the domain has masked a port. The port must be below [`PORTS`](super::PORTS).
+pub fn is_masked<M: MachineMemory>(memory: &M, shared_info: Mfn, port: Port) -> bool {
+    let word = field(shared_info, SharedInfo::EVTCHN_MASK + 4 * (port.0 / 32 % 32) as usize);
+    memory.load32(word) & 1 << (port.0 % 32) != 0
+}
+
 /// Sets one of a domain's ports pending, and notifies the domain if that calls for an upcall.
 #[inline(always)]
 pub(super) fn raise<D: EventDomain, M: MachineMemory>(domain: &D, memory: &M, port: Port) {

@@ -15,7 +15,7 @@ mod ops;
 mod tests;
 mod wire;
 
-pub use deliver::{Raised, raise_pirq, raise_virq, set_pending};
+pub use deliver::{Raised, is_masked, raise_pirq, raise_virq, set_pending};
 pub use ops::{End, alloc_unbound, bind_interdomain, bind_pirq, bind_virq, close, close_all, send, status};
 pub use wire::{Reply, event_channel_op};
 

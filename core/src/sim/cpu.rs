@@ -172,6 +172,15 @@ impl GuestMemory for SimMachine {
     }
 }
 
+/// No bus.
+impl crate::pci::PciConfig for SimMachine {
+    fn pci_read(&self, _: crate::pci::PciAddress, _: u8, _: crate::pci::Width) -> u32 {
+        u32::MAX
+    }
+
+    fn pci_write(&self, _: crate::pci::PciAddress, _: u8, _: crate::pci::Width, _: u32) {}
+}
+
 impl CpuTables for SimMachine {
     fn load_root(&self, l4: Mfn) {
         self.cpu.lock().root = Some(l4);
@@ -196,6 +205,8 @@ impl CpuTables for SimMachine {
     fn ldt_address(&self, domain: DomId) -> u64 {
         0xffff_8200_0001_0000 + u64::from(domain.0) * 0x2_0000
     }
+
+    fn load_breakpoints(&self, _: &crate::debugreg::DebugRegisters) {}
 
     fn trap_fpu(&self) {
         self.cpu.lock().fpu_traps = true;

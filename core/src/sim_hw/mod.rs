@@ -19,12 +19,14 @@ pub use cpu::{Fault, Mode};
 pub use setup::{PATTERN_SLOT, SimDomain, domain, host, host_with};
 
 use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn};
+use crate::debugreg::DebugRegisters;
 use crate::frame::FrameInfo;
 use crate::host::Host;
 use crate::machine::{
     BadPointer, Clock, Console, CpuTables, DescriptorPage, GuestMemory, MachineMemory, Preemption, Tlb,
 };
 use crate::paging::shadow::Access;
+use crate::pci::{PciAddress, PciConfig, Width};
 use crate::sim::SimMachine;
 use alloc::collections::BTreeMap;
 use alloc::sync::Weak;
@@ -367,6 +369,17 @@ impl CpuTables for SimHardware {
     }
 
     fn trap_fpu(&self) {}
+
+    fn load_breakpoints(&self, _: &DebugRegisters) {}
+}
+
+/// No bus: what there is of one has its own tests.
+impl PciConfig for SimHardware {
+    fn pci_read(&self, _: PciAddress, _: u8, _: Width) -> u32 {
+        u32::MAX
+    }
+
+    fn pci_write(&self, _: PciAddress, _: u8, _: Width, _: u32) {}
 }
 
 impl Console for SimHardware {

@@ -4,16 +4,20 @@
 #![no_std]
 #![no_main]
 
-use proxenos_guest::abi::Errno;
+use core::sync::atomic::{AtomicU32, Ordering};
+use proxenos_guest::abi::{Errno, Virq};
 use proxenos_guest::arch::hypercall3;
 use proxenos_guest::hypercall::{check as result_of, console_read, console_write};
 use proxenos_guest::test::section;
-use proxenos_guest::{StartInfo, check, check_eq, println};
+use proxenos_guest::{StartInfo, boot, check, check_eq, events, println};
 
 proxenos_guest::test_guest!(main);
 
 fn main(_: &StartInfo) {
     proxenos_guest::init();
+    if boot::option("typed").is_some() {
+        return typed();
+    }
     written();
     counted();
     read();
@@ -65,4 +69,35 @@ fn refused() {
     }
     check_eq!(raw(0, 0xffff_ffff), Err(Errno::EINVAL), "a negative count");
     check_eq!(raw(0, 0x8000_0000), Err(Errno::EINVAL), "the most negative count");
+}
+
+static CONSOLE: AtomicU32 = AtomicU32::new(0);
+static DEBUG: AtomicU32 = AtomicU32::new(0);
+
+/// Somebody types, to us and to the hypervisor: see `input` in this guest's manifest.
+fn typed() {
+    section("typed");
+    events::handle_virq(Virq::Console, |_| _ = CONSOLE.fetch_add(1, Ordering::Relaxed)).expect("free");
+    events::handle_virq(Virq::Debug, |_| _ = DEBUG.fetch_add(1, Ordering::Relaxed)).expect("free");
+    check_eq!(CONSOLE.load(Ordering::Relaxed), 0, "nobody has typed anything");
+    println!("type to the guest");
+    // The first two of three that would switch are ours, since no third follows.
+    expect_line(b"hello\x01\x01, guest!");
+    println!("ask for VIRQ_DEBUG");
+    events::wait_until(|| DEBUG.load(Ordering::Relaxed) > 0);
+    expect_line(b"and back!");
+    check_eq!(DEBUG.load(Ordering::Relaxed), 1, "VIRQ_DEBUG");
+    check_eq!(console_read(&mut [0; 8]), Ok(0), "what was for the hypervisor is not ours");
+}
+
+/// Checks what is typed up to an exclamation mark. Waits for it: VIRQ_CONSOLE comes whenever there is something where nothing
+/// was.
+fn expect_line(expected: &[u8]) {
+    let mut line = [0; 32];
+    let mut got = 0;
+    while !line[..got].ends_with(b"!") && got < line.len() {
+        events::wait_until(|| CONSOLE.swap(0, Ordering::Relaxed) > 0);
+        got += console_read(&mut line[got..]).expect("it may be read");
+    }
+    check_eq!(&line[..got], expected);
 }

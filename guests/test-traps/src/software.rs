@@ -4,8 +4,8 @@ use crate::{expect, note, seen};
 use core::arch::asm;
 use core::sync::atomic::Ordering;
 use proxenos_guest::abi::context::{TrapFlags, TrapInfo};
-use proxenos_guest::abi::{Errno, GuestArch, GuestVirt, GuestWord, Selector};
-use proxenos_guest::arch::trap_stub;
+use proxenos_guest::abi::{Errno, GuestArch, GuestVirt, GuestWord, Hypercall, Selector};
+use proxenos_guest::arch::{hypercall1, trap_stub};
 use proxenos_guest::test::section;
 use proxenos_guest::traps::{self, vector};
 use proxenos_guest::{Arch, Word, attempt, check, check_eq, hypercall, shared_info};
@@ -48,6 +48,7 @@ pub fn run() {
     refused();
     table();
     events_masked();
+    fast();
     registers();
 }
 
@@ -146,6 +147,53 @@ fn events_masked() {
     check_eq!(seen().upcall_mask, 1, "an entry with the flag");
     check_eq!(mask(), 1, "and the kernel unmasks by itself");
     proxenos_guest::events::unmask_upcalls();
+}
+
+/// The fast trap is the handler as it was, whatever the table says later.
+fn fast() {
+    section("fast traps");
+    let install = |flags| traps::install_vector(SYSTEM_CALL, flags).expect("the entry is accepted");
+    for vector in [1, 3, 0x1f, 0x30, 0x7f, 0x81, 0x82, 0xff] {
+        check_eq!(hypercall::set_fast_trap(vector), Err(Errno::EPERM), "vector {vector:#x}");
+    }
+    // SAFETY: the number is no vector.
+    let result = unsafe { hypercall1(Hypercall::SetFastTrap.raw() as usize, 0x180) };
+    check_eq!(hypercall::check(result), Err(Errno::EPERM), "0x180");
+    for vector in 0x20..=0x2f {
+        check_eq!(hypercall::set_fast_trap(vector), Ok(()), "vector {vector:#x}");
+    }
+    install(TrapFlags::from_dpl(3));
+    check_eq!(hypercall::set_fast_trap(SYSTEM_CALL), Ok(()));
+    let before = traps::count();
+    let (sp, behind) = int!("0x80");
+    check_eq!(expect("a fast int 0x80", before, SYSTEM_CALL, 0).ip, behind);
+    check_eq!((seen().sp, seen().upcall_mask), (sp, 0), "stack pointer and events");
+    install(TrapFlags::from_dpl(0) | TrapFlags::MASK_EVENTS);
+    let before = traps::count();
+    int!("0x80");
+    expect("after a change of the table", before, SYSTEM_CALL, 0);
+    check_eq!(seen().upcall_mask, 0, "events are not masked");
+    check_eq!(hypercall::set_fast_trap(SYSTEM_CALL), Err(Errno::EPERM), "a handler that masks events");
+    let before = traps::count();
+    int!("0x80");
+    expect("after a refusal", before, SYSTEM_CALL, 0);
+    check_eq!(hypercall::set_fast_trap(0), Ok(()));
+    let before = traps::count();
+    // SAFETY: raises #GP.
+    check!(!unsafe { attempt!("int 0x80") });
+    expect("none any more", before, vector::GENERAL_PROTECTION, 0x402);
+    // One that may not be used is as if it were none: the table decides.
+    install(TrapFlags::from_dpl(0));
+    check_eq!(hypercall::set_fast_trap(SYSTEM_CALL), Ok(()));
+    let before = traps::count();
+    // SAFETY: raises #GP.
+    check!(!unsafe { attempt!("int 0x80") });
+    expect("a fast trap of ring 0", before, vector::GENERAL_PROTECTION, 0x402);
+    install(TrapFlags::from_dpl(3) | TrapFlags::MASK_EVENTS);
+    int!("0x80");
+    check_eq!(seen().upcall_mask, 1, "by the table");
+    proxenos_guest::events::unmask_upcalls();
+    check_eq!(hypercall::set_fast_trap(0), Ok(()));
 }
 
 unsafe extern "C" {

@@ -6,11 +6,15 @@
 //! The lock [`CONSOLE`] guards ring and port together, so that both see the same order. Fatal reports get around it
 //! ([`emergency`]).
 
+mod input;
 mod log;
 mod ring;
 mod serial;
 
 use crate::options::{Com1, Options};
+pub use input::Arrived;
+use input::Input;
+use proxenos_core::console_keys::Command;
 use ring::Ring;
 pub use ring::{Position, Reading};
 use serial::Serial;
@@ -18,6 +22,7 @@ use spin::{Mutex, MutexGuard};
 
 struct Console {
     ring: Ring,
+    input: Input,
     serial: Serial,
     column: Column,
 }
@@ -32,7 +37,7 @@ enum Column {
 }
 
 static CONSOLE: Mutex<Console> =
-    Mutex::new(Console { ring: Ring::new(), serial: Serial::absent(), column: Column::First });
+    Mutex::new(Console { ring: Ring::new(), input: Input::new(), serial: Serial::absent(), column: Column::First });
 
 impl Console {
     fn write(&mut self, bytes: &[u8]) {
@@ -66,10 +71,24 @@ pub fn write(bytes: &[u8]) {
     CONSOLE.lock().write(bytes);
 }
 
-/// A byte that has arrived at the serial port, if there is one.
+/// The next byte that was typed for domain 0. What else has arrived stays to be fetched.
 #[must_use]
 pub fn try_read() -> Option<u8> {
-    CONSOLE.lock().serial.try_read()
+    CONSOLE.lock().input.take_byte()
+}
+
+/// The next command that was typed.
+#[must_use]
+pub fn take_command() -> Option<Command> {
+    CONSOLE.lock().input.take_command()
+}
+
+/// Takes what has arrived at the serial port.
+#[must_use]
+pub fn fetch_input() -> Arrived {
+    let mut console = CONSOLE.lock();
+    let Console { input, serial, .. } = &mut *console;
+    input.fetch(serial)
 }
 
 /// Copies what was written from `from` on, as far as it is kept and fits in `into`.

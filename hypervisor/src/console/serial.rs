@@ -1,4 +1,4 @@
-//! The serial port COM1, polled.
+//! The serial port COM1: output polled, input announced by its interrupt.
 //!
 //! Output waits until the UART takes it, so nothing is lost, but for no longer than a UART needs: one that stops
 //! responding is given up.
@@ -24,10 +24,11 @@ impl Serial {
         Self { uart: None }
     }
 
-    /// Looks for COM1 and sets it to `baud` bits a second, 8 data bits, no parity, one stop bit, no interrupts.
+    /// Looks for COM1 and sets it to `baud` bits a second, 8 data bits, no parity, one stop bit, and has it interrupt when a byte
+    /// has arrived (once its line is open: [`crate::irq`]).
     pub fn open(baud: u32) -> Self {
         let mut serial = Self::assume();
-        let config = Config { baud_rate: BaudRate::Custom(baud), interrupts: IER::empty(), ..Config::default() };
+        let config = Config { baud_rate: BaudRate::Custom(baud), interrupts: IER::DATA_READY, ..Config::default() };
         let found = serial.uart.as_mut().is_some_and(|uart| uart.init(config).is_ok());
         if found { serial } else { Self::absent() }
     }

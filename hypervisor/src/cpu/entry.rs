@@ -7,13 +7,12 @@
 //!
 //! No lock. Interrupts are disabled throughout: every gate is an interrupt gate, and nothing here enables them.
 
-use crate::cpu::extable;
 use crate::cpu::idt::Vector;
 use crate::cpu::percpu::{self, Cpu, Pending};
+use crate::cpu::{debugreg, extable, nmi};
 use crate::mm::layout::STACK_SIZE;
-use crate::{fault, guest, time};
-use core::arch::{asm, global_asm};
-use core::sync::atomic::Ordering;
+use crate::{fault, guest, irq, time};
+use core::arch::global_asm;
 use x86_64::VirtAddr;
 
 /// The interrupted context, low to high as it lies on the stack. A trap from a guest puts it right below the CPU's
@@ -259,7 +258,7 @@ pub extern "C" fn trap_entry(frame: &mut TrapFrame) {
         return;
     }
     match frame.origin() {
-        Origin::Guest if vector == Vector::NMI => nmi(),
+        Origin::Guest if vector == Vector::NMI => nmi::handle(),
         Origin::Guest if vector == Vector::MACHINE_CHECK => fault::report_trap(frame),
         Origin::Guest => guest::trap(frame),
         Origin::Hypervisor => hypervisor_trap(frame),
@@ -290,7 +289,12 @@ fn interrupt(vector: Vector) -> Handled {
             time::apic::end_of_interrupt();
             Handled::Wholly
         }
-        _ => Handled::NotYet,
+        _ => {
+            if let Some(line) = irq::line_of(vector) {
+                irq::interrupt(line);
+            }
+            Handled::NotYet
+        }
     }
 }
 
@@ -299,10 +303,11 @@ fn hypervisor_trap(frame: &mut TrapFrame) {
     match frame.vector() {
         // Taken in the idle loop, which looks at what is pending.
         Vector::TIMER => {}
-        Vector::NMI => nmi(),
-        // A guest can make one be reported at the first instruction of the hypervisor (a breakpoint held off by `mov
-        // ss` before `syscall` or `int`: CVE-2018-8897). It means nothing here.
-        Vector::DEBUG => clear_dr6(),
+        vector if irq::line_of(vector).is_some() => {}
+        Vector::NMI => nmi::handle(),
+        // One of a guest's breakpoints: on memory that is being copied, or held off by `mov ss` until the first
+        // instruction of ours. It means nothing here (see `debugreg`).
+        Vector::DEBUG => debugreg::clear_status(),
         _ if guest::enters_guest(frame.rip) => guest::return_faulted(frame),
         // Only where the hypervisor touches guest memory knowingly: a wild pointer of its own must not be repaired.
         Vector::PAGE_FAULT
@@ -316,19 +321,4 @@ fn hypervisor_trap(frame: &mut TrapFrame) {
             None => fault::report_trap(frame),
         },
     }
-}
-
-/// An NMI: counted. Its handler must be short and take no lock, since it may have interrupted the holder.
-fn nmi() {
-    if let Some(cpu) = Cpu::try_current() {
-        cpu.nmi_count.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-/// Forgets the debug conditions that DR6 has collected.
-fn clear_dr6() {
-    // Bits 4 to 11 and 16 to 31 are set in an idle DR6 (Intel SDM vol. 3, 17.2.3).
-    let idle: u64 = 0xffff_0ff0;
-    // SAFETY: writing the status register of debug exceptions changes no control flow.
-    unsafe { asm!("mov dr6, {}", in(reg) idle, options(nomem, nostack, preserves_flags)) }
 }

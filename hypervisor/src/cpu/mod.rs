@@ -1,8 +1,10 @@
 //! The processor: descriptor tables, trap entry, per-CPU data, features.
 
+pub mod debugreg;
 pub mod entry;
 pub mod extable;
 pub mod features;
 pub mod gdt;
 pub mod idt;
+pub mod nmi;
 pub mod percpu;

@@ -32,6 +32,12 @@ bitflags::bitflags! {
     pub struct Pending: u32 {
         /// The timer that [`crate::time::set_deadline`] armed has fired (or may have: look at the clock).
         const TIMER = 1 << 0;
+        /// A command was typed at the console.
+        const COMMAND = 1 << 1;
+        /// An NMI reported a parity error.
+        const PARITY_ERROR = 1 << 2;
+        /// An NMI reported an I/O error.
+        const IO_ERROR = 1 << 3;
     }
 }
 

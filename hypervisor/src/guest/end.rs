@@ -5,6 +5,7 @@ use crate::cpu::entry::TrapFrame;
 use crate::cpu::percpu::Cpu;
 use crate::power::{self, ExitCode};
 use proxenos_core::domain::RunState;
+use proxenos_core::virq;
 
 /// The exit code under QEMU when domain 0 had to be stopped. Reasons of a guest's own lie below it.
 const CRASHED: ExitCode = ExitCode(0x7e);
@@ -13,6 +14,7 @@ const POWEROFF: u8 = 0;
 
 /// Acts on a domain that has shut down or was stopped.
 pub fn ended(run: &mut Running) -> ! {
+    virq::domain_ended(run.host, &run.dom);
     let id = run.dom.id.0;
     audit::at_end(run);
     match run.dom.shutdown_reason() {
@@ -50,7 +52,15 @@ pub fn explain(run: &Running, frame: &TrapFrame) {
 /// Stops a domain for what it did, and says what that was and where.
 pub fn crash(run: &Running, frame: &TrapFrame, why: core::fmt::Arguments<'_>) {
     log::error!("domain {} crashed: {why}", run.dom.id.0);
-    log::error!(
+    print_registers(log::Level::Error, frame);
+    log::error!("on CPU {}", Cpu::current().id.0);
+    run.dom.set_state(RunState::CRASHED);
+}
+
+/// Prints a guest's registers.
+pub fn print_registers(level: log::Level, frame: &TrapFrame) {
+    log::log!(
+        level,
         "rip {:04x}:{:016x} rsp {:04x}:{:016x} flags {:08x}",
         frame.cs,
         frame.rip,
@@ -58,10 +68,11 @@ pub fn crash(run: &Running, frame: &TrapFrame, why: core::fmt::Arguments<'_>) {
         frame.rsp,
         frame.rflags
     );
-    log::error!("rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}", frame.rax, frame.rbx, frame.rcx, frame.rdx);
-    log::error!("rsi {:016x} rdi {:016x} rbp {:016x} r8  {:016x}", frame.rsi, frame.rdi, frame.rbp, frame.r8);
-    log::error!("r9  {:016x} r10 {:016x} r11 {:016x} r12 {:016x}", frame.r9, frame.r10, frame.r11, frame.r12);
-    log::error!(
+    log::log!(level, "rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}", frame.rax, frame.rbx, frame.rcx, frame.rdx);
+    log::log!(level, "rsi {:016x} rdi {:016x} rbp {:016x} r8  {:016x}", frame.rsi, frame.rdi, frame.rbp, frame.r8);
+    log::log!(level, "r9  {:016x} r10 {:016x} r11 {:016x} r12 {:016x}", frame.r9, frame.r10, frame.r11, frame.r12);
+    log::log!(
+        level,
         "r13 {:016x} r14 {:016x} r15 {:016x} vector {:#x} code {:#x}",
         frame.r13,
         frame.r14,
@@ -69,6 +80,4 @@ pub fn crash(run: &Running, frame: &TrapFrame, why: core::fmt::Arguments<'_>) {
         frame.vector,
         frame.error_code
     );
-    log::error!("on CPU {}", Cpu::current().id.0);
-    run.dom.set_state(RunState::CRASHED);
 }

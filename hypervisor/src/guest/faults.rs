@@ -6,8 +6,8 @@ use super::deliver;
 use super::fpu::{self, DeviceNotAvailable};
 use super::hw::Hw;
 use crate::cpu::entry::TrapFrame;
-use crate::cpu::extable;
 use crate::cpu::idt::Vector;
+use crate::cpu::{debugreg, extable};
 use crate::ex_table;
 use crate::mm::layout;
 use core::arch::asm;
@@ -130,6 +130,7 @@ fn table_fault_of<P: Personality>(run: &mut Running, frame: &mut TrapFrame, at: 
         let steps = frame.rflags & TRAP_FLAG != 0;
         frame.rflags &= !RESUME_FLAG;
         if steps {
+            run.vcpu.debug.report_step();
             debug(run, frame);
         }
     }
@@ -311,7 +312,8 @@ pub fn device_not_available(run: &mut Running, frame: &mut TrapFrame) {
     }
 }
 
-/// #DB in a guest. DR6 is left for the guest to ask for, once it can.
+/// #DB in a guest. What DR6 says is kept for it to ask for (`get_debugreg`).
 pub fn debug(run: &mut Running, frame: &mut TrapFrame) {
+    run.vcpu.debug.report(debugreg::take_status());
     deliver::exception(run, frame, Vector::DEBUG, 0, None);
 }

@@ -7,13 +7,15 @@ use super::memory;
 use crate::cpu::percpu::Cpu;
 use crate::mm::layout::{self, PAGE_SIZE};
 use crate::mm::paging::{self, Flags};
-use crate::{console, time};
+use crate::{console, pci, time};
 use core::arch::asm;
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use proxenos_core::addr::{DomId, GuestVirt, MachineAddr, Mfn};
+use proxenos_core::debugreg::DebugRegisters;
 use proxenos_core::machine::{
     BadPointer, Clock, Console, CpuTables, DescriptorPage, GuestMemory, MachineMemory, Preemption, Tlb,
 };
+use proxenos_core::pci::{PciAddress, PciConfig, Width};
 use x86_64::VirtAddr;
 use x86_64::structures::DescriptorTablePointer;
 
@@ -308,6 +310,20 @@ impl CpuTables for Hw {
     fn trap_fpu(&self) {
         super::fpu::trap_next_use();
     }
+
+    fn load_breakpoints(&self, registers: &DebugRegisters) {
+        crate::cpu::debugreg::load_breakpoints(registers);
+    }
+}
+
+impl PciConfig for Hw {
+    fn pci_read(&self, at: PciAddress, register: u8, width: Width) -> u32 {
+        pci::read(at, register, width)
+    }
+
+    fn pci_write(&self, at: PciAddress, register: u8, width: Width, value: u32) {
+        pci::write(at, register, width, value);
+    }
 }
 
 impl Console for Hw {
@@ -316,6 +332,8 @@ impl Console for Hw {
     }
 
     fn console_read(&self, into: &mut [u8]) -> usize {
+        // Where no interrupt tells of it, this is when it is looked for.
+        super::console_interrupted();
         let mut got = 0;
         while got < into.len() {
             let Some(byte) = console::try_read() else { break };

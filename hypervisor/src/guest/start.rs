@@ -23,7 +23,7 @@ use core::arch::asm;
 use proxenos_abi::arch::FIRST_RESERVED_GDT_ENTRY;
 use proxenos_abi::shared_info::SharedInfo;
 use proxenos_abi::start_info::StartInfoFlags;
-use proxenos_abi::{Port, Selector};
+use proxenos_abi::{Pirq, Port, Selector};
 use proxenos_core::addr::{DomId, MachineAddr, Mfn, Pfn};
 use proxenos_core::builder::{
     DomainKind, FrameContents, InitialState, Layout, Request, StartOfDay, initial_state, populate,
@@ -82,6 +82,19 @@ fn lose_reference(host: &Host<Hw>, dom: &Domain) {
     log::warn!("a fault is provoked: {:?}", Provocation::LostReference);
     let table = dom.paging.lock().base.expect("the domain has a page-table base");
     host.frames.get(table, dom.id).map(drop).expect("its own table");
+}
+
+/// The machine, once it is known whole.
+pub(super) fn host() -> Option<&'static Host<Hw>> {
+    HOST.get()
+}
+
+/// A line of devices has interrupted: whoever has it is told.
+pub fn line_interrupted(line: Pirq) {
+    // No line is opened before there is a domain to have it.
+    if let Some(host) = host() {
+        crate::irq::lines().interrupt(&host.domains, &host.hw, line);
+    }
 }
 
 /// The frame table, the allocator with all memory that is left, and the machine-to-physical tables.
@@ -339,7 +352,9 @@ fn new_domain(host: &Host<Hw>, id: DomId, arch: Arch) -> Domain {
     host.hw.store8(field(SharedInfo::EVTCHN_UPCALL_MASK), 1);
     let m2p = if arch == Arch::X86_32 { host.m2p.narrow() } else { host.m2p.wide() };
     host.hw.store64(field(SharedInfo::MFN_TO_PFN_START), m2p.map_or(0, |first| first.0));
-    Domain::new(id, arch, Privileges::CONTROL | Privileges::DEVICES, shared_info, gdt_page)
+    let dom = Domain::new(id, arch, Privileges::CONTROL | Privileges::DEVICES, shared_info, gdt_page);
+    dom.pirqs.call_once(crate::irq::lines);
+    dom
 }
 
 /// Validates the page tables that the builder wrote, pins them and makes them the domain's base.
@@ -378,6 +393,7 @@ fn enter(running: Running, state: &InitialState) -> ! {
     run.host.hw.load_root(root);
     syscall::allow(run.dom.arch);
     fpu::trap_next_use();
+    run.host.hw.load_breakpoints(&run.vcpu.debug);
     let frame = TrapFrame {
         rip: state.ip.0,
         cs: state.code.0.into(),

@@ -39,6 +39,7 @@ pub fn wall_at_zero() -> Option<UnixNanos> {
 /// Silences the old interrupt controllers, measures the clocks, sets up the local APIC.
 pub fn init() {
     pic::silence();
+    crate::irq::init();
     apic::init();
     tsc::init();
     apic::init_timer();

@@ -3,9 +3,12 @@
 //! Always under TCG: what it makes of a guest does not depend on the host, and it knows every machine there is.
 
 use std::collections::{HashMap, VecDeque};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -14,7 +17,7 @@ use super::{Verdict, judge, log_path, spoil};
 use crate::accel::Accel;
 use crate::compile::Hypervisor;
 use crate::console::Capture;
-use crate::guest_meta::{Arch, Boot, Kind, RunSpec};
+use crate::guest_meta::{Arch, Boot, Input, Kind, RunSpec};
 use crate::iso::{self, Contents};
 use crate::process;
 use crate::qemu::{self, Clock, Debugger, Outcome, Vm};
@@ -128,9 +131,16 @@ impl Runner {
             debugger: Debugger::None,
         };
         let mut command = vm.command(scratch.path())?;
+        for device in &spec.devices {
+            command.args(["-device", device]);
+        }
         let capture = Capture::default();
         let limit = Some(Duration::from_secs(spec.timeout));
-        let (end, errors) = process::stream(command.stdin(Stdio::null()), limit, capture.clone())?;
+        let typist = typist(&mut command, &spec.input, &capture)?;
+        let result = process::stream(&mut command, limit, capture.clone());
+        // Its pipe has no other end any more, but it may wait for a text that never came.
+        typist.stop();
+        let (end, errors) = result?;
         let console = capture.text();
         let log = log_path(&self.logs, &row.name);
         std::fs::write(&log, format!("{console}{errors}"))
@@ -163,6 +173,50 @@ impl Runner {
 /// A run's own options, after the one that all runs have: of two that are the same, the last counts.
 fn hypervisor_args(spec: &RunSpec) -> String {
     format!("audit {}", spec.hv_args).trim_end().to_owned()
+}
+
+/// Somebody who types at a console.
+struct Typist(Option<(Arc<AtomicBool>, JoinHandle<()>)>);
+
+impl Typist {
+    fn stop(self) {
+        if let Some((stop, thread)) = self.0 {
+            stop.store(true, Ordering::Relaxed);
+            drop(thread.join());
+        }
+    }
+}
+
+/// Connects the command's standard input with what is to be typed when the console has shown what it is to come after.
+fn typist(command: &mut Command, input: &[Input], console: &Capture) -> Result<Typist> {
+    if input.is_empty() {
+        command.stdin(Stdio::null());
+        return Ok(Typist(None));
+    }
+    let (reader, mut writer) = std::io::pipe().context("no pipe")?;
+    command.stdin(reader);
+    let stop = Arc::new(AtomicBool::new(false));
+    let (input, console, ended) = (input.to_vec(), console.clone(), stop.clone());
+    let thread = std::thread::spawn(move || {
+        let mut shown = HashMap::<String, usize>::new();
+        for Input { after, send } in input {
+            let wanted = shown.entry(after.clone()).or_default();
+            *wanted += 1;
+            while console.text().matches(&after).count() < *wanted {
+                if ended.load(Ordering::Relaxed) {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            // A machine that has ended reads nothing.
+            drop(writer.write_all(send.as_bytes()));
+        }
+        // The pipe stays open: its end would be one more thing that the machine sees.
+        while !ended.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    });
+    Ok(Typist(Some((stop, thread))))
 }
 
 #[cfg(test)]
