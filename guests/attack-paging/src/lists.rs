@@ -3,7 +3,7 @@
 use crate::{REFUSED, TOP, blank, frame, map, remap, store, write};
 use proxenos_guest::abi::hypercall::MulticallEntry;
 use proxenos_guest::abi::mmu::{MmuCommand, MmuExtCommand};
-use proxenos_guest::abi::{Errno, GuestArch, GuestVirt, Hypercall, MachineAddr, Mfn, PAGE_SIZE};
+use proxenos_guest::abi::{Errno, GuestArch, GuestVirt, GuestWord, Hypercall, MachineAddr, Mfn, PAGE_SIZE};
 use proxenos_guest::arch::{hypercall3, hypercall4};
 use proxenos_guest::hypercall::check as result_of;
 use proxenos_guest::memory::{self, tables};
@@ -35,7 +35,7 @@ pub fn edges() {
     let done = frame();
     check_eq!(map(second.virt(), Pte::NONE), Ok(()));
     check_eq!(update_at(begin, 2, done.virt().raw()), Err(Errno::EFAULT), "a list that ends in nothing");
-    check_eq!(probe::load(done.virt()).map(|word| word as u32), Some(1), "its first request was carried out");
+    check_eq!(probe::load(done.virt()).map(|word| word.to_u64() as u32), Some(1), "its first request was carried out");
     // A count of requests that no address space holds.
     for count in [u32::MAX as usize, 0x8000_0000, 0x2000_0001] {
         check_eq!(update_at(begin, count, 0), Err(Errno::EFAULT), "{count:#x} requests");
@@ -151,7 +151,7 @@ pub fn changing() {
         [request.ptr, request.val]
     };
     let done = frame();
-    let counted = || probe::load(done.virt()).map(|word| word as u32);
+    let counted = || probe::load(done.virt()).map(|word| word.to_u64() as u32);
     // A good request becomes a bad one, by the one before it.
     let [ptr, val] = set(at + 2 * WORD, 1);
     put(&[ptr, val, flush_ptr, flush_val]);

@@ -14,7 +14,7 @@ use proxenos_guest::abi::{DomId, Errno, GuestArch, GuestVirt, Mfn};
 use proxenos_guest::memory::{self, Frame};
 use proxenos_guest::pte::{Pte, PteFlags};
 use proxenos_guest::test::section;
-use proxenos_guest::{Arch, StartInfo, Word, check, check_eq, hypercall, probe};
+use proxenos_guest::{Arch, StartInfo, Word, check_eq, hypercall, probe};
 
 proxenos_guest::test_guest!(main);
 
