@@ -29,6 +29,7 @@ pub mod paging;
 pub mod personality;
 pub mod preempt;
 pub mod reservation;
+pub mod sched;
 pub mod segments;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
