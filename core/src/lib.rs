@@ -37,6 +37,7 @@ pub mod physdev;
 pub mod pirq;
 pub mod preempt;
 pub mod reservation;
+pub mod sched;
 pub mod segments;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;

@@ -13,6 +13,7 @@ mod guest_meta;
 mod iso;
 mod lint;
 mod multiboot;
+mod plot;
 mod process;
 mod qemu;
 mod run;
@@ -49,6 +50,8 @@ enum Command {
     Bench(BenchArgs),
     /// Make a bootable ISO image with the hypervisor and a guest
     Image(ImageArgs),
+    /// Draw what each scheduler does with the same loads, on a simulated machine
+    PlotShares(PlotArgs),
     /// Check format and lints of the whole workspace
     Lint,
     /// Remove everything that was built
@@ -163,6 +166,13 @@ struct ImageArgs {
     output: Option<PathBuf>,
 }
 
+#[derive(Args)]
+struct PlotArgs {
+    /// Where to write the picture; target/sched-shares.svg without it
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
 fn main() -> ExitCode {
     let result = process::catch_interrupts().and_then(|()| match Cli::parse().command {
         Command::Build(args) => compile::command(args.arch, args.profile.profile()).map(|()| 0),
@@ -170,6 +180,7 @@ fn main() -> ExitCode {
         Command::Test(args) => suite::command(args.filter.as_deref(), args.list),
         Command::Bench(args) => bench::command(&args),
         Command::Image(args) => iso::command(&args).map(|()| 0),
+        Command::PlotShares(args) => plot::command(args.output.as_deref()).map(|()| 0),
         Command::Lint => lint::command(),
         Command::Clean => workspace::clean().map(|()| 0),
     });
