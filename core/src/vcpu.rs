@@ -5,6 +5,7 @@
 
 use crate::addr::GuestVirt;
 use crate::bounce::{Callback, TrapTable};
+use crate::ports;
 use crate::preempt::Unfinished;
 use crate::segments::Segments;
 use proxenos_abi::Selector;
@@ -39,6 +40,8 @@ pub struct Vcpu {
     pub segments: Segments,
     /// The FPU.
     pub fpu: Fpu,
+    /// Which of its rings may use I/O ports (`DOM0_IOPL`).
+    pub ports: ports::Rights,
     /// System time of the next timer event, in nanoseconds (`set_timer_op`).
     pub timer: Option<u64>,
     /// [`timer`](Self::timer) is not yet what the CPU's own timer is set to.
@@ -68,6 +71,7 @@ impl Vcpu {
             kernel_stack: (Selector::NULL, GuestVirt(0)),
             segments: Segments::new(),
             fpu: Fpu { initialised: false, guest_trap: false },
+            ports: ports::Rights::NONE,
             timer: None,
             timer_changed: false,
             reschedule: false,

@@ -13,6 +13,7 @@
 //! | [`deliver`] | pushes frames on the guest's stack: exceptions, events, failsafe |
 //! | [`timer`] | ticks, timer events, the clock guests read |
 //! | [`hw`], [`memory`], [`fpu`] | the machine as `core` sees it |
+//! | [`ports`] | `in` and `out` of those that may |
 //! | [`end`] | a domain that shuts down or has to be stopped |
 
 mod calls;
@@ -22,6 +23,7 @@ mod faults;
 mod fpu;
 mod hw;
 mod memory;
+mod ports;
 mod start;
 mod syscall;
 mod timer;

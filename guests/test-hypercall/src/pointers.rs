@@ -42,16 +42,17 @@ const FORBIDDEN: [u64; 14] = [
 ];
 
 /// The calls that take a pointer first, with a second argument that makes them use it.
-const POINTER_FIRST: [(Hypercall, usize); 5] = [
+const POINTER_FIRST: [(Hypercall, usize); 6] = [
     (Hypercall::SetTrapTable, 0),
     (Hypercall::MmuUpdate, 1),
     (Hypercall::SetGdt, 296),
     (Hypercall::Multicall, 1),
     (Hypercall::EventChannelOp, 0),
+    (Hypercall::Dom0Op, 0),
 ];
 
 /// Calls by pointer that this version of the host does not have: better none than half of one.
-const ABSENT: [Hypercall; 3] = [Hypercall::Dom0Op, Hypercall::PhysdevOp, Hypercall::GrantTableOp];
+const ABSENT: [Hypercall; 2] = [Hypercall::PhysdevOp, Hypercall::GrantTableOp];
 
 pub fn bad() {
     section("pointers that lead nowhere");
