@@ -209,7 +209,7 @@ pub fn repair_access<H: Hardware>(host: &Host<H>, dom: &Domain, at: GuestVirt, a
 
 impl CodeSegments {
     #[inline]
-    fn linear(&self, base: u64, offset: u64) -> GuestVirt {
+    pub(crate) fn linear(&self, base: u64, offset: u64) -> GuestVirt {
         let at = base.wrapping_add(offset);
         GuestVirt(if self.width == CodeWidth::Bits32 { at & 0xffff_ffff } else { at })
     }

@@ -7,6 +7,7 @@ use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn, PAGE_SIZE};
 use crate::assist;
 use crate::bounce::Callback;
 use crate::debugreg::Changed;
+use crate::dom0_op;
 use crate::domain::{Arch, Domain, RunState};
 use crate::event::{self, Reply};
 use crate::host::{Hardware, Host};
@@ -173,11 +174,10 @@ impl<H: Hardware> Caller<'_, H> {
             }
             Hypercall::XenVersion => Ok(xen_version(a)),
             Hypercall::ConsoleIo => self.console_io::<P>(a as u32, b as u32 as i32, GuestVirt(c)),
+            Hypercall::Dom0Op => dom0_op::dom0_op::<P, H>(self, GuestVirt(a)),
             Hypercall::VmAssist => assist::vm_assist(self.host, self.dom, a as u32, b as u32),
             // Of the rest none exists, rather than half of one (SPECIFICATION.md says which issue brings it).
-            Hypercall::Dom0Op | Hypercall::GrantTableOp | Hypercall::SwitchToUser | Hypercall::SetSegmentBase => {
-                Err(Errno::ENOSYS)
-            }
+            Hypercall::GrantTableOp | Hypercall::SwitchToUser | Hypercall::SetSegmentBase => Err(Errno::ENOSYS),
         };
         Ok(result?)
     }

@@ -8,6 +8,7 @@ use crate::bounce::{Callback, TrapTable};
 use crate::debugreg::DebugRegisters;
 use crate::mmu::Course;
 use crate::personality::Personality;
+use crate::ports;
 use crate::preempt::Unfinished;
 use crate::segments::Segments;
 use proxenos_abi::{GuestArch, Selector, X86_32};
@@ -47,6 +48,8 @@ pub struct Vcpu {
     pub fpu: Fpu,
     /// Debug registers.
     pub debug: DebugRegisters,
+    /// Which of its rings may use I/O ports (`DOM0_IOPL`).
+    pub ports: ports::Rights,
     /// System time of the next timer event, in nanoseconds (`set_timer_op`).
     pub timer: Option<u64>,
     /// [`timer`](Self::timer) is not yet what the CPU's own timer is set to.
@@ -80,6 +83,7 @@ impl Vcpu {
             segments: Segments::new(),
             fpu: Fpu { initialised: false, guest_trap: false },
             debug: DebugRegisters::new(),
+            ports: ports::Rights::NONE,
             timer: None,
             timer_changed: false,
             reschedule: false,

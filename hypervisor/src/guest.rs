@@ -16,6 +16,7 @@
 //! | [`hw`], [`memory`], [`fpu`] | the machine as `core` sees it |
 //! | [`audit`] | the check of the whole machine's memory, where it is asked for |
 //! | [`sources`] | what interrupts and NMIs left to be told, and commands typed at the console |
+//! | [`ports`] | `in` and `out` of those that may |
 //! | [`end`] | a domain that shuts down or has to be stopped |
 
 mod audit;
@@ -26,6 +27,7 @@ mod faults;
 mod fpu;
 mod hw;
 mod memory;
+mod ports;
 mod quick;
 mod sources;
 mod start;

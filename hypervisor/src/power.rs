@@ -24,6 +24,12 @@ pub fn init_debug_exit(port: Option<IoPort>) {
     DEBUG_EXIT.store(port.map_or(0, |port| port.0), Ordering::Relaxed);
 }
 
+/// Where the debug-exit device is, if there is one.
+pub fn debug_exit_port() -> Option<IoPort> {
+    let port = DEBUG_EXIT.load(Ordering::Relaxed);
+    (port != 0).then_some(IoPort(port))
+}
+
 /// Ends QEMU with `code`, if there is a debug-exit device. Returns if there is none.
 pub fn debug_exit(code: ExitCode) {
     let port = DEBUG_EXIT.load(Ordering::Relaxed);

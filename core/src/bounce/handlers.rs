@@ -160,6 +160,13 @@ impl TrapTable {
         Ok(())
     }
 
+    /// Whether a vector goes to another handler than its own, perhaps.
+    #[inline]
+    #[must_use]
+    pub const fn has_fast_trap(&self) -> bool {
+        self.fast_vector != 0
+    }
+
     /// The handler of a vector. A guest that has none for an exception it takes cannot go on.
     #[inline]
     #[must_use]

@@ -5,6 +5,7 @@ use super::Running;
 use super::deliver;
 use super::fpu::{self, DeviceNotAvailable};
 use super::hw::Hw;
+use super::ports;
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::idt::Vector;
 use crate::cpu::{debugreg, extable};
@@ -126,15 +127,19 @@ fn table_fault_of<P: Personality>(run: &mut Running, frame: &mut TrapFrame, at: 
         segments.code_segments::<P, Hw>(host, dom, cs, data_selector())
     });
     if frame.rip != before {
-        // The instruction is done, as far as breakpoints and single steps are concerned too.
-        let steps = frame.rflags & TRAP_FLAG != 0;
-        frame.rflags &= !RESUME_FLAG;
-        if steps {
-            run.vcpu.debug.report_step();
-            debug(run, frame);
-        }
+        instruction_done(run, frame);
     }
     outcome
+}
+
+/// An instruction was carried out for the guest: it is done as far as breakpoints and single steps are concerned too.
+fn instruction_done(run: &mut Running, frame: &mut TrapFrame) {
+    let steps = frame.rflags & TRAP_FLAG != 0;
+    frame.rflags &= !RESUME_FLAG;
+    if steps {
+        run.vcpu.debug.report_step();
+        debug(run, frame);
+    }
 }
 
 /// The guest's DS, which nothing on the way here has changed.
@@ -255,6 +260,9 @@ pub fn general_protection(run: &mut Running, frame: &mut TrapFrame) {
     }
     if run.dom.arch == Arch::X86_32 && frame.error_code != 0 && call_gate(run, frame) {
         return;
+    }
+    if frame.error_code == 0 && ports::general_protection(run, frame, data_selector()) == ports::Outcome::Done {
+        return instruction_done(run, frame);
     }
     deliver::exception(run, frame, Vector(13), frame.error_code as u32, None);
 }

@@ -96,12 +96,16 @@ extern "C" fn exception<P: Personality>(frame: &mut TrapFrame) -> Next {
     if PLAIN.contains(vector) {
         return enter_handler::<P>(cpu, run, frame, vector, &Cause::Plain);
     }
-    // With an error code it may be an `int n` or a far call.
-    if vector == Vector::GENERAL_PROTECTION && frame.error_code == 0 {
+    // With an error code it may be an `int n` or a far call, of who has rights to ports it may be a use of one.
+    if vector == Vector::GENERAL_PROTECTION && frame.error_code == 0 && !run.vcpu.ports.any() {
         return enter_handler::<P>(cpu, run, frame, vector, &Cause::Code(0));
     }
     const ANY_RING: u8 = 3;
-    if vector == Vector::SYSTEM_CALL && run.vcpu.traps.get(vector.0).is_some_and(|handler| handler.dpl == ANY_RING) {
+    let traps = &run.vcpu.traps;
+    if vector == Vector::SYSTEM_CALL
+        && !traps.has_fast_trap()
+        && traps.get(vector.0).is_some_and(|handler| handler.dpl == ANY_RING)
+    {
         return enter_handler::<P>(cpu, run, frame, vector, &Cause::Plain);
     }
     Next::LongWay
