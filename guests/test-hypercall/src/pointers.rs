@@ -42,7 +42,7 @@ const FORBIDDEN: [u64; 14] = [
 ];
 
 /// The calls that take a pointer first, with a second argument that makes them use it.
-const POINTER_FIRST: [(Hypercall, usize); 6] = [
+const POINTER_FIRST: [(Hypercall, usize); 7] = [
     (Hypercall::SetTrapTable, 0),
     (Hypercall::MmuUpdate, 1),
     (Hypercall::SetGdt, 296),
