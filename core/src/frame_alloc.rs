@@ -9,7 +9,7 @@
 //!
 //! Lock: the caller's (one mutex around the whole allocator, innermost in the lock order).
 
-use crate::addr::{DomId, FRAMES_BELOW_4G, MachineAddr, Mfn, PAGE_SIZE};
+use crate::addr::{DomId, FIRST_RAM_FRAME, FRAMES_BELOW_4G, MachineAddr, Mfn, PAGE_SIZE};
 use crate::frame::{Contents, FrameInfo, FrameTable};
 use crate::machine::{MachineMemory, Tlb};
 
@@ -68,8 +68,10 @@ impl FrameAllocator {
         }
     }
 
-    /// Gives the allocator `count` frames from `first` on, which nobody uses.
+    /// Gives the allocator `count` frames from `first` on, which nobody uses. Those of the first MiB cannot be given, so that
+    /// no domain ever owns one.
     pub fn release_range(&mut self, first: Mfn, count: u64) {
+        assert!(first >= FIRST_RAM_FRAME, "the first MiB is the PC's");
         let (mut at, end) = (first.0, first.0 + count);
         while at < end {
             let fits = (end - at).ilog2();

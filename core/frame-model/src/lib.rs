@@ -10,7 +10,7 @@
 #[allow(dead_code, unused_imports)]
 #[path = "../../src/addr.rs"]
 mod addr;
-#[allow(dead_code)]
+#[allow(dead_code, unused_imports)]
 #[path = "../../src/frame/mod.rs"]
 pub mod frame;
 

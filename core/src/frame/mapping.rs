@@ -5,7 +5,7 @@
 //! the frame is the owner's and writable memory already. It is then the same as the two, with nobody looking in between.
 
 use super::FrameInfo;
-use super::FrameType::Writable;
+use super::FrameType::{Descriptor, Writable};
 use super::word::{
     CROWDED, KIND, ONE_REF, ONE_TYPE, OWNER, REFS, STATE, TYPES, VALIDATED, kind_field, owner_field, type_count,
 };
@@ -15,19 +15,36 @@ use crate::atomics::Ordering;
 /// Type counts from 2 on.
 const OTHERS: u64 = TYPES & !ONE_TYPE;
 
+/// How the word of a frame looks that is a domain's and writable memory, with room for more references.
+#[derive(Clone, Copy)]
+pub(crate) struct WritableOf(u64);
+
+impl WritableOf {
+    /// Of this domain's frames.
+    #[inline]
+    pub(crate) const fn domain(owner: DomId) -> Self {
+        // A validated type has a count, and so has the frame then. Marks and partial tables are no writable memory's.
+        Self(owner_field(owner) | kind_field(Writable) | VALIDATED)
+    }
+}
+
 impl FrameInfo {
     /// Takes a reference to `owner`'s frame, and one to it as writable memory. False says nothing and changes nothing:
     /// then [`get`](Self::get) and [`get_type`](Self::get_type) tell.
     #[inline]
     #[must_use]
     pub fn get_writable(&self, owner: DomId) -> bool {
-        // A validated type has a count, and so has the frame then. Marks and partial tables are no writable memory's.
+        self.get_writable_quickly(WritableOf::domain(owner)) || self.get_writable_again(owner)
+    }
+
+    /// As [`get_writable`](Self::get_writable), if nobody else is quicker and the frame is writable memory now.
+    #[inline(always)]
+    pub(crate) fn get_writable_quickly(&self, wanted: WritableOf) -> bool {
         const SEEN: u64 = OWNER | KIND | STATE | CROWDED;
-        let wanted = owner_field(owner) | kind_field(Writable) | VALIDATED;
         let now = self.word.load(Ordering::Acquire);
-        let next = now + (ONE_REF + ONE_TYPE);
-        now & SEEN == wanted && self.word.compare_exchange_weak(now, next, Ordering::AcqRel, Ordering::Acquire).is_ok()
-            || self.get_writable_again(owner)
+        let next = now.wrapping_add(ONE_REF + ONE_TYPE);
+        now & SEEN == wanted.0
+            && self.word.compare_exchange_weak(now, next, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     /// As [`get_writable`](Self::get_writable) where somebody else was quicker, or the frame was writable memory last and is
@@ -50,16 +67,17 @@ impl FrameInfo {
     #[inline]
     #[must_use]
     pub fn put_writable(&self, stamp: u32) -> bool {
+        !self.put_writable_quickly(stamp) && self.put_last_writable()
+    }
+
+    /// As [`put_writable`](Self::put_writable), if others rely on the type too and nobody else is quicker. False says nothing
+    /// and leaves no more than the stamp; true: done, and the frame is not to be freed.
+    #[inline(always)]
+    pub(crate) fn put_writable_quickly(&self, stamp: u32) -> bool {
         self.set_stamp(stamp);
         let now = self.word.load(Ordering::Acquire);
         let next = now.wrapping_sub(ONE_REF + ONE_TYPE);
-        // While others rely on the type, there are other references too.
-        if now & OTHERS != 0 && self.word.compare_exchange_weak(now, next, Ordering::AcqRel, Ordering::Acquire).is_ok()
-        {
-            debug_assert!(now & KIND == kind_field(Writable) && now & REFS > ONE_REF, "{now:#x}");
-            return false;
-        }
-        self.put_last_writable()
+        now & OTHERS != 0 && self.word.compare_exchange_weak(now, next, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     #[cold]
@@ -83,5 +101,17 @@ impl FrameInfo {
         self.set_stamp(stamp);
         // Of I/O memory nothing is counted; of what the mapping keeps, at least that is.
         self.word.load(Ordering::Relaxed) & REFS != 0 && self.put()
+    }
+
+    /// As [`put_readable`](Self::put_readable), under the conditions of [`put_writable_quickly`](Self::put_writable_quickly),
+    /// and if the frame is no page of descriptors, whose owner wants to know.
+    #[inline(always)]
+    pub(crate) fn put_readable_quickly(&self, stamp: u32) -> bool {
+        const OTHER_REFS: u64 = REFS & !ONE_REF;
+        self.set_stamp(stamp);
+        let now = self.word.load(Ordering::Acquire);
+        now & OTHER_REFS != 0
+            && now & KIND != kind_field(Descriptor)
+            && self.word.compare_exchange_weak(now, now - ONE_REF, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 }

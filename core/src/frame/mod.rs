@@ -22,6 +22,7 @@ mod table;
 mod tests;
 mod word;
 
+pub(crate) use mapping::WritableOf;
 pub use partial::Condition;
 pub use table::FrameTable;
 pub use word::{Refs, TypeWord};

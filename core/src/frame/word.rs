@@ -2,10 +2,10 @@
 //!
 //! | bits | what | while the frame is free |
 //! |---|---|---|
-//! | 0..23 | references | 0 |
-//! | 23..41 | type count; of a partial table, entries done (its count is 1) | log2 of the block's size, in its first frame |
-//! | 41..44 | type | [`FrameType::Free`] in the first frame of a block |
-//! | 44..47 | state of the type | [`ZEROED`], or nothing |
+//! | 0..18 | type count; of a partial table, entries done (its count is 1) | log2 of the block's size, in its first frame |
+//! | 18..21 | type | [`FrameType::Free`] in the first frame of a block |
+//! | 21..24 | state of the type | [`ZEROED`], or nothing |
+//! | 24..47 | references | 0 |
 //! | 47..62 | owner | nobody |
 //! | 62 | the owner holds its own reference | 0 |
 //! | 63 | the hypervisor's, shared with the owner | 0 |
@@ -17,24 +17,25 @@ use super::FrameType;
 use crate::addr::DomId;
 
 /// One reference.
-pub(super) const ONE_REF: u64 = 1;
+pub(super) const ONE_REF: u64 = 1 << REFS_SHIFT;
 /// The references.
-pub(super) const REFS: u64 = (1 << 23) - 1;
+pub(super) const REFS: u64 = ((1 << 23) - 1) << REFS_SHIFT;
+const REFS_SHIFT: u32 = 24;
 /// One use of the type.
 pub(super) const ONE_TYPE: u64 = 1 << TYPES_SHIFT;
 /// The type count.
 pub(super) const TYPES: u64 = ((1 << 18) - 1) << TYPES_SHIFT;
 /// Where the type count begins.
-pub(super) const TYPES_SHIFT: u32 = 23;
+pub(super) const TYPES_SHIFT: u32 = 0;
 /// The type.
 pub(super) const KIND: u64 = 7 << KIND_SHIFT;
-const KIND_SHIFT: u32 = 41;
+const KIND_SHIFT: u32 = 18;
 /// The type is what it says: whoever finds it may rely on it.
-pub(super) const VALIDATED: u64 = 1 << 44;
+pub(super) const VALIDATED: u64 = 1 << 21;
 /// Of a validated table: pinned. Of a partial one: condemned.
-pub(super) const MARKED: u64 = 1 << 45;
+pub(super) const MARKED: u64 = 1 << 22;
 /// A table of which only the first entries hold references.
-pub(super) const PARTIAL: u64 = 1 << 46;
+pub(super) const PARTIAL: u64 = 1 << 23;
 /// Of a frame that nobody owns: it holds zeroes.
 pub(super) const ZEROED: u64 = VALIDATED;
 /// The state of the type.
@@ -49,7 +50,7 @@ pub(super) const ALLOCATED: u64 = 1 << 62;
 /// The hypervisor's, but shared with its owner.
 pub(super) const SHARED: u64 = 1 << 63;
 /// The upper half of either count: where neither bit is set, both have room.
-pub(super) const CROWDED: u64 = 1 << 22 | 1 << 40;
+pub(super) const CROWDED: u64 = 1 << 46 | 1 << 17;
 
 /// The owner's field. A number that does not fit (no domain has one) spoils other bits, so it equals no frame's owner.
 #[inline]
@@ -84,7 +85,7 @@ impl Refs {
     #[inline]
     #[must_use]
     pub const fn count(self) -> u32 {
-        (self.0 & REFS) as u32
+        ((self.0 & REFS) >> REFS_SHIFT) as u32
     }
 
     /// Who owns the frame.

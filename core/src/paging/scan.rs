@@ -12,101 +12,173 @@
 //!
 //! Lock: the owner's paging lock. Neither scan makes way in between.
 
-use super::format::{Format, Pte};
-use super::types::get_own_target;
+use super::format::{Format, Pte, bits};
 use super::{Pager, PagingError, PagingState, Target};
 use crate::addr::{Mfn, PAGE_SIZE};
+use crate::frame::WritableOf;
 use crate::host::Hardware;
 use crate::preempt::cost;
-use core::ops::Range;
 
 /// What is looked at in one go, bytes.
 const LINE: usize = 64;
+
+/// What is passed on where a format has no shadows.
+const NO_SHADOW: Mfn = Mfn(0);
 
 impl<H: Hardware> Pager<'_, H> {
     /// Checks a frame as a table of the lowest level, taking a reference for each entry; when that fails, none is taken.
     pub(super) fn validate_l1<F: Format>(&self, state: &mut PagingState, table: Mfn) -> Result<(), PagingError> {
         state.poll.step(cost::TABLE);
-        let Some(shadow) = self.create_empty_shadow::<F>(state, table) else {
-            return self.get_l1_entries::<F>(table, |_, _| ()).map_err(|(done, error)| {
-                self.mapped_nothing(|| self.put_l1_entries::<F>(table, done, |_| ()));
-                error
-            });
-        };
-        self.get_l1_entries::<F>(table, |index, entry| self.write_l1_shadow(shadow, index, entry)).map_err(
-            |(done, error)| {
-                let clear = |index| self.clear_l1_shadow(shadow, index);
-                self.mapped_nothing(|| self.put_l1_entries::<F>(table, done, clear));
+        let shadow = self.create_empty_shadow::<F>(state, table);
+        if F::SHADOWED && shadow.is_none() {
+            return self.get_one_by_one::<F>(table);
+        }
+        let shadow = shadow.unwrap_or(NO_SHADOW);
+        self.get_l1_entries::<F>(table, shadow).map_err(|(done, error)| {
+            self.mapped_nothing(|| self.put_l1_entries::<F>(table, done, shadow));
+            if F::SHADOWED {
                 self.destroy_cleared_shadow::<F>(state, table);
-                error
-            },
-        )
+            }
+            error
+        })
     }
 
     /// Gives back the references of a table of the lowest level that ceases to be one.
     pub(super) fn devalidate_l1<F: Format>(&self, state: &mut PagingState, table: Mfn) {
-        let walks_shadows = self.walks_shadows::<F>();
-        let shadow = if walks_shadows { self.host.frames.info(table).and_then(|info| info.shadow()) } else { None };
-        match shadow {
-            Some(shadow) => {
-                // By invariant I6 no other slot of the shadow is in use than those of present entries.
-                self.put_l1_entries::<F>(table, F::ENTRIES, |index| self.clear_l1_shadow(shadow, index));
-                self.destroy_cleared_shadow::<F>(state, table);
-            }
-            None => self.put_l1_entries::<F>(table, F::ENTRIES, |_| ()),
-        }
         state.poll.step(cost::TABLE);
+        let shadow = self.host.frames.info(table).and_then(|info| info.shadow()).filter(|_| F::SHADOWED);
+        // Who is watched is to know of each foreign mapping that goes ([`super::log_dirty`]).
+        if self.host.is_any_watched() || F::SHADOWED && shadow.is_none() {
+            self.put_one_by_one::<F>(table, F::ENTRIES);
+            return self.destroy_shadow::<F>(state, table, 1);
+        }
+        // By invariant I6 no other slot of the shadow is in use than those of present entries.
+        self.put_l1_entries::<F>(table, F::ENTRIES, shadow.unwrap_or(NO_SHADOW));
+        if F::SHADOWED {
+            self.destroy_cleared_shadow::<F>(state, table);
+        }
     }
 
-    /// Takes the references of all entries, and shows each present one to `shadow`. When one is refused, says which: those
-    /// before it hold theirs.
-    #[inline(always)]
-    fn get_l1_entries<F: Format>(&self, table: Mfn, shadow: impl Fn(usize, Pte)) -> Result<(), (usize, PagingError)> {
-        let (host, owner) = (self.host, self.dom.id);
+    /// As the scan, of a table for whose shadow there is no room.
+    #[cold]
+    fn get_one_by_one<F: Format>(&self, table: Mfn) -> Result<(), PagingError> {
+        for index in 0..F::ENTRIES {
+            let taken = self.get_l1_target::<F>(F::load(&self.host.hw, table, index), Target::Own);
+            taken.inspect_err(|_| self.mapped_nothing(|| self.put_one_by_one::<F>(table, index)))?;
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn put_one_by_one<F: Format>(&self, table: Mfn, count: usize) {
+        for index in 0..count {
+            self.put_l1_target(F::load(&self.host.hw, table, index));
+        }
+    }
+
+    /// Takes the references of all entries and writes their shadow. When one is refused, says which: those before it hold
+    /// theirs.
+    #[inline(never)]
+    fn get_l1_entries<F: Format>(&self, table: Mfn, shadow: Mfn) -> Result<(), (usize, PagingError)> {
         let per_line = F::ENTRIES * LINE / PAGE_SIZE;
-        for line in 0..PAGE_SIZE / LINE {
-            let first = line * per_line;
-            if host.hw.bits_of_line(F::entry_addr(table, first)) & F::PRESENT == 0 {
+        let own = WritableOf::domain(self.dom.id);
+        for first in (0..F::ENTRIES).step_by(per_line) {
+            if self.host.hw.bits_of_line(F::entry_addr(table, first)) & F::PRESENT == 0 {
                 continue;
             }
-            for index in first..first + per_line {
-                let entry = F::load(&host.hw, table, index);
-                if !entry.present() {
-                    continue;
-                }
-                if !get_own_target::<F, H>(host, owner, entry) {
-                    self.get_l1_target::<F>(entry, Target::Own).map_err(|error| (index, error))?;
-                }
-                shadow(index, entry);
+            for index in (first..first + per_line).step_by(4) {
+                self.get_quickly::<F>(own, table, index, shadow)?;
+                self.get_quickly::<F>(own, table, index + 1, shadow)?;
+                self.get_quickly::<F>(own, table, index + 2, shadow)?;
+                self.get_quickly::<F>(own, table, index + 3, shadow)?;
             }
         }
         Ok(())
     }
 
-    /// Gives back the references of the first `count` entries, and tells `clear` which were present.
+    /// An entry that maps a frame of the domain's own, which is writable memory already, for writing; under shadows one that
+    /// the guest has used.
     #[inline(always)]
-    fn put_l1_entries<F: Format>(&self, table: Mfn, count: usize, clear: impl Fn(usize)) {
+    fn get_quickly<F: Format>(
+        &self,
+        own: WritableOf,
+        table: Mfn,
+        index: usize,
+        shadow: Mfn,
+    ) -> Result<(), (usize, PagingError)> {
+        let used = bits::P | bits::RW | if F::SHADOWED { bits::A | bits::D } else { 0 };
+        let entry = F::load(&self.host.hw, table, index);
+        // What a domain owns is RAM, and none of the first MiB is a domain's.
+        if entry.0 & (used | F::REFUSED | bits::UNCACHED) == used
+            && let Some(info) = self.host.frames.info(entry.mfn())
+            && info.get_writable_quickly(own)
+        {
+            if F::SHADOWED {
+                self.write_used_l1_shadow(shadow, index, entry);
+            }
+            return Ok(());
+        }
+        if entry.present() { self.get_one::<F>(entry, index, shadow) } else { Ok(()) }
+    }
+
+    #[inline(never)]
+    fn get_one<F: Format>(&self, entry: Pte, index: usize, shadow: Mfn) -> Result<(), (usize, PagingError)> {
+        self.get_l1_target::<F>(entry, Target::Own).map_err(|error| (index, error))?;
+        if F::SHADOWED {
+            self.write_l1_shadow(shadow, index, entry);
+        }
+        Ok(())
+    }
+
+    /// Gives back the references of the first `count` entries, and clears the slots of their shadow.
+    #[inline(never)]
+    fn put_l1_entries<F: Format>(&self, table: Mfn, count: usize, shadow: Mfn) {
         // No CPU that flushes after this walks to the table, so that the stamp speaks for all of its entries.
         let stamp = self.host.hw.stamp();
         let per_line = F::ENTRIES * LINE / PAGE_SIZE;
-        let whole = count / per_line;
-        for line in 0..whole {
-            let first = line * per_line;
-            if self.host.hw.bits_of_line(F::entry_addr(table, first)) & F::PRESENT != 0 {
-                self.put_some::<F>(table, first..first + per_line, stamp, &clear);
+        let whole = count - count % per_line;
+        for first in (0..whole).step_by(per_line) {
+            if self.host.hw.bits_of_line(F::entry_addr(table, first)) & F::PRESENT == 0 {
+                continue;
+            }
+            for index in (first..first + per_line).step_by(4) {
+                self.put_quickly::<F>(table, index, shadow, stamp);
+                self.put_quickly::<F>(table, index + 1, shadow, stamp);
+                self.put_quickly::<F>(table, index + 2, shadow, stamp);
+                self.put_quickly::<F>(table, index + 3, shadow, stamp);
             }
         }
-        self.put_some::<F>(table, whole * per_line..count, stamp, &clear);
+        for index in whole..count {
+            self.put_quickly::<F>(table, index, shadow, stamp);
+        }
     }
 
+    /// An entry whose frame others refer to as well.
     #[inline(always)]
-    fn put_some<F: Format>(&self, table: Mfn, indices: Range<usize>, stamp: u32, clear: &impl Fn(usize)) {
-        for index in indices {
-            let entry = F::load(&self.host.hw, table, index);
-            if entry.present() {
-                clear(index);
-                self.put_mapping(entry, stamp);
-            }
+    fn put_quickly<F: Format>(&self, table: Mfn, index: usize, shadow: Mfn, stamp: u32) {
+        let entry = F::load(&self.host.hw, table, index);
+        if !entry.present() {
+            return;
+        }
+        if F::SHADOWED {
+            self.clear_l1_shadow(shadow, index);
+        }
+        // Of I/O memory nothing is counted, nor are there others that map the hypervisor's frames in the first MiB.
+        if entry.writable()
+            && let Some(info) = self.host.frames.info(entry.mfn())
+            && info.put_writable_quickly(stamp)
+        {
+            return;
+        }
+        self.put_one(entry, stamp);
+    }
+
+    #[inline(never)]
+    fn put_one(&self, entry: Pte, stamp: u32) {
+        let quickly = !entry.writable()
+            && self.host.frames.above_first_mib(entry.mfn()).is_some_and(|info| info.put_readable_quickly(stamp));
+        if !quickly {
+            self.put_mapping(entry, stamp);
         }
     }
 }

@@ -134,6 +134,14 @@ impl<H: Hardware> Pager<'_, H> {
         }
     }
 
+    /// As [`write_l1_shadow`](Self::write_l1_shadow), of an entry that is present, writable, accessed and dirty.
+    #[inline(always)]
+    pub(super) fn write_used_l1_shadow(&self, shadow: Mfn, index: usize, entry: Pte) {
+        const KEPT: u64 = bits::FRAME | bits::US | bits::PCD | bits::PWT | bits::P | bits::RW | bits::A | bits::D;
+        debug_assert_eq!(l1_shadow(entry), entry.0 & KEPT);
+        self.host.hw.store64(slot(shadow, index), entry.0 & KEPT);
+    }
+
     /// Clears a slot of an L1 table's shadow, of which this is the first frame.
     #[inline]
     pub(super) fn clear_l1_shadow(&self, shadow: Mfn, index: usize) {
@@ -178,6 +186,11 @@ impl<H: Hardware> Pager<'_, H> {
             return;
         }
         if let Some(shadow) = info.shadow() {
+            if F::SHADOWED
+                && let Some(below) = self.shadow_below::<F>(entry)
+            {
+                self.note_hung(below);
+            }
             for half in 0..slots::<F>() {
                 self.host.hw.store64(slot(shadow, slots::<F>() * index + half), self.upper_shadow::<F>(entry, half));
             }
