@@ -30,7 +30,7 @@ use super::shadow::order;
 use super::{Pager, PagingState};
 use crate::addr::Mfn;
 use crate::frame::FrameInfo;
-use crate::host::Hardware;
+use crate::host::{Hardware, Walked};
 use core::sync::atomic::Ordering::Relaxed;
 
 /// The least that a limit may be: what the widest instruction needs and what can never be dropped, with room to spare.
@@ -182,6 +182,9 @@ impl<H: Hardware> Pager<'_, H> {
     fn enlist(&self, state: &mut PagingState, table: Mfn, first: Mfn, frames: u32) {
         state.pool.used += frames;
         self.node(first).set_shadow(Some(table));
+        if frames > 1 {
+            self.second(first).prev.store(0, Relaxed);
+        }
         self.append(state, first);
     }
 
@@ -191,10 +194,27 @@ impl<H: Hardware> Pager<'_, H> {
         self.host.free_hypervisor(first, order);
     }
 
-    /// As [`release_shadow`](Self::release_shadow), of one in which the caller has left nothing but zeroes.
+    /// As [`release_shadow`](Self::release_shadow), of a two-level guest's in which the caller has left nothing but zeroes.
     pub(super) fn release_zeroed_shadow(&self, state: &mut PagingState, first: Mfn, order: u32) {
         self.delist(state, first, order);
-        self.host.free_zeroed(first, order);
+        let walked = if self.was_hung(first) { Walked::Perhaps } else { Walked::Never };
+        self.host.free_zeroed(first, order, walked);
+    }
+
+    /// The second frame of a shadow that has more than one. Its record's `prev` says whether the shadow was ever hung into
+    /// another, where a CPU walks to it.
+    fn second(&self, first: Mfn) -> &'static FrameInfo {
+        self.node(Mfn(first.0 + 1))
+    }
+
+    /// Notes that a two-level guest's shadow is hung into another.
+    #[inline]
+    pub(super) fn note_hung(&self, first: Mfn) {
+        self.second(first).prev.store(1, Relaxed);
+    }
+
+    fn was_hung(&self, first: Mfn) -> bool {
+        self.second(first).prev.load(Relaxed) != 0
     }
 
     fn delist(&self, state: &mut PagingState, first: Mfn, order: u32) {

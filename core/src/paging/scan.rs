@@ -22,48 +22,64 @@ use crate::preempt::cost;
 /// What is looked at in one go, bytes.
 const LINE: usize = 64;
 
-/// What is passed on where there is no shadow.
+/// What is passed on where a format has no shadows.
 const NO_SHADOW: Mfn = Mfn(0);
 
 impl<H: Hardware> Pager<'_, H> {
     /// Checks a frame as a table of the lowest level, taking a reference for each entry; when that fails, none is taken.
     pub(super) fn validate_l1<F: Format>(&self, state: &mut PagingState, table: Mfn) -> Result<(), PagingError> {
         state.poll.step(cost::TABLE);
-        let Some(shadow) = self.create_empty_shadow::<F>(state, table) else {
-            return self.get_l1_entries::<F, false>(table, NO_SHADOW).map_err(|(done, error)| {
-                self.mapped_nothing(|| self.put_l1_entries::<F, false>(table, done, NO_SHADOW));
-                error
-            });
-        };
-        self.get_l1_entries::<F, true>(table, shadow).map_err(|(done, error)| {
-            self.mapped_nothing(|| self.put_l1_entries::<F, true>(table, done, shadow));
-            self.destroy_cleared_shadow::<F>(state, table);
+        let shadow = self.create_empty_shadow::<F>(state, table);
+        if F::SHADOWED && shadow.is_none() {
+            return self.get_one_by_one::<F>(table);
+        }
+        let shadow = shadow.unwrap_or(NO_SHADOW);
+        self.get_l1_entries::<F>(table, shadow).map_err(|(done, error)| {
+            self.mapped_nothing(|| self.put_l1_entries::<F>(table, done, shadow));
+            if F::SHADOWED {
+                self.destroy_cleared_shadow::<F>(state, table);
+            }
             error
         })
     }
 
     /// Gives back the references of a table of the lowest level that ceases to be one.
     pub(super) fn devalidate_l1<F: Format>(&self, state: &mut PagingState, table: Mfn) {
-        let walks_shadows = self.walks_shadows::<F>();
-        match self.host.frames.info(table).and_then(|info| info.shadow()).filter(|_| walks_shadows) {
-            Some(shadow) => {
-                // By invariant I6 no other slot of the shadow is in use than those of present entries.
-                self.put_l1_entries::<F, true>(table, F::ENTRIES, shadow);
-                self.destroy_cleared_shadow::<F>(state, table);
-            }
-            None => self.put_l1_entries::<F, false>(table, F::ENTRIES, NO_SHADOW),
-        }
         state.poll.step(cost::TABLE);
+        let shadow = self.host.frames.info(table).and_then(|info| info.shadow()).filter(|_| F::SHADOWED);
+        // Who is watched is to know of each foreign mapping that goes ([`super::log_dirty`]).
+        if self.host.is_any_watched() || F::SHADOWED && shadow.is_none() {
+            self.put_one_by_one::<F>(table, F::ENTRIES);
+            return self.destroy_shadow::<F>(state, table, 1);
+        }
+        // By invariant I6 no other slot of the shadow is in use than those of present entries.
+        self.put_l1_entries::<F>(table, F::ENTRIES, shadow.unwrap_or(NO_SHADOW));
+        if F::SHADOWED {
+            self.destroy_cleared_shadow::<F>(state, table);
+        }
     }
 
-    /// Takes the references of all entries and writes their shadow, if there is one (`SHADOW`). When one is refused, says which: those before it hold
+    /// As the scan, of a table for whose shadow there is no room.
+    #[cold]
+    fn get_one_by_one<F: Format>(&self, table: Mfn) -> Result<(), PagingError> {
+        for index in 0..F::ENTRIES {
+            let taken = self.get_l1_target::<F>(F::load(&self.host.hw, table, index), Target::Own);
+            taken.inspect_err(|_| self.mapped_nothing(|| self.put_one_by_one::<F>(table, index)))?;
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn put_one_by_one<F: Format>(&self, table: Mfn, count: usize) {
+        for index in 0..count {
+            self.put_l1_target(F::load(&self.host.hw, table, index));
+        }
+    }
+
+    /// Takes the references of all entries and writes their shadow. When one is refused, says which: those before it hold
     /// theirs.
     #[inline(never)]
-    fn get_l1_entries<F: Format, const SHADOW: bool>(
-        &self,
-        table: Mfn,
-        shadow: Mfn,
-    ) -> Result<(), (usize, PagingError)> {
+    fn get_l1_entries<F: Format>(&self, table: Mfn, shadow: Mfn) -> Result<(), (usize, PagingError)> {
         let per_line = F::ENTRIES * LINE / PAGE_SIZE;
         let own = WritableOf::domain(self.dom.id);
         for first in (0..F::ENTRIES).step_by(per_line) {
@@ -71,10 +87,10 @@ impl<H: Hardware> Pager<'_, H> {
                 continue;
             }
             for index in (first..first + per_line).step_by(4) {
-                self.get_quickly::<F, SHADOW>(own, table, index, shadow)?;
-                self.get_quickly::<F, SHADOW>(own, table, index + 1, shadow)?;
-                self.get_quickly::<F, SHADOW>(own, table, index + 2, shadow)?;
-                self.get_quickly::<F, SHADOW>(own, table, index + 3, shadow)?;
+                self.get_quickly::<F>(own, table, index, shadow)?;
+                self.get_quickly::<F>(own, table, index + 1, shadow)?;
+                self.get_quickly::<F>(own, table, index + 2, shadow)?;
+                self.get_quickly::<F>(own, table, index + 3, shadow)?;
             }
         }
         Ok(())
@@ -83,37 +99,32 @@ impl<H: Hardware> Pager<'_, H> {
     /// An entry that maps a frame of the domain's own, which is writable memory already, for writing; under shadows one that
     /// the guest has used.
     #[inline(always)]
-    fn get_quickly<F: Format, const SHADOW: bool>(
+    fn get_quickly<F: Format>(
         &self,
         own: WritableOf,
         table: Mfn,
         index: usize,
         shadow: Mfn,
     ) -> Result<(), (usize, PagingError)> {
-        let used = bits::P | bits::RW | if SHADOW { bits::A | bits::D } else { 0 };
+        let used = bits::P | bits::RW | if F::SHADOWED { bits::A | bits::D } else { 0 };
         let entry = F::load(&self.host.hw, table, index);
         // What a domain owns is RAM, and none of the first MiB is a domain's.
         if entry.0 & (used | F::REFUSED | bits::UNCACHED) == used
             && let Some(info) = self.host.frames.info(entry.mfn())
             && info.get_writable_quickly(own)
         {
-            if SHADOW {
+            if F::SHADOWED {
                 self.write_used_l1_shadow(shadow, index, entry);
             }
             return Ok(());
         }
-        if entry.present() { self.get_one::<F, SHADOW>(entry, index, shadow) } else { Ok(()) }
+        if entry.present() { self.get_one::<F>(entry, index, shadow) } else { Ok(()) }
     }
 
     #[inline(never)]
-    fn get_one<F: Format, const SHADOW: bool>(
-        &self,
-        entry: Pte,
-        index: usize,
-        shadow: Mfn,
-    ) -> Result<(), (usize, PagingError)> {
+    fn get_one<F: Format>(&self, entry: Pte, index: usize, shadow: Mfn) -> Result<(), (usize, PagingError)> {
         self.get_l1_target::<F>(entry, Target::Own).map_err(|error| (index, error))?;
-        if SHADOW {
+        if F::SHADOWED {
             self.write_l1_shadow(shadow, index, entry);
         }
         Ok(())
@@ -121,42 +132,35 @@ impl<H: Hardware> Pager<'_, H> {
 
     /// Gives back the references of the first `count` entries, and clears the slots of their shadow.
     #[inline(never)]
-    fn put_l1_entries<F: Format, const SHADOW: bool>(&self, table: Mfn, count: usize, shadow: Mfn) {
+    fn put_l1_entries<F: Format>(&self, table: Mfn, count: usize, shadow: Mfn) {
         // No CPU that flushes after this walks to the table, so that the stamp speaks for all of its entries.
         let stamp = self.host.hw.stamp();
         let per_line = F::ENTRIES * LINE / PAGE_SIZE;
-        // Whoever records what is written to a frame wants to hear of each.
-        let whole = if self.host.is_any_watched() { 0 } else { count - count % per_line };
+        let whole = count - count % per_line;
         for first in (0..whole).step_by(per_line) {
             if self.host.hw.bits_of_line(F::entry_addr(table, first)) & F::PRESENT == 0 {
                 continue;
             }
             for index in (first..first + per_line).step_by(4) {
-                self.put_quickly::<F, SHADOW>(table, index, shadow, stamp);
-                self.put_quickly::<F, SHADOW>(table, index + 1, shadow, stamp);
-                self.put_quickly::<F, SHADOW>(table, index + 2, shadow, stamp);
-                self.put_quickly::<F, SHADOW>(table, index + 3, shadow, stamp);
+                self.put_quickly::<F>(table, index, shadow, stamp);
+                self.put_quickly::<F>(table, index + 1, shadow, stamp);
+                self.put_quickly::<F>(table, index + 2, shadow, stamp);
+                self.put_quickly::<F>(table, index + 3, shadow, stamp);
             }
         }
         for index in whole..count {
-            let entry = F::load(&self.host.hw, table, index);
-            if entry.present() {
-                if SHADOW {
-                    self.clear_l1_shadow(shadow, index);
-                }
-                self.put_mapping(entry, stamp);
-            }
+            self.put_quickly::<F>(table, index, shadow, stamp);
         }
     }
 
     /// An entry whose frame others refer to as well.
     #[inline(always)]
-    fn put_quickly<F: Format, const SHADOW: bool>(&self, table: Mfn, index: usize, shadow: Mfn, stamp: u32) {
+    fn put_quickly<F: Format>(&self, table: Mfn, index: usize, shadow: Mfn, stamp: u32) {
         let entry = F::load(&self.host.hw, table, index);
         if !entry.present() {
             return;
         }
-        if SHADOW {
+        if F::SHADOWED {
             self.clear_l1_shadow(shadow, index);
         }
         // Of I/O memory nothing is counted, nor are there others that map the hypervisor's frames in the first MiB.

@@ -186,6 +186,11 @@ impl<H: Hardware> Pager<'_, H> {
             return;
         }
         if let Some(shadow) = info.shadow() {
+            if F::SHADOWED
+                && let Some(below) = self.shadow_below::<F>(entry)
+            {
+                self.note_hung(below);
+            }
             for half in 0..slots::<F>() {
                 self.host.hw.store64(slot(shadow, slots::<F>() * index + half), self.upper_shadow::<F>(entry, half));
             }
