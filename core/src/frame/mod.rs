@@ -442,7 +442,7 @@ impl FrameInfo {
     #[must_use]
     pub fn unpin(&self) -> bool {
         // A partial table may be named here, and its mark means something else.
-        self.change_if(|now| (now & (MARKED | PARTIAL) == MARKED).then(|| now & !MARKED)).is_some()
+        self.change_if(|now| (now & (MARKED | PARTIAL) == MARKED).then_some(now & !MARKED)).is_some()
     }
 
     fn is_partial(&self) -> bool {
