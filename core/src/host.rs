@@ -117,6 +117,15 @@ impl EventDomains for Domains {
     }
 }
 
+/// Whether frames of the hypervisor's may have been page tables that some CPU walked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Walked {
+    /// No CPU's table ever led to them.
+    Never,
+    /// One may have.
+    Perhaps,
+}
+
 /// The machine.
 pub struct Host<H> {
     /// Its hardware.
@@ -217,16 +226,18 @@ impl<H: Hardware> Host<H> {
         for mfn in first.0..first.0 + (1 << order) {
             self.hw.clear_frame(Mfn(mfn));
         }
-        self.free_zeroed(first, order);
+        self.free_zeroed(first, order, Walked::Perhaps);
     }
 
     /// Frees 2^`order` frames of the hypervisor's own in which its caller has left nothing but zeroes. No guest may ever
-    /// have had a mapping of them.
-    pub(crate) fn free_zeroed(&self, first: Mfn, order: u32) {
-        let stamp = self.hw.stamp();
-        for mfn in first.0..first.0 + (1 << order) {
-            if let Some(info) = self.frames.info(Mfn(mfn)) {
-                info.set_stamp(stamp);
+    /// have had a mapping of them. Frames that no CPU ever walked to either need no flush before they are used again.
+    pub(crate) fn free_zeroed(&self, first: Mfn, order: u32, walked: Walked) {
+        if walked == Walked::Perhaps {
+            let stamp = self.hw.stamp();
+            for mfn in first.0..first.0 + (1 << order) {
+                if let Some(info) = self.frames.info(Mfn(mfn)) {
+                    info.set_stamp(stamp);
+                }
             }
         }
         self.alloc.lock().free_zeroed(first, order);
