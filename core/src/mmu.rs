@@ -514,9 +514,12 @@ pub fn update_va_mapping<P: Personality, H: Hardware>(
     caller.vcpu.segments.drop_moved_ldt::<P, H>(host, dom);
     let pager = Pager::new(host, dom);
     let state = pager.lock();
-    let result = pager.l1_entry::<P::Tables>(&state, at).ok_or(PagingError::NoTable).and_then(|(table, index)| {
-        pager.update_l1::<P::Tables>(table.mfn(), index, P::Tables::truncate(value), target)
-    });
+    let result = pager
+        .walk::<P::Tables>(&state, at)
+        // A directory that is read as an L1 table is not changed as one.
+        .filter(|found| found.level == 1)
+        .ok_or(PagingError::NoTable)
+        .and_then(|found| pager.update_l1::<P::Tables>(found.table, found.index, P::Tables::truncate(value), target));
     drop(state);
     flush(host, at, UpdateVaFlags::from_bits_truncate(flags));
     caller.vcpu.segments.refresh_ldt::<P, H>(host, dom);

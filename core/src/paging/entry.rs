@@ -45,7 +45,8 @@ impl<H: Hardware> Pager<'_, H> {
         Some(L1Table { mfn, shadow: if F::SHADOWED { info.shadow()? } else { Mfn(0) } })
     }
 
-    /// The same for a frame that a validated entry names where an L1 table should be: it is one, or a directory that is read as one.
+    /// The same for a frame that a validated entry names where an L1 table should be: it is one, or (then this is none) a directory
+    /// that is read as one.
     #[inline(always)]
     pub(super) fn walked_l1_table<F: Format>(&self, mfn: Mfn) -> Option<L1Table> {
         if self.host.is_any_watched() {

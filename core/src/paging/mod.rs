@@ -207,7 +207,7 @@ impl<'a, H: Hardware> Pager<'a, H> {
         Some(Translation { table, level, index, entry: F::load(&self.host.hw, table, index), rights })
     }
 
-    /// The L1 table that translates `at` and the slot in it, to change it: not a directory that is read as one. `at` is an
+    /// The L1 table that translates `at` and the slot in it, for [`update_l1_quickly`](Self::update_l1_quickly). `at` is an
     /// address that the guest may use (`Personality::in_guest_range`), so no slot of the hypervisor's is on the way.
     #[inline(always)]
     pub(crate) fn l1_entry<F: Format>(&self, state: &PagingState, at: GuestVirt) -> Option<(L1Table, usize)> {
