@@ -17,14 +17,25 @@ const OTHERS: u64 = TYPES & !ONE_TYPE;
 
 /// How the word of a frame looks that is a domain's and writable memory, with room for more references.
 #[derive(Clone, Copy)]
-pub(crate) struct WritableOf(u64);
+pub(crate) struct WritableOf {
+    /// What is looked at.
+    seen: u64,
+    /// What must be found.
+    wanted: u64,
+}
 
 impl WritableOf {
     /// Of this domain's frames.
     #[inline]
     pub(crate) const fn domain(owner: DomId) -> Self {
         // A validated type has a count, and so has the frame then. Marks and partial tables are no writable memory's.
-        Self(owner_field(owner) | kind_field(Writable) | VALIDATED)
+        Self { seen: OWNER | KIND | STATE | CROWDED, wanted: owner_field(owner) | kind_field(Writable) | VALIDATED }
+    }
+
+    /// The same, in a form that a loop over many frames does not build anew for each.
+    #[inline]
+    pub(crate) fn kept(self) -> Self {
+        Self { seen: core::hint::black_box(self.seen), ..self }
     }
 }
 
@@ -40,10 +51,9 @@ impl FrameInfo {
     /// As [`get_writable`](Self::get_writable), if nobody else is quicker and the frame is writable memory now.
     #[inline(always)]
     pub(crate) fn get_writable_quickly(&self, wanted: WritableOf) -> bool {
-        const SEEN: u64 = OWNER | KIND | STATE | CROWDED;
         let now = self.word.load(Ordering::Acquire);
         let next = now.wrapping_add(ONE_REF + ONE_TYPE);
-        now & SEEN == wanted.0
+        now & wanted.seen == wanted.wanted
             && self.word.compare_exchange_weak(now, next, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 

@@ -237,15 +237,15 @@ impl FrameInfo {
     /// difference is signed, so that the clock may wrap.
     #[inline]
     pub(crate) fn set_stamp(&self, stamp: u32) {
-        let now = self.stamp.load(Ordering::Relaxed);
-        if now != stamp {
-            self.raise_stamp(now, stamp);
+        if self.stamp.load(Ordering::Relaxed) != stamp {
+            self.raise_stamp(stamp);
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn raise_stamp(&self, mut now: u32, stamp: u32) {
+    fn raise_stamp(&self, stamp: u32) {
+        let mut now = self.stamp.load(Ordering::Relaxed);
         while stamp.wrapping_sub(now) as i32 > 0 {
             match self.stamp.compare_exchange_weak(now, stamp, Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return,

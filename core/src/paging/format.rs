@@ -48,6 +48,20 @@ pub mod bits {
     pub const HARMLESS: u64 = US | A | D | AVL | NX;
 }
 
+/// What [`Pte::plain_mfn`] leaves of a shifted entry: all but NX. In a form that a loop over many entries does not build anew for
+/// each.
+#[derive(Clone, Copy)]
+pub struct PlainNumbers(u64);
+
+impl PlainNumbers {
+    /// To be made before the loop.
+    #[inline]
+    #[must_use]
+    pub fn kept() -> Self {
+        Self(core::hint::black_box(!bits::NX >> PAGE_SHIFT))
+    }
+}
+
 impl Pte {
     /// Whether the entry maps anything.
     #[inline]
@@ -68,6 +82,13 @@ impl Pte {
     #[must_use]
     pub const fn mfn(self) -> Mfn {
         Mfn((self.0 & bits::FRAME) >> PAGE_SHIFT)
+    }
+
+    /// The frame it names, if no bit between that and NX is set; else a number that no frame has.
+    #[inline]
+    #[must_use]
+    pub const fn plain_mfn(self, numbers: PlainNumbers) -> Mfn {
+        Mfn(self.0 >> PAGE_SHIFT & numbers.0)
     }
 
     /// Whether all of `bits` are set.

@@ -284,15 +284,15 @@ impl<'a, H: Hardware> Pager<'a, H> {
         }
         let Some(info) = frames.above_first_mib(table) else { return false };
         // A shadow that is missing must be made first, and one of a base that needs none otherwise is not for here.
-        let unprepared = if F::SHADOWED { info.shadow().is_none() } else { self.dom.log.is_on() };
-        if unprepared {
+        let shadow = if F::SHADOWED { info.shadow() } else { None };
+        if F::SHADOWED && shadow.is_none() || !F::SHADOWED && self.dom.log.is_on() {
             return false;
         }
         if !info.get_held(self.dom.id, FrameType::table(F::TOP)) {
             return false;
         }
         if F::SHADOWED {
-            self.hang_shadow(state, Some(table));
+            self.hang(state, shadow);
         }
         state.base = Some(table);
         load(state.cpu_root().unwrap_or(table));

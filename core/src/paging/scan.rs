@@ -12,7 +12,7 @@
 //!
 //! Lock: the owner's paging lock. Neither scan makes way in between.
 
-use super::format::{Format, Pte, bits};
+use super::format::{Format, PlainNumbers, Pte, bits};
 use super::{Pager, PagingError, PagingState, Target};
 use crate::addr::{Mfn, PAGE_SIZE};
 use crate::frame::WritableOf;
@@ -24,6 +24,20 @@ const LINE: usize = 64;
 
 /// What is passed on where a format has no shadows.
 const NO_SHADOW: Mfn = Mfn(0);
+
+/// Does something with each entry of a line, written out: a loop would cost as much as a tenth of what it does.
+macro_rules! each_of_line {
+    ($format:ident: $first:expr => |$index:ident| $what:expr) => {
+        each_of_line!($format $first, $index, $what; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    ($format:ident $first:expr, $index:ident, $what:expr; $($offset:literal)*) => {
+        const { assert!($format::ENTRIES * LINE / PAGE_SIZE <= [$($offset),*].len()) };
+        $(if $offset < $format::ENTRIES * LINE / PAGE_SIZE {
+            let $index = $first + $offset;
+            $what;
+        })*
+    };
+}
 
 impl<H: Hardware> Pager<'_, H> {
     /// Checks a frame as a table of the lowest level, taking a reference for each entry; when that fails, none is taken.
@@ -81,19 +95,21 @@ impl<H: Hardware> Pager<'_, H> {
     #[inline(never)]
     fn get_l1_entries<F: Format>(&self, table: Mfn, shadow: Mfn) -> Result<(), (usize, PagingError)> {
         let per_line = F::ENTRIES * LINE / PAGE_SIZE;
-        let own = WritableOf::domain(self.dom.id);
+        let (own, numbers) = (WritableOf::domain(self.dom.id).kept(), PlainNumbers::kept());
         for first in (0..F::ENTRIES).step_by(per_line) {
-            if self.host.hw.bits_of_line(F::entry_addr(table, first)) & F::PRESENT == 0 {
+            if !self.has_entries::<F>(table, first) {
                 continue;
             }
-            for index in (first..first + per_line).step_by(4) {
-                self.get_quickly::<F>(own, table, index, shadow)?;
-                self.get_quickly::<F>(own, table, index + 1, shadow)?;
-                self.get_quickly::<F>(own, table, index + 2, shadow)?;
-                self.get_quickly::<F>(own, table, index + 3, shadow)?;
-            }
+            each_of_line!(F: first => |index| self.get_quickly::<F>(own, numbers, table, index, shadow)?);
         }
         Ok(())
+    }
+
+    /// Whether anything is present in the line that begins with an entry. (Most lines have nothing, or something at their beginning.)
+    #[inline(always)]
+    fn has_entries<F: Format>(&self, table: Mfn, first: usize) -> bool {
+        let hw = &self.host.hw;
+        F::load(hw, table, first).present() || hw.bits_of_line(F::entry_addr(table, first)) & F::PRESENT != 0
     }
 
     /// An entry that maps a frame of the domain's own, which is writable memory already, for writing; under shadows one that
@@ -102,15 +118,18 @@ impl<H: Hardware> Pager<'_, H> {
     fn get_quickly<F: Format>(
         &self,
         own: WritableOf,
+        numbers: PlainNumbers,
         table: Mfn,
         index: usize,
         shadow: Mfn,
     ) -> Result<(), (usize, PagingError)> {
         let used = bits::P | bits::RW | if F::SHADOWED { bits::A | bits::D } else { 0 };
         let entry = F::load(&self.host.hw, table, index);
-        // What a domain owns is RAM, and none of the first MiB is a domain's.
-        if entry.0 & (used | F::REFUSED | bits::UNCACHED) == used
-            && let Some(info) = self.host.frames.info(entry.mfn())
+        // What a domain owns is RAM, and none of the first MiB is a domain's. Of the bits that are refused, those above the
+        // frame's number make it one that no frame has.
+        const { assert!((F::REFUSED | bits::UNCACHED) & bits::NX == 0) };
+        if entry.0 as u32 & (used | F::REFUSED | bits::UNCACHED) as u32 == used as u32
+            && let Some(info) = self.host.frames.info(number::<F>(entry, numbers))
             && info.get_writable_quickly(own)
         {
             if F::SHADOWED {
@@ -121,6 +140,7 @@ impl<H: Hardware> Pager<'_, H> {
         if entry.present() { self.get_one::<F>(entry, index, shadow) } else { Ok(()) }
     }
 
+    #[cold]
     #[inline(never)]
     fn get_one<F: Format>(&self, entry: Pte, index: usize, shadow: Mfn) -> Result<(), (usize, PagingError)> {
         self.get_l1_target::<F>(entry, Target::Own).map_err(|error| (index, error))?;
@@ -135,27 +155,23 @@ impl<H: Hardware> Pager<'_, H> {
     fn put_l1_entries<F: Format>(&self, table: Mfn, count: usize, shadow: Mfn) {
         // No CPU that flushes after this walks to the table, so that the stamp speaks for all of its entries.
         let stamp = self.host.hw.stamp();
+        let numbers = PlainNumbers::kept();
         let per_line = F::ENTRIES * LINE / PAGE_SIZE;
         let whole = count - count % per_line;
         for first in (0..whole).step_by(per_line) {
-            if self.host.hw.bits_of_line(F::entry_addr(table, first)) & F::PRESENT == 0 {
+            if !self.has_entries::<F>(table, first) {
                 continue;
             }
-            for index in (first..first + per_line).step_by(4) {
-                self.put_quickly::<F>(table, index, shadow, stamp);
-                self.put_quickly::<F>(table, index + 1, shadow, stamp);
-                self.put_quickly::<F>(table, index + 2, shadow, stamp);
-                self.put_quickly::<F>(table, index + 3, shadow, stamp);
-            }
+            each_of_line!(F: first => |index| self.put_quickly::<F>(numbers, table, index, shadow, stamp));
         }
         for index in whole..count {
-            self.put_quickly::<F>(table, index, shadow, stamp);
+            self.put_quickly::<F>(numbers, table, index, shadow, stamp);
         }
     }
 
     /// An entry whose frame others refer to as well.
     #[inline(always)]
-    fn put_quickly<F: Format>(&self, table: Mfn, index: usize, shadow: Mfn, stamp: u32) {
+    fn put_quickly<F: Format>(&self, numbers: PlainNumbers, table: Mfn, index: usize, shadow: Mfn, stamp: u32) {
         let entry = F::load(&self.host.hw, table, index);
         if !entry.present() {
             return;
@@ -165,7 +181,7 @@ impl<H: Hardware> Pager<'_, H> {
         }
         // Of I/O memory nothing is counted, nor are there others that map the hypervisor's frames in the first MiB.
         if entry.writable()
-            && let Some(info) = self.host.frames.info(entry.mfn())
+            && let Some(info) = self.host.frames.info(number::<F>(entry, numbers))
             && info.put_writable_quickly(stamp)
         {
             return;
@@ -181,4 +197,11 @@ impl<H: Hardware> Pager<'_, H> {
             self.put_mapping(entry, stamp);
         }
     }
+}
+
+/// The frame that an entry names; a number that no frame has, if a bit above it is set that entries of this format may not have.
+#[inline(always)]
+fn number<F: Format>(entry: Pte, numbers: PlainNumbers) -> Mfn {
+    // Entries of 32 bits have no bits above.
+    if F::SHADOWED { entry.mfn() } else { entry.plain_mfn(numbers) }
 }

@@ -267,7 +267,12 @@ impl<H: Hardware> Pager<'_, H> {
     /// Hangs the shadow of an L2 table, or none, into the domain's L3; of a four-level guest's L4 it is what the CPU
     /// walks. The caller reloads the CPU's base.
     pub(super) fn hang_shadow(&self, state: &mut PagingState, table: Option<Mfn>) {
-        let shadow = table.and_then(|table| self.host.frames.info(table)?.shadow());
+        self.hang(state, table.and_then(|table| self.host.frames.info(table)?.shadow()));
+    }
+
+    /// Hangs a shadow, or none, where [`hang_shadow`](Self::hang_shadow) does.
+    #[inline]
+    pub(super) fn hang(&self, state: &mut PagingState, shadow: Option<Mfn>) {
         let Some((_, l3)) = state.upper else {
             state.root = shadow;
             return;

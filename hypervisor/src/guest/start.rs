@@ -191,7 +191,7 @@ impl core::fmt::Display for Refusal {
                 write!(f, "it is to have {asked_mib} MiB of memory and {free_mib} MiB are free")
             }
             Self::Shadows => {
-                write!(f, "its shadow page tables need {} KiB at least", u64::from(MINIMUM.0) * PAGE_SIZE >> 10)
+                write!(f, "its shadow page tables need {} KiB at least", (u64::from(MINIMUM.0) * PAGE_SIZE) >> 10)
             }
             Self::Tables(error) => write!(f, "its first page tables are not valid: {error:?}"),
         }
