@@ -6,6 +6,7 @@
 
 use crate::addr::{DomId, Mfn};
 use crate::event::{EventChannels, EventDomain, EventError, PirqSharing};
+use crate::frame::WritableOf;
 use crate::paging::PagingState;
 use crate::paging::log_dirty::DirtyLog;
 use crate::physdev::Sizing;
@@ -61,6 +62,8 @@ pub struct Domain {
     pub shared_info: Mfn,
     /// The hypervisor's copy of the first page of its GDT, where the reserved descriptors are.
     pub gdt_page: Mfn,
+    /// How its frames look that are writable memory.
+    pub(crate) own_writable: WritableOf,
     /// Its page tables.
     pub paging: Mutex<PagingState>,
     /// What it has written to, while it is watched.
@@ -97,6 +100,7 @@ impl Domain {
             privileges,
             shared_info,
             gdt_page,
+            own_writable: WritableOf::domain(id),
             paging: Mutex::new(PagingState::new()),
             log: DirtyLog::new(),
             channels: EventChannels::new(),

@@ -156,12 +156,8 @@ impl<H: Hardware> Caller<'_, H> {
             Hypercall::Multicall => Err(Errno::EINVAL),
             Hypercall::SetTrapTable => self.set_trap_table::<P>(GuestVirt(a)),
             Hypercall::SetCallbacks => self.set_callbacks::<P>(a, b, c, d),
-            Hypercall::StackSwitch => self.stack_switch::<P>(a, b),
-            Hypercall::FpuTaskswitch => {
-                self.vcpu.fpu.trap_next_use();
-                self.host.hw.trap_fpu();
-                Ok(0)
-            }
+            Hypercall::StackSwitch => stack_switch::<P>(self.vcpu, a, b),
+            Hypercall::FpuTaskswitch => Ok(fpu_taskswitch(self.host, self.vcpu)),
             Hypercall::PhysdevOp => self.physdev_op::<P>(GuestVirt(a)),
             Hypercall::SetFastTrap => self.vcpu.traps.set_fast_trap::<P>(a as u32).map(|()| 0),
             Hypercall::SetDebugreg => self.set_debugreg::<P>(a as u32, b),
@@ -234,13 +230,9 @@ impl<H: Hardware> Caller<'_, H> {
     /// Makes one of a multicall's calls.
     #[inline(never)]
     fn call_of_multicall<P: Personality>(&mut self, at: GuestVirt, index: u32) -> Result<Answer, Errno> {
-        let mut entry = MulticallEntry::<P>::new_zeroed();
-        self.host.hw.copy_from_guest(at, entry.as_mut_bytes()).map_err(|_| Errno::EFAULT)?;
-        let words: [P::Word; ARGS_PER_MULTICALL_ENTRY - 1] = entry.args;
-        let args = core::array::from_fn(|i| words[i].to_u64());
-        let op = entry.op;
+        let (op, args) = words_of_entry::<P, H>(self.host, at).map_err(|_| Errno::EFAULT)?;
         self.place.entry = Some(index);
-        let result = self.call_in_multicall::<P>(op.to_u64(), &args);
+        let result = self.call_in_multicall::<P>(op, &args);
         self.place.entry = None;
         Ok(match result {
             Err(Stop::Preempted) => Answer::Again,
@@ -323,15 +315,6 @@ impl<H: Hardware> Caller<'_, H> {
         let failsafe = Callback::new::<P>(Selector(failsafe_cs as u16), GuestVirt(failsafe_ip))?;
         self.vcpu.event_callback = Some(event);
         self.vcpu.failsafe_callback = Some(failsafe);
-        Ok(0)
-    }
-
-    fn stack_switch<P: Personality>(&mut self, ss: u64, sp: u64) -> Result<u64, Errno> {
-        // The hypervisor loads ss on the guest's behalf, so it must not lead to ring 0.
-        if ss & 3 == 0 || (P::ARCH == Arch::X86_64 && ss & 3 != 3) {
-            return Err(Errno::EPERM);
-        }
-        self.vcpu.set_kernel_stack(Selector(ss as u16), GuestVirt(sp));
         Ok(0)
     }
 
@@ -429,15 +412,35 @@ pub fn answer<P: Personality, H: Hardware>(
         Hypercall::XenVersion => Some(xen_version(a)),
         Hypercall::MmuUpdate => mmu::quick::mmu_update::<P, H>(host, dom, vcpu, GuestVirt(a), b as u32, GuestVirt(c)),
         Hypercall::UpdateVaMapping => mmu::quick::update_va_mapping::<P, H>(host, dom, vcpu, a, b, c as u32),
-        Hypercall::Multicall => answer_multicall::<P, H>(host, vcpu, GuestVirt(a), b as u32),
+        Hypercall::Multicall => answer_multicall::<P, H>(host, dom, vcpu, GuestVirt(a), b as u32),
         _ => None,
     }
 }
 
-/// `multicall`, as long as its calls concern nobody. If there are others, how far it has come is in [`Vcpu::course`].
+/// `stack_switch(ss, sp)`: where entries from ring 3 begin.
+#[inline]
+fn stack_switch<P: Personality>(vcpu: &mut Vcpu, ss: u64, sp: u64) -> Result<u64, Errno> {
+    // The hypervisor loads ss on the guest's behalf, so it must not lead to ring 0.
+    if ss & 3 == 0 || (P::ARCH == Arch::X86_64 && ss & 3 != 3) {
+        return Err(Errno::EPERM);
+    }
+    vcpu.set_kernel_stack(Selector(ss as u16), GuestVirt(sp));
+    Ok(0)
+}
+
+/// `fpu_taskswitch()`: the next use of the FPU is the guest's #NM.
+#[inline]
+fn fpu_taskswitch<H: Hardware>(host: &Host<H>, vcpu: &mut Vcpu) -> u64 {
+    vcpu.fpu.trap_next_use();
+    host.hw.trap_fpu();
+    0
+}
+
+/// `multicall`, as long as its calls have a short way. If there are others, how far it has come is in [`Vcpu::course`].
 #[inline(always)]
 fn answer_multicall<P: Personality, H: Hardware>(
     host: &Host<H>,
+    dom: &Domain,
     vcpu: &mut Vcpu,
     list: GuestVirt,
     count: u32,
@@ -450,8 +453,17 @@ fn answer_multicall<P: Personality, H: Hardware>(
     while left != 0 && !poll.is_due(&host.hw) {
         // What cannot be read or written is found out once more at length.
         let Ok((op, first)) = first_words::<P, H>(host, at) else { break };
-        if op != u64::from(Hypercall::XenVersion.raw()) || write_result::<P, H>(host, at, xen_version(first)).is_err() {
-            break;
+        let answer = if op == u64::from(Hypercall::XenVersion.raw()) {
+            Some(xen_version(first))
+        } else if dom.run_state().intersects(RunState::SHUTDOWN | RunState::CRASHED) {
+            // One of the calls has ended it (a page table of its own making): it does nothing more.
+            return Some(0);
+        } else {
+            answer_in_multicall::<P, H>(host, dom, vcpu, at, op)
+        };
+        let Some(result) = answer else { break };
+        if write_result::<P, H>(host, at, result).is_err() {
+            return write_failed();
         }
         at = at.offset(size);
         left -= 1;
@@ -462,6 +474,52 @@ fn answer_multicall<P: Personality, H: Hardware>(
     }
     vcpu.course = Course { completed: count - left, poll, ..Course::begin() };
     None
+}
+
+/// A call was made, and its result cannot be written: it must not be made again.
+#[cold]
+fn write_failed() -> Option<u64> {
+    Some(to_register(Err(Errno::EFAULT)))
+}
+
+/// What kernels put into multicalls when they change tasks or mappings.
+#[inline(never)]
+fn answer_in_multicall<P: Personality, H: Hardware>(
+    host: &Host<H>,
+    dom: &Domain,
+    vcpu: &mut Vcpu,
+    entry: GuestVirt,
+    op: u64,
+) -> Option<u64> {
+    let (_, [a, b, c, ..]) = words_of_entry::<P, H>(host, entry).ok()?;
+    match decode(op)? {
+        Hypercall::StackSwitch => Some(to_register(stack_switch::<P>(vcpu, a, b))),
+        Hypercall::FpuTaskswitch => Some(fpu_taskswitch(host, vcpu)),
+        Hypercall::UpdateVaMapping => mmu::quick::update_va_mapping::<P, H>(host, dom, vcpu, a, b, c as u32),
+        // Of a longer list, how far it has come would be noted where this call's course is.
+        Hypercall::MmuUpdate if b as u32 == 1 => {
+            mmu::quick::mmu_update::<P, H>(host, dom, vcpu, GuestVirt(a), 1, GuestVirt(c))
+        }
+        Hypercall::UpdateDescriptor => {
+            let value = b & 0xffff_ffff | c << 32;
+            vcpu.segments.update_descriptor::<P, H>(host, dom, MachineAddr(a), value).ok().map(|()| 0)
+        }
+        _ => None,
+    }
+}
+
+/// An entry of a multicall's list: the number, and the arguments.
+#[inline(always)]
+fn words_of_entry<P: Personality, H: Hardware>(host: &Host<H>, entry: GuestVirt) -> Result<(u64, Args), BadPointer> {
+    const { assert!(ARGS_PER_MULTICALL_ENTRY == 8) };
+    if P::Word::BYTES == 4 {
+        let pairs: [u64; 4] = host.hw.read_words(entry)?;
+        let word = |index: usize| pairs[index / 2] >> (32 * (index % 2)) & 0xffff_ffff;
+        Ok((word(0), core::array::from_fn(|index| word(index + 1))))
+    } else {
+        let [op, args @ ..]: [u64; 7] = host.hw.read_words(entry)?;
+        Ok((op, args))
+    }
 }
 
 /// The number and the first argument of an entry of a multicall's list.

@@ -506,10 +506,7 @@ pub fn update_va_mapping<P: Personality, H: Hardware>(
     target: Target,
 ) -> Result<u64, Errno> {
     let (host, dom) = (caller.host, caller.dom);
-    let at = GuestVirt(page.checked_mul(4096).ok_or(Errno::EINVAL)?);
-    if !P::in_guest_range(at, 4096) {
-        return Err(Errno::EINVAL);
-    }
+    let at = P::guest_page(page).ok_or(Errno::EINVAL)?;
     // Another domain may have let go of a page of this one's.
     caller.vcpu.segments.drop_moved_ldt::<P, H>(host, dom);
     let pager = Pager::new(host, dom);

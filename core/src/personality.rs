@@ -16,6 +16,9 @@ pub trait Personality: GuestArch {
     /// Whether `bytes` from `at` on are all addresses that the guest may use: none of the hypervisor's, none that the
     /// CPU has no translation for.
     fn in_guest_range(at: GuestVirt, bytes: u64) -> bool;
+
+    /// The address of a page, by its number, if all of it is the guest's.
+    fn guest_page(number: u64) -> Option<GuestVirt>;
 }
 
 impl Personality for X86_32 {
@@ -25,6 +28,11 @@ impl Personality for X86_32 {
     #[inline]
     fn in_guest_range(at: GuestVirt, bytes: u64) -> bool {
         at.0.checked_add(bytes).is_some_and(|end| end <= Self::HYPERVISOR_VIRT_START)
+    }
+
+    #[inline]
+    fn guest_page(number: u64) -> Option<GuestVirt> {
+        (number < Self::HYPERVISOR_VIRT_START >> 12).then_some(GuestVirt(number << 12))
     }
 }
 
@@ -41,5 +49,31 @@ impl Personality for X86_64 {
             // Up to and with the last byte of the address space.
             None => at.0 >= Self::HYPERVISOR_VIRT_END && at.0.wrapping_add(bytes) == 0,
         }
+    }
+
+    #[inline]
+    fn guest_page(number: u64) -> Option<GuestVirt> {
+        const LOWER: core::ops::Range<u64> = 0..1 << (47 - 12);
+        const UPPER: core::ops::Range<u64> = X86_64::HYPERVISOR_VIRT_END >> 12..1 << (64 - 12);
+        (LOWER.contains(&number) || UPPER.contains(&number)).then_some(GuestVirt(number << 12))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check<P: Personality>(edges: &[u64]) {
+        for number in edges.iter().flat_map(|edge| edge.saturating_sub(2)..edge.saturating_add(3)) {
+            let at = number.checked_mul(4096).map(GuestVirt).filter(|&at| P::in_guest_range(at, 4096));
+            assert_eq!(P::guest_page(number), at, "{number:#x}");
+        }
+    }
+
+    #[test]
+    fn pages_are_the_guests_where_all_their_addresses_are() {
+        check::<X86_32>(&[0, X86_32::HYPERVISOR_VIRT_START >> 12, 1 << 20, 1 << 52, u64::MAX]);
+        let hole = [1 << 35, X86_64::HYPERVISOR_VIRT_START >> 12, X86_64::HYPERVISOR_VIRT_END >> 12];
+        check::<X86_64>(&[&hole[..], &[0, 1 << 36, 1 << 52, u64::MAX]].concat());
     }
 }

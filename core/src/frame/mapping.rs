@@ -16,7 +16,7 @@ use crate::atomics::Ordering;
 const OTHERS: u64 = TYPES & !ONE_TYPE;
 
 /// How the word of a frame looks that is a domain's and writable memory, with room for more references.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct WritableOf {
     /// What is looked at.
     seen: u64,
@@ -61,7 +61,7 @@ impl FrameInfo {
     /// nothing since. No other type came between then, so no TLB need be flushed.
     #[cold]
     #[inline(never)]
-    fn get_writable_again(&self, owner: DomId) -> bool {
+    pub(crate) fn get_writable_again(&self, owner: DomId) -> bool {
         let wanted = owner_field(owner) | kind_field(Writable);
         self.change_if(|now| {
             let state = if now & TYPES == 0 { 0 } else { VALIDATED };

@@ -159,10 +159,7 @@ pub(crate) fn update_va_mapping<P: Personality, H: Hardware>(
     value: u64,
     flags: u32,
 ) -> Option<u64> {
-    let at = GuestVirt(page.checked_mul(4096)?);
-    if !P::in_guest_range(at, 4096) {
-        return None;
-    }
+    let at = P::guest_page(page)?;
     let pager = Pager::new(host, dom);
     let state = pager.lock();
     let (table, index) = pager.l1_entry::<P::Tables>(&state, at)?;

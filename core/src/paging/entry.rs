@@ -74,7 +74,7 @@ impl<H: Hardware> Pager<'_, H> {
             self.write_l1_shadow_at::<F>(table.shadow, at, new);
             return true;
         }
-        if new.present() && !get_own_target::<F, H>(self.host, self.dom.id, new) {
+        if new.present() && !get_own_target::<F, H>(self.host, self.dom, new) {
             return false;
         }
         // The CPU may have set A or D in the old entry meanwhile; its frame and rights cannot have changed, and with them the
@@ -127,7 +127,7 @@ impl<H: Hardware> Pager<'_, H> {
                 return Err(PagingError::RefusedBits);
             }
             if !old.differs_harmlessly(new) {
-                if target != Target::Own || !get_own_target::<F, H>(self.host, self.dom.id, new) {
+                if target != Target::Own || !get_own_target::<F, H>(self.host, self.dom, new) {
                     self.get_l1_target::<F>(new, target)?;
                 }
                 // The CPU may set A or D in the old entry meanwhile; its frame and rights cannot change, and with them

@@ -95,7 +95,7 @@ impl<H: Hardware> Pager<'_, H> {
     #[inline(never)]
     fn get_l1_entries<F: Format>(&self, table: Mfn, shadow: Mfn) -> Result<(), (usize, PagingError)> {
         let per_line = F::ENTRIES * LINE / PAGE_SIZE;
-        let (own, numbers) = (WritableOf::domain(self.dom.id).kept(), PlainNumbers::kept());
+        let (own, numbers) = (self.dom.own_writable.kept(), PlainNumbers::kept());
         for first in (0..F::ENTRIES).step_by(per_line) {
             if !self.has_entries::<F>(table, first) {
                 continue;

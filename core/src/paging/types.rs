@@ -10,6 +10,7 @@ use super::partial::Drained;
 use super::{Pager, PagingError, PagingState, Target};
 use crate::addr::{DomId, FIRST_RAM_FRAME, MachineAddr, Mfn, PAGE_SIZE};
 use crate::descriptor;
+use crate::domain::Domain;
 use crate::event::EventDomains;
 use crate::frame::{Condition, FrameType, RefError, TypeGrant, TypeRest};
 use crate::host::{Hardware, Host};
@@ -98,7 +99,7 @@ impl<H: Hardware> Pager<'_, H> {
     /// writable memory if the entry allows writes.
     #[inline]
     pub fn get_l1_target<F: Format>(&self, entry: Pte, target: Target) -> Result<(), PagingError> {
-        if !entry.present() || target == Target::Own && get_own_target::<F, H>(self.host, self.dom.id, entry) {
+        if !entry.present() || target == Target::Own && get_own_target::<F, H>(self.host, self.dom, entry) {
             return Ok(());
         }
         self.get_any_target::<F>(entry, target)
@@ -177,7 +178,7 @@ impl<H: Hardware> Pager<'_, H> {
 
     /// A mapping of a descriptor page is gone, perhaps the one at which its owner's LDT was found.
     #[cold]
-    fn descriptors_unmapped(&self, owner: DomId) {
+    fn descriptors_unmapped(self, owner: DomId) {
         if owner == self.dom.id {
             self.dom.ldt_may_have_moved();
         } else if let Some(owner) = self.host.domains.find(owner) {
@@ -295,12 +296,16 @@ impl<H: Hardware> Pager<'_, H> {
 /// [`Pager::get_l1_target`] for what most entries are: a mapping of a frame of the domain's own, writable only if the frame
 /// was writable memory last. What a domain owns is RAM, and known to the frame table. False says nothing.
 #[inline(always)]
-pub(super) fn get_own_target<F: Format, H: Hardware>(host: &Host<H>, owner: DomId, entry: Pte) -> bool {
+pub(super) fn get_own_target<F: Format, H: Hardware>(host: &Host<H>, dom: &Domain, entry: Pte) -> bool {
     let Some(info) = host.frames.above_first_mib(entry.mfn()) else { return false };
     if entry.0 & (F::REFUSED | bits::UNCACHED) != 0 {
         return false;
     }
-    if entry.writable() { info.get_writable(owner) } else { info.get(owner).is_ok() }
+    if entry.writable() {
+        info.get_writable_quickly(dom.own_writable) || info.get_writable_again(dom.id)
+    } else {
+        info.get(dom.id).is_ok()
+    }
 }
 
 /// Whether a frame lies in the PC's first MiB, which counts as I/O memory though part of it is RAM.

@@ -216,13 +216,13 @@ impl<H: Hardware> Pager<'_, H> {
         indices: Range<usize>,
         shadow: impl Fn(usize, Pte),
     ) -> Result<(), (usize, PagingError)> {
-        let (host, hw, owner) = (self.host, &self.host.hw, self.dom.id);
+        let (host, hw, dom) = (self.host, &self.host.hw, self.dom);
         for index in indices {
             let (old, new) = (F::load(hw, snapshot, index), F::load(hw, table, index));
             if old == new {
                 continue;
             }
-            if !old.present() && new.present() && get_own_target::<F, H>(host, owner, new) {
+            if !old.present() && new.present() && get_own_target::<F, H>(host, dom, new) {
                 shadow(index, new);
             } else {
                 self.check_change::<F>(table, index, old, new).map_err(|error| (index, error))?;

@@ -182,7 +182,7 @@ impl<'a, H: Hardware> Pager<'a, H> {
     }
 
     #[cold]
-    fn settle_busy(&self, state: &mut PagingState) {
+    fn settle_busy(self, state: &mut PagingState) {
         state.writable.busy = false;
         state.writable.forget_recent();
         if state.writable.is_open() {

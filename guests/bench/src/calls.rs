@@ -2,7 +2,7 @@
 
 use crate::Bench;
 use proxenos_guest::abi::hypercall::{MULTICALL_RESULT_ARG, MulticallEntry};
-use proxenos_guest::abi::{Errno, GuestArch, GuestWord, Hypercall};
+use proxenos_guest::abi::{Errno, GuestArch, GuestVirt, GuestWord, Hypercall};
 use proxenos_guest::arch::hypercall1;
 use proxenos_guest::{Arch, Word, hypercall, memory, time};
 
@@ -29,6 +29,7 @@ pub fn run(bench: &Bench) {
     let ss = Arch::FLAT_GUESTOS_DS;
     // SAFETY: the stack is ours, and not in use.
     bench.measure("stack-switch", nothing, |()| unsafe { hypercall::stack_switch(ss, stack) }.is_ok());
+    task_switch(bench, stack);
     bench.measure("yield", nothing, |()| hypercall::sched_yield().is_ok());
 }
 
@@ -40,4 +41,19 @@ fn multicall<const COUNT: usize>(bench: &Bench, name: &str) {
     bench.measure(name, |_| (), |()| unsafe { hypercall::multicall(&mut calls) }.is_ok());
     let done = |entry: &MulticallEntry<Arch>| { entry.args }[MULTICALL_RESULT_ARG] == VERSION as Word;
     assert!(!bench.measures(name) || calls.iter().all(done), "every call was made");
+}
+
+/// What a kernel puts into one call when it changes tasks.
+fn task_switch(bench: &Bench, stack: GuestVirt) {
+    let entry = |call: Hypercall, [first, second]: [Word; 2]| MulticallEntry::<Arch> {
+        op: call.raw() as Word,
+        args: [first, second, 0, 0, 0, 0, 0],
+    };
+    let ss = Word::from(Arch::FLAT_GUESTOS_DS.0);
+    let mut calls = [
+        entry(Hypercall::FpuTaskswitch, [0; 2]),
+        entry(Hypercall::StackSwitch, [ss, Word::from_u64_truncating(stack.0)]),
+    ];
+    // SAFETY: the stack is ours, and not in use; nothing here uses the FPU.
+    bench.measure("multicall-task-switch", |_| (), |()| unsafe { hypercall::multicall(&mut calls) }.is_ok());
 }

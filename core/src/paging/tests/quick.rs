@@ -2,6 +2,7 @@
 //! does, request by request, and where it stops the other must go on.
 
 use super::world::*;
+use crate::addr::GuestVirt;
 use crate::domain::Arch;
 use crate::hypercall::Caller;
 use crate::machine::MachineMemory;
@@ -12,7 +13,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use proptest::prelude::*;
 use proxenos_abi::mmu::MmuExtCommand;
-use proxenos_abi::{Errno, Hypercall};
+use proxenos_abi::{Errno, Hypercall, Selector};
 
 /// Bytes of a page.
 const PAGE: u64 = 4096;
@@ -218,7 +219,7 @@ fn list_at_the_end(guest: &mut Guest, page: usize, requests: &[Request], readabl
     for (index, &(ptr, val)) in (0..readable).zip(requests) {
         let words: &[u64] = if guest.width() == 4 { &[ptr | val << 32] } else { &[ptr, val] };
         for (word, &value) in (0..).zip(words) {
-            let slot = crate::addr::GuestVirt(at + index * bytes + 8 * word);
+            let slot = GuestVirt(at + index * bytes + 8 * word);
             guest.host.hw.guest_store(slot, value, Mode::Kernel).expect("mapped");
         }
     }
@@ -301,6 +302,15 @@ fn call(number: Hypercall, args: [u64; 3]) -> [u64; 8] {
     [number.raw().into(), args[0], args[1], args[2], 0, 0, 0x5555, 0]
 }
 
+/// Compares the result of one of the calls whose list is in the arguments' page.
+fn check_result(guest: &Guest, index: u64, wanted: u64) {
+    let slot = guest.va(ARGS).offset((8 * index + 6) * guest.width());
+    let mask = if guest.width() == 4 { 0xffff_ffff } else { u64::MAX };
+    let found = guest.host.hw.guest_load(GuestVirt(slot.0 & !7), Mode::Kernel).expect("mapped");
+    let found = if slot.0 & 4 == 0 { found } else { found >> 32 };
+    assert_eq!(found & mask, wanted & mask, "{:?}: call {index}", guest.dom.arch);
+}
+
 #[test]
 fn a_multicall_goes_on_where_its_short_way_stops() {
     for arch in [Arch::X86_32, Arch::X86_64] {
@@ -318,11 +328,7 @@ fn a_multicall_goes_on_where_its_short_way_stops() {
         let einval = error(Errno::EINVAL);
         let expected = [0x2_0000, error(Errno::ENOSYS), OK, 0x2_0000, einval, einval, 0x2_0000];
         for (index, wanted) in (0..).zip(expected) {
-            let slot = at.offset((8 * index + 6) * guest.width());
-            let mask = if guest.width() == 4 { 0xffff_ffff } else { u64::MAX };
-            let found = guest.host.hw.guest_load(crate::addr::GuestVirt(slot.0 & !7), Mode::Kernel).expect("mapped");
-            let found = if slot.0 & 4 == 0 { found } else { found >> 32 };
-            assert_eq!(found & mask, wanted & mask, "{arch:?}: call {index}");
+            check_result(guest, index, wanted);
         }
         // None of it can be read, then some of it.
         let size = 8 * guest.width();
@@ -330,18 +336,53 @@ fn a_multicall_goes_on_where_its_short_way_stops() {
             assert_eq!(guest.remap(DATA + 5, 0, 2), OK);
             let at = guest.va(DATA + 5).0 - readable * size;
             for index in 0..readable {
-                let slot = crate::addr::GuestVirt(at + index * size);
+                let slot = GuestVirt(at + index * size);
                 guest.host.hw.guest_store(slot, Hypercall::XenVersion.raw().into(), Mode::Kernel).expect("mapped");
             }
             let result = guest.call(Hypercall::Multicall, [at, 4, 0, 0, 0, 0]);
             assert_eq!(result, error(Errno::EFAULT));
             for index in 0..readable {
                 let slot = at + index * size + 6 * guest.width();
-                let found = guest.host.hw.guest_load(crate::addr::GuestVirt(slot), Mode::Kernel).expect("mapped");
+                let found = guest.host.hw.guest_load(GuestVirt(slot), Mode::Kernel).expect("mapped");
                 assert_eq!(found as u32, 0x2_0000);
             }
         }
         assert_eq!(at.0 % PAGE, 0);
+        world.check();
+    }
+}
+
+/// What kernels put into a multicall when they change tasks comes to the same as it does alone.
+#[test]
+fn the_calls_of_a_task_switch_are_what_they_are_alone() {
+    for arch in [Arch::X86_32, Arch::X86_64] {
+        let mut world = World::of(arch);
+        let guest = world.guest(0);
+        const CALLS: u64 = 8;
+        let (ss, sp) = (0x821 | u64::from(arch == Arch::X86_64) * 2, 0x1000);
+        let descriptor = guest.frames[DATA + 3].addr().0;
+        let request = guest.set(guest.frames[L1], FRAMES + 2, guest.entry(DATA + 1, 0));
+        let calls = [
+            call(Hypercall::StackSwitch, [ss, sp, 0]),
+            call(Hypercall::StackSwitch, [0x820, sp + 8, 0]),
+            call(Hypercall::FpuTaskswitch, [0; 3]),
+            call(Hypercall::UpdateDescriptor, [descriptor + 8, 0, 0]),
+            call(Hypercall::UpdateDescriptor, [descriptor + 1, 0, 0]),
+            call(Hypercall::MmuUpdate, [guest.va(ARGS).offset(CALLS * 8 * guest.width()).0, 1, 0]),
+            call(Hypercall::SchedOp, [99, 0, 0]),
+            call(Hypercall::StackSwitch, [ss, sp + 16, 0]),
+        ];
+        assert_eq!(calls.len() as u64, CALLS);
+        let words: Vec<u64> = calls.iter().flatten().copied().chain([request.0, request.1]).collect();
+        assert!(guest.put_args(&words));
+        let at = guest.va(ARGS);
+        assert_eq!(guest.call(Hypercall::Multicall, [at.0, calls.len() as u64, 0, 0, 0, 0]), OK);
+        let expected = [OK, error(Errno::EPERM), OK, OK, error(Errno::EINVAL), OK, error(Errno::ENOSYS), OK];
+        for (index, wanted) in (0..).zip(expected) {
+            check_result(guest, index, wanted);
+        }
+        assert_eq!(guest.vcpu.kernel_stack, (Selector(ss as u16), GuestVirt(sp + 16)));
+        assert!(guest.vcpu.fpu.guest_trap);
         world.check();
     }
 }
