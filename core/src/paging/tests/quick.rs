@@ -359,7 +359,7 @@ fn the_calls_of_a_task_switch_are_what_they_are_alone() {
         let mut world = World::of(arch);
         let guest = world.guest(0);
         const CALLS: u64 = 8;
-        let (ss, sp) = (0x821 | u64::from(arch == Arch::X86_64) * 2, 0x1000);
+        let (ss, sp) = (if arch == Arch::X86_64 { 0x823 } else { 0x821 }, 0x1000);
         let descriptor = guest.frames[DATA + 3].addr().0;
         let request = guest.set(guest.frames[L1], FRAMES + 2, guest.entry(DATA + 1, 0));
         let calls = [
