@@ -4,6 +4,8 @@
 //! the mutex within [`Domain::channels`] for ports; what has no lock is atomic or never changes. Lock order: paging
 //! locks, then port mutexes (both by domain number), then the frame allocator's.
 
+pub use crate::run_state::RunState;
+
 use crate::addr::{DomId, Mfn};
 use crate::event::{EventChannels, EventDomain, EventError, PirqSharing};
 use crate::frame::WritableOf;
@@ -11,6 +13,7 @@ use crate::paging::PagingState;
 use crate::paging::log_dirty::DirtyLog;
 use crate::physdev::Sizing;
 use crate::pirq::Pirqs;
+use crate::run_state::RunWord;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use proxenos_abi::Pirq;
 use proxenos_abi::hypercall::VmAssistType;
@@ -34,19 +37,6 @@ bitflags::bitflags! {
         const CONTROL = 1 << 0;
         /// Touches I/O memory and devices.
         const DEVICES = 1 << 1;
-    }
-}
-
-bitflags::bitflags! {
-    /// Why a domain does not run, or that it does.
-    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-    pub struct RunState: u32 {
-        /// Waiting for an event.
-        const BLOCKED = 1 << 0;
-        /// It shut itself down.
-        const SHUTDOWN = 1 << 1;
-        /// The hypervisor stopped it for what it did.
-        const CRASHED = 1 << 2;
     }
 }
 
@@ -85,7 +75,7 @@ pub struct Domain {
     pub pirqs: Once<&'static Pirqs>,
     /// Base addresses whose size it is finding out.
     pub(crate) sizing: Sizing,
-    run: AtomicU32,
+    pub(crate) run: RunWord,
     /// Why it shut down, once it has (SCHEDOP_shutdown's reason).
     reason: AtomicU32,
 }
@@ -111,7 +101,7 @@ impl Domain {
             assists: AtomicU32::new(0),
             pirqs: Once::new(),
             sizing: Sizing::new(),
-            run: AtomicU32::new(0),
+            run: RunWord::new(),
             reason: AtomicU32::new(0),
         }
     }
@@ -171,7 +161,7 @@ impl Domain {
 
     /// Its run state, now.
     pub fn run_state(&self) -> RunState {
-        RunState::from_bits_retain(self.run.load(Ordering::Acquire))
+        self.run.get()
     }
 
     /// It shuts itself down, for a reason of its own.
@@ -187,12 +177,12 @@ impl Domain {
 
     /// Adds to its run state.
     pub fn set_state(&self, state: RunState) {
-        self.run.fetch_or(state.bits(), Ordering::AcqRel);
+        self.run.set(state);
     }
 
     /// Removes from its run state.
     pub fn clear_state(&self, state: RunState) {
-        self.run.fetch_and(!state.bits(), Ordering::AcqRel);
+        self.run.clear(state);
     }
 }
 

@@ -26,7 +26,6 @@ use proxenos_abi::hypercall::{
     ARGS_PER_MULTICALL_ENTRY, ConsoleIo, MULTICALL_RESULT_ARG, MulticallEntry, SCHEDOP_CMDMASK, SCHEDOP_REASONSHIFT,
     SchedOp, XEN_VERSION,
 };
-use proxenos_abi::shared_info::SharedInfo;
 use proxenos_abi::zerocopy::{FromZeros, IntoBytes};
 use proxenos_abi::{Errno, GuestWord, Hypercall, Port, Selector, X86_32, X86_64};
 
@@ -273,16 +272,7 @@ impl<H: Hardware> Caller<'_, H> {
         drop(Pager::new(self.host, self.dom).lock());
         match op_kind {
             SchedOp::Yield => self.vcpu.reschedule = true,
-            SchedOp::Block => {
-                let page = self.dom.shared_info.addr();
-                let byte = |offset: usize| MachineAddr(page.0 + offset as u64);
-                self.host.hw.store8(byte(SharedInfo::EVTCHN_UPCALL_MASK), 0);
-                self.dom.set_state(RunState::BLOCKED);
-                // An event that came before the line above does not wake: look once more, and do not wait for it.
-                if self.host.hw.load8(byte(SharedInfo::EVTCHN_UPCALL_PENDING)) != 0 {
-                    self.dom.clear_state(RunState::BLOCKED);
-                }
-            }
+            SchedOp::Block => event::block(&self.host.hw, self.dom.shared_info, &self.dom.run),
             SchedOp::Shutdown => self.dom.shut_down((op >> SCHEDOP_REASONSHIFT) as u8),
         }
         Ok(0)

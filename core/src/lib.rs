@@ -39,6 +39,7 @@ pub mod pirq;
 pub mod ports;
 pub mod preempt;
 pub mod reservation;
+pub mod run_state;
 pub mod sched;
 pub mod segments;
 #[cfg(any(test, feature = "sim"))]

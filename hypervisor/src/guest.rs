@@ -54,9 +54,9 @@ use proxenos_abi::shared_info::SharedInfo;
 use proxenos_core::addr::{GuestVirt, MachineAddr};
 use proxenos_core::assist;
 use proxenos_core::domain::{Arch, Domain, RunState};
+use proxenos_core::event;
 use proxenos_core::host::Host;
 use proxenos_core::hypercall::Caller;
-use proxenos_core::machine::MachineMemory;
 use proxenos_core::preempt::Place;
 use proxenos_core::vcpu::Vcpu;
 use timer::Timer;
@@ -208,8 +208,7 @@ impl Running {
 
     /// Whether an event waits for the guest, and it wants to hear of it.
     fn upcall_is_due(&self) -> bool {
-        self.host.hw.load8(self.shared(SharedInfo::EVTCHN_UPCALL_PENDING)) != 0
-            && self.host.hw.load8(self.shared(SharedInfo::EVTCHN_UPCALL_MASK)) == 0
+        event::upcall_is_due(&self.host.hw, self.dom.shared_info)
     }
 }
 

@@ -11,12 +11,14 @@
 
 mod deliver;
 mod ops;
+mod page;
 #[cfg(test)]
 mod tests;
 mod wire;
 
-pub use deliver::{Raised, is_masked, raise_pirq, raise_virq, set_pending};
+pub use deliver::{raise_pirq, raise_virq};
 pub use ops::{End, alloc_unbound, bind_interdomain, bind_pirq, bind_virq, close, close_all, send, status};
+pub use page::{block, is_masked, signal, upcall_is_due};
 pub use wire::{Reply, event_channel_op};
 
 use crate::addr::Mfn;

@@ -1,6 +1,7 @@
 //! The seven operations on event channels, and the eighth that a guest cannot call: closing all of a dying domain's.
 
-use super::deliver::{Raised, raise, set_pending};
+use super::deliver::raise;
+use super::page::signal;
 use super::{Channel, EventDomain, EventDomains, EventError, EventPorts, Pair, PirqSharing};
 use crate::addr::Mfn;
 use crate::machine::MachineMemory;
@@ -273,11 +274,11 @@ pub fn send<S: EventDomains, M: MachineMemory>(
 
 #[inline(never)]
 fn send_to<S: EventDomains, M: MachineMemory>(domains: &S, memory: &M, remote: DomId, port: Port, shared_info: Mfn) {
-    if set_pending(memory, shared_info, port) == Raised::Upcall
-        && let Some(domain) = domains.find(remote)
-    {
-        domain.notify();
-    }
+    signal(memory, shared_info, port, || {
+        if let Some(domain) = domains.find(remote) {
+            domain.notify();
+        }
+    });
 }
 
 /// The state of a port of a domain (`DOMID_SELF` for the caller).
