@@ -41,6 +41,8 @@ pub const LDT_DESCRIPTOR: u16 = 266;
 pub struct Segments {
     gdt: [Option<Mfn>; TABLE_PAGES],
     gdt_entries: u16,
+    /// A selector of the GDT that was last found to name a stack segment that begins at 0; none, if the table has changed since.
+    flat_stack: Option<Selector>,
     ldt_base: GuestVirt,
     ldt_entries: u16,
     ldt: [Option<Mfn>; TABLE_PAGES],
@@ -63,6 +65,7 @@ impl Segments {
         Self {
             gdt: [None; TABLE_PAGES],
             gdt_entries: INITIAL_GDT_ENTRIES,
+            flat_stack: None,
             ldt_base: GuestVirt(0),
             ldt_entries: 0,
             ldt: [None; TABLE_PAGES],
@@ -125,6 +128,7 @@ impl Segments {
             host.hw.store64(entry(dom.gdt_page, index), value);
         }
         self.gdt_entries = entries;
+        self.flat_stack = None;
         host.hw.load_gdt(dom.id, entries);
         Ok(())
     }
@@ -157,6 +161,7 @@ impl Segments {
         let result = pager.get_frame_and_type::<P::Tables>(&mut state, mfn, dom.id, kind);
         if result.is_ok() {
             host.hw.store64(at, value);
+            self.flat_stack = None;
             pager.mark_dirty(mfn);
             if is_first_page {
                 host.hw.store64(entry(dom.gdt_page, index), value);
@@ -220,6 +225,7 @@ impl Segments {
         self.drop_ldt::<P, H>(host, dom);
         self.ldt_entries = 0;
         self.gdt_entries = INITIAL_GDT_ENTRIES;
+        self.flat_stack = None;
         let pager = Pager::new(host, dom);
         let mut state = pager.lock();
         for (page, slot) in self.gdt.iter_mut().enumerate() {
@@ -301,7 +307,19 @@ impl Segments {
             return Some(0);
         }
         let raw = self.descriptor::<P, H>(host, dom, ss)?;
-        writable_data_base(raw)
+        let base = writable_data_base(raw)?;
+        // Pages of the GDT in use change by requests only, all of which forget this.
+        if base == 0 && !ss.is_local() {
+            self.flat_stack = Some(ss);
+        }
+        Some(base)
+    }
+
+    /// Whether [`stack_base`](Self::stack_base) would say 0, as far as that is known without a look at the tables.
+    #[inline]
+    #[must_use]
+    pub fn is_flat_stack<P: Personality>(&self, ss: Selector) -> bool {
+        ss == P::FLAT_GUESTOS_DS || self.flat_stack == Some(ss)
     }
 
     /// Where the guest's code and data segments lie, to look at the instruction that it executes; `None` if that is none that

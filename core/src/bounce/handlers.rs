@@ -160,11 +160,13 @@ impl TrapTable {
         Ok(())
     }
 
-    /// Whether a vector goes to another handler than its own, perhaps.
+    /// Where [`software_interrupt`](Self::software_interrupt) leads from any ring; `None` if that depends on the ring.
     #[inline]
     #[must_use]
-    pub const fn has_fast_trap(&self) -> bool {
-        self.fast_vector != 0
+    pub fn open_to_all(&self, vector: u8) -> Option<TrapHandler> {
+        const ANY_RING: u8 = 3;
+        let fast = self.fast.filter(|_| self.fast_vector == vector);
+        fast.or(self.get(vector)).filter(|handler| handler.dpl == ANY_RING)
     }
 
     /// The handler of a vector. A guest that has none for an exception it takes cannot go on.

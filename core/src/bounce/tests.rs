@@ -275,3 +275,27 @@ proptest! {
         prop_assert!(entry.frame.sp <= u64::from(u32::MAX));
     }
 }
+
+#[test]
+fn what_is_open_to_all_is_where_every_ring_is_led() {
+    let mut table = TrapTable::new();
+    let led = |table: &TrapTable| {
+        let to = [0x819, 0x82b].map(|cs| {
+            let cs = Selector(cs);
+            match table.software_interrupt::<X86_32>(0x80, cs, Mode::of_ring(cs)) {
+                SoftwareInterrupt::Deliver(handler) => Some(handler),
+                SoftwareInterrupt::Protection(_) => None,
+            }
+        });
+        to[0].filter(|_| to[0] == to[1])
+    };
+    for (dpl, fast, open) in [(1, false, false), (3, false, true), (3, true, true), (1, true, false)] {
+        table.set(&trap::<X86_32>(0x80, dpl, 0x819, 0xc000_0000 + u64::from(dpl))).unwrap();
+        assert_eq!(table.set_fast_trap::<X86_32>(if fast { 0x80 } else { 0 }), Ok(()));
+        assert_eq!(table.open_to_all(0x80).is_some(), open, "{dpl} {fast}");
+        assert!(table.open_to_all(0x80).is_none_or(|handler| Some(handler) == led(&table)), "{dpl} {fast}");
+        // The table's own handler is another then.
+        table.set(&trap::<X86_32>(0x80, 3, 0x819, 0xc000_1000)).unwrap();
+        assert!(table.open_to_all(0x80).is_none_or(|handler| Some(handler) == led(&table)), "{dpl} {fast}");
+    }
+}

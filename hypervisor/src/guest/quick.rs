@@ -23,7 +23,7 @@ use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 use proxenos_abi::{GuestArch, GuestWord, X86_32, X86_64};
 use proxenos_core::addr::GuestVirt;
-use proxenos_core::bounce::{self, Callback, Cause, FrameMemory, Mode, SYSTEM_CALL, TrapTable};
+use proxenos_core::bounce::{self, Callback, Cause, FrameMemory, Mode, SYSTEM_CALL, TrapHandler, TrapTable};
 use proxenos_core::domain::Arch;
 use proxenos_core::machine::BadPointer;
 use proxenos_core::paging::Pager;
@@ -100,13 +100,10 @@ extern "C" fn exception<P: Personality>(frame: &mut TrapFrame) -> Next {
     if vector == Vector::GENERAL_PROTECTION && frame.error_code == 0 && !run.vcpu.ports.any() {
         return enter_handler::<P>(cpu, run, frame, vector, &Cause::Code(0));
     }
-    const ANY_RING: u8 = 3;
-    let traps = &run.vcpu.traps;
     if vector == Vector::SYSTEM_CALL
-        && !traps.has_fast_trap()
-        && traps.get(vector.0).is_some_and(|handler| handler.dpl == ANY_RING)
+        && let Some(handler) = run.vcpu.traps.open_to_all(vector.0)
     {
-        return enter_handler::<P>(cpu, run, frame, vector, &Cause::Plain);
+        return enter::<P>(cpu, run, frame, &handler, &Cause::Plain);
     }
     Next::LongWay
 }
@@ -143,6 +140,17 @@ fn enter_handler<P: Personality>(
     cause: &Cause,
 ) -> Next {
     let Some(handler) = run.vcpu.traps.get(vector.0) else { return Next::LongWay };
+    enter::<P>(cpu, run, frame, &handler, cause)
+}
+
+#[inline(always)]
+fn enter<P: Personality>(
+    cpu: &Cpu,
+    run: &Running,
+    frame: &mut TrapFrame,
+    handler: &TrapHandler,
+    cause: &Cause,
+) -> Next {
     let next = enter_kernel::<P>(&run.vcpu, frame, &handler.at, cause);
     if next == Next::Guest && handler.masks_events {
         cpu.local.mask_upcalls();
@@ -169,7 +177,7 @@ fn enter_kernel_from<P: Personality>(
 ) -> Next {
     let entry = bounce::enter::<P>(&frame.context(), mode, vcpu.kernel_stack, to, cause);
     let at = GuestVirt(entry.frame.sp);
-    if entry.frame.ss != P::FLAT_GUESTOS_DS || !P::in_guest_range(at, entry.frame.size()) {
+    if !vcpu.segments.is_flat_stack::<P>(entry.frame.ss) || !P::in_guest_range(at, entry.frame.size()) {
         return Next::LongWay;
     }
     match entry.frame.store(&mut Stack::<P> { lowest: at, words: PhantomData }) {

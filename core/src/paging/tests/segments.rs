@@ -202,3 +202,48 @@ fn a_table_that_is_refused_leaves_the_ldt_alone() {
         assert_eq!(kind(world, SPARE), FrameType::Writable);
     });
 }
+
+/// What is remembered of a stack segment is forgotten with every change of its table.
+#[test]
+fn a_flat_stack_is_remembered_until_the_table_changes() {
+    use crate::sim_hw::SimDomain;
+    use proxenos_abi::{Selector, X86_32, X86_64};
+    fn look(guest: &mut Guest, ss: Selector) -> (Option<u64>, bool) {
+        let host = guest.host.clone();
+        let SimDomain { dom, vcpu, .. } = &mut guest.0;
+        let segments = &mut vcpu.segments;
+        match dom.arch {
+            Arch::X86_32 => (segments.stack_base::<X86_32, _>(&host, dom, ss), segments.is_flat_stack::<X86_32>(ss)),
+            Arch::X86_64 => (segments.stack_base::<X86_64, _>(&host, dom, ss), segments.is_flat_stack::<X86_64>(ss)),
+        }
+    }
+    both(|world| {
+        let (flat, elsewhere) = (0x00cf_f300_0000_ffff_u64, 0x00cf_f300_1000_ffff_u64);
+        let ss = Selector(8 * 100 + 3);
+        let update = |world: &mut World, slot: u64, value: u64| {
+            let at = world.guest(1).frames[SPARE].addr().0 + 8 * slot;
+            let args = [at, value & 0xffff_ffff, value >> 32, 0, 0, 0];
+            assert_eq!(world.judge(1, |guest| guest.call(Hypercall::UpdateDescriptor, args)), Ok(OK));
+        };
+        assert_eq!(set_gdt(world, &[SPARE], 512), Ok(()));
+        assert_eq!(look(world.guest(1), ss), (None, false), "no descriptor yet");
+        update(world, 100, flat);
+        assert_eq!(look(world.guest(1), ss), (Some(0), true));
+        update(world, 101, flat);
+        let remembered = |world: &mut World| {
+            let guest = world.guest(1);
+            let segments = &guest.vcpu.segments;
+            segments.is_flat_stack::<X86_32>(ss) || segments.is_flat_stack::<X86_64>(ss)
+        };
+        assert!(!remembered(world), "any change will do");
+        assert_eq!(look(world.guest(1), ss), (Some(0), true));
+        update(world, 100, elsewhere);
+        assert!(!remembered(world));
+        assert_eq!(look(world.guest(1), ss), (Some(0x1000), false));
+        update(world, 100, flat);
+        assert_eq!(look(world.guest(1), ss), (Some(0), true));
+        assert_eq!(set_gdt(world, &[SPARE2], 512), Ok(()));
+        assert!(!remembered(world), "another table");
+        assert_eq!(look(world.guest(1), ss), (None, false));
+    });
+}
