@@ -15,7 +15,8 @@ numbers! {
         SetGdt = 2,
         /// `stack_switch(ss, esp)`: sets the kernel's stack for entries from ring 3.
         StackSwitch = 3,
-        /// `set_callbacks(event cs, event eip, failsafe cs, failsafe eip)`.
+        /// `set_callbacks(event cs, event eip, failsafe cs, failsafe eip)`; on x86_64 a fifth argument is where the `syscall` of
+        /// applications leads.
         SetCallbacks = 4,
         /// `fpu_taskswitch()`: the next use of the FPU raises #NM.
         FpuTaskswitch = 5,
@@ -187,6 +188,8 @@ numbers! {
         GsUser = 1,
         /// Base of gs while the kernel runs.
         GsKernel = 2,
+        /// The selector in gs while an application runs, and with it the base. (From the interface of later in 2005.)
+        GsUserSelector = 3,
     }
 }
 
@@ -217,3 +220,7 @@ layout!(SwitchToUser: 64 { r11: 0, rcx: 8, flags: 16, rip: 24, cs: 32, rflags: 4
 /// `ECF_IN_SYSCALL`, a bit of [`SwitchToUser::flags`]: the application came by `syscall`; only rip, rflags and rsp
 /// are restored.
 pub const SWITCH_TO_USER_IN_SYSCALL: u64 = 1 << 8;
+
+/// A bit of [`SwitchToUser::flags`] that is Proxenos's own: the application's rax is in the word above the frame. Without it,
+/// rax is what it was when the call was made, which is the call's number.
+pub const SWITCH_TO_USER_RAX: u64 = 1 << 9;

@@ -19,6 +19,7 @@ use crate::personality::Personality;
 use crate::preempt::{Answer, Call, Place, Poll, Progress, Stop, cost};
 use crate::reservation;
 use crate::segments::{INITIAL_GDT_ENTRIES, TABLE_PAGES};
+use crate::user_mode;
 use crate::vcpu::Vcpu;
 use proxenos_abi::context::{NR_TRAPS, TrapInfo};
 use proxenos_abi::event_channel::{EventChannelOp, EvtchnOp};
@@ -154,7 +155,7 @@ impl<H: Hardware> Caller<'_, H> {
             Hypercall::Multicall if nesting == Nesting::Alone => return self.multicall::<P>(GuestVirt(a), b as u32),
             Hypercall::Multicall => Err(Errno::EINVAL),
             Hypercall::SetTrapTable => self.set_trap_table::<P>(GuestVirt(a)),
-            Hypercall::SetCallbacks => self.set_callbacks::<P>(a, b, c, d),
+            Hypercall::SetCallbacks => self.set_callbacks::<P>(a, b, c, d, e),
             Hypercall::StackSwitch => stack_switch::<P>(self.vcpu, a, b),
             Hypercall::FpuTaskswitch => Ok(fpu_taskswitch(self.host, self.vcpu)),
             Hypercall::PhysdevOp => self.physdev_op::<P>(GuestVirt(a)),
@@ -172,7 +173,13 @@ impl<H: Hardware> Caller<'_, H> {
             Hypercall::Dom0Op => dom0_op::dom0_op::<P, H>(self, GuestVirt(a)),
             Hypercall::VmAssist => assist::vm_assist(self.host, self.dom, a as u32, b as u32),
             // Of the rest none exists, rather than half of one (SPECIFICATION.md says which issue brings it).
-            Hypercall::GrantTableOp | Hypercall::SwitchToUser | Hypercall::SetSegmentBase => Err(Errno::ENOSYS),
+            Hypercall::GrantTableOp => Err(Errno::ENOSYS),
+            Hypercall::SetSegmentBase => {
+                user_mode::set_segment_base::<P, H>(self.host, self.dom, self.vcpu, a as u32, b)
+            }
+            // Alone it does not come here: it goes on with other registers (`user_mode::Application`).
+            Hypercall::SwitchToUser if P::ARCH == Arch::X86_64 => Err(Errno::EINVAL),
+            Hypercall::SwitchToUser => Err(Errno::ENOSYS),
         };
         Ok(result?)
     }
@@ -300,11 +307,18 @@ impl<H: Hardware> Caller<'_, H> {
         event_ip: u64,
         failsafe_cs: u64,
         failsafe_ip: u64,
+        system_call: u64,
     ) -> Result<u64, Errno> {
         let event = Callback::new::<P>(Selector(event_cs as u16), GuestVirt(event_ip))?;
         let failsafe = Callback::new::<P>(Selector(failsafe_cs as u16), GuestVirt(failsafe_ip))?;
         self.vcpu.event_callback = Some(event);
         self.vcpu.failsafe_callback = Some(failsafe);
+        if P::ARCH == Arch::X86_64 {
+            // A kernel of 2004 does not set the fifth argument: what it happens to be must not be refused.
+            let given = GuestVirt(system_call);
+            let entry = (given.0 != 0).then(|| Callback::new::<P>(P::FLAT_GUESTOS_CS, given));
+            self.vcpu.system_call = entry.and_then(Result::ok);
+        }
         Ok(0)
     }
 

@@ -49,5 +49,6 @@ pub mod sim_hw;
 pub mod store;
 pub mod teardown;
 pub mod timekeeping;
+pub mod user_mode;
 pub mod vcpu;
 pub mod virq;

@@ -7,6 +7,8 @@
 
 use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn, PAGE_SIZE};
 use crate::debugreg::DebugRegisters;
+use proxenos_abi::Selector;
+use proxenos_abi::hypercall::SegmentBase;
 
 /// RAM, by machine address. Callers pass only addresses inside frames that exist (see `FrameTable::contains`), aligned
 /// to the access; implementations may panic otherwise.
@@ -126,10 +128,24 @@ pub trait Tlb {
     fn flush_if_older(&self, stamp: u32);
 }
 
+/// A selector that the CPU does not load: it names no data segment of ring 3's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NotLoaded;
+
 /// What the CPU walks and looks segments up in.
 pub trait CpuTables {
     /// Makes a frame this CPU's L4 table; every translation of the old one is dropped.
     fn load_root(&self, l4: Mfn);
+    /// As [`load_root`](Self::load_root), at each change between a guest's kernel and its applications: too often to be a step of the
+    /// flush clock, so this flush may count as older than stamps that were taken before it.
+    fn load_root_of_mode(&self, l4: Mfn);
+    /// Sets the base of fs or gs of the guest whose kernel runs here: a canonical address. (The user's selector is not set so.)
+    fn set_segment_base(&self, which: SegmentBase, base: u64);
+    /// Loads gs, and with it the base that it has while an application runs.
+    ///
+    /// # Errors
+    /// The CPU does not load this selector; gs is what it was.
+    fn load_user_gs(&self, selector: Selector) -> Result<(), NotLoaded>;
     /// Maps (or unmaps) a frame as a page of a domain's descriptor tables, which lie in the hypervisor's range.
     fn map_descriptors(&self, domain: DomId, page: DescriptorPage, frame: Option<Mfn>);
     /// Makes the domain's global descriptor table this CPU's, with this many entries.

@@ -290,6 +290,7 @@ impl Batch {
             MmuExtCommand::PinL4Table => self.pin(caller, frame, Some(4)),
             MmuExtCommand::UnpinTable => self.pin(caller, frame, None),
             MmuExtCommand::NewBaseptr => self.new_base::<P, H>(caller, frame),
+            MmuExtCommand::NewUserBaseptr => self.new_user_base::<P, H>(caller, request.address()),
             MmuExtCommand::TlbFlush => {
                 self.course.flush_tlb = true;
                 Ok(())
@@ -366,6 +367,21 @@ impl Batch {
         // Loading the root has flushed whatever an earlier request wanted flushed.
         self.course.flush_tlb = false;
         Ok(())
+    }
+
+    /// The kernel's own tables stay loaded, and those of the user base are in no TLB: they were loaded with it, and every
+    /// change of modes that changes tables drops all.
+    fn new_user_base<P: Personality, H: Hardware>(
+        &mut self,
+        caller: &Caller<'_, H>,
+        at: MachineAddr,
+    ) -> Result<(), Refused> {
+        if P::ARCH != Arch::X86_64 || at.0 != 0 && !caller.host.is_ram(at.mfn()) {
+            return Err(Refused);
+        }
+        let pager = Pager::new(caller.host, caller.dom);
+        let table = (at.0 != 0).then_some(at.mfn());
+        self.paging(&mut pager.lock(), |state| pager.set_user_base::<P::Tables>(state, table))
     }
 
     fn set_foreign<H: Hardware>(&mut self, caller: &Caller<'_, H>, id: DomId) -> Result<(), Refused> {

@@ -4,7 +4,7 @@
 //! does not run.
 
 use crate::addr::GuestVirt;
-use crate::bounce::{Callback, TrapTable};
+use crate::bounce::{Callback, Mode, TrapTable};
 use crate::debugreg::DebugRegisters;
 use crate::mmu::Course;
 use crate::personality::Personality;
@@ -37,6 +37,11 @@ pub struct Vcpu {
     pub event_callback: Option<Callback>,
     /// Where the guest goes when its own state could not be loaded.
     pub failsafe_callback: Option<Callback>,
+    /// Where the `syscall` of an x86_64 guest's applications leads.
+    pub system_call: Option<Callback>,
+    /// Whether an x86_64 guest's kernel or an application runs: the mode of its paging state, to be had without a lock. Changed by
+    /// [`user_mode::switch`](crate::user_mode::switch). (An x86_32 guest's is its ring.)
+    pub mode: Mode,
     /// The kernel's stack for entries from ring 3 (the virtual TSS). Changed by [`set_kernel_stack`](Self::set_kernel_stack).
     pub kernel_stack: (Selector, GuestVirt),
     /// Where the frame of an x86_32 guest's system call by `int 0x80` from an application lies, if that stack is in the flat
@@ -78,6 +83,8 @@ impl Vcpu {
             traps: TrapTable::new(),
             event_callback: None,
             failsafe_callback: None,
+            system_call: None,
+            mode: Mode::Kernel,
             kernel_stack: (Selector::NULL, GuestVirt(0)),
             system_call_frame: 0,
             segments: Segments::new(),

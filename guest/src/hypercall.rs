@@ -98,6 +98,11 @@ pub unsafe fn stack_switch(ss: Selector, sp: GuestVirt) -> Result<(), Errno> {
 /// Both are entry points made for it.
 #[inline]
 pub unsafe fn set_callbacks(event: (Selector, GuestVirt), failsafe: (Selector, GuestVirt)) -> Result<(), Errno> {
+    // On x86_64 there is one more argument: no entry for system calls.
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the caller's promise.
+    return unsafe { set_callbacks_of_both(event, failsafe, GuestVirt(0)) };
+    #[cfg(target_arch = "x86")]
     // SAFETY: the caller's promise.
     check(unsafe {
         hypercall4(
@@ -106,6 +111,30 @@ pub unsafe fn set_callbacks(event: (Selector, GuestVirt), failsafe: (Selector, G
             event.1.raw() as usize,
             failsafe.0.raw().into(),
             failsafe.1.raw() as usize,
+        )
+    })
+    .map(drop)
+}
+
+/// 4: as [`set_callbacks`], and where the `syscall` of applications leads.
+///
+/// # Safety
+/// All are entry points made for it.
+#[cfg(target_arch = "x86_64")]
+pub unsafe fn set_callbacks_of_both(
+    event: (Selector, GuestVirt),
+    failsafe: (Selector, GuestVirt),
+    system_call: GuestVirt,
+) -> Result<(), Errno> {
+    // SAFETY: the caller's promise.
+    check(unsafe {
+        hypercall5(
+            number(Hypercall::SetCallbacks),
+            event.0.raw().into(),
+            event.1.raw() as usize,
+            failsafe.0.raw().into(),
+            failsafe.1.raw() as usize,
+            system_call.raw() as usize,
         )
     })
     .map(drop)

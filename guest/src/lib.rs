@@ -62,6 +62,8 @@ pub mod test;
 pub mod time;
 #[cfg(not(test))]
 pub mod traps;
+#[cfg(all(not(test), target_arch = "x86_64"))]
+pub mod user;
 
 #[cfg(not(test))]
 mod exports {

@@ -9,6 +9,7 @@
 //! | [`start`] | builds domain 0 and enters it |
 //! | [`calls`] | hypercalls: the fast path of `int 0x82` and `syscall` |
 //! | [`syscall`] | where `syscall` arrives |
+//! | [`user`] | x86_64 applications: the way to them, and back by `syscall` |
 //! | [`quick`] | the short ways into a guest's kernel: exceptions, `int 0x80`, upcalls |
 //! | [`faults`] | page faults, #GP, #NM: which are the guest's own |
 //! | [`deliver`] | pushes frames on the guest's stack: exceptions, events, failsafe |
@@ -33,6 +34,7 @@ mod sources;
 mod start;
 mod syscall;
 mod timer;
+mod user;
 
 pub use calls::enters_guest;
 pub use end::stop_lawless;
@@ -88,6 +90,8 @@ pub struct CpuLocal {
     table_store: Cell<u8>,
     /// Its virtual CPU, for them too. Rust code reaches it through `running` only.
     vcpu: Cell<*const Vcpu>,
+    /// Where `syscall` goes on: it depends on the mode of an x86_64 guest (see [`user`]).
+    syscall_to: Cell<unsafe extern "C" fn()>,
     /// Not zero: a call left something to do before its guest goes on (see [`calls`]).
     attention: AtomicU32,
 }
@@ -105,6 +109,7 @@ impl Default for CpuLocal {
             arch: Cell::new(Arch::X86_64),
             table_store: Cell::new(NO_CODE),
             vcpu: Cell::new(core::ptr::null()),
+            syscall_to: Cell::new(user::nobody),
             attention: AtomicU32::new(0),
         }
     }
@@ -138,6 +143,7 @@ impl CpuLocal {
         self.arch.set(running.dom.arch);
         self.note_assists(&running.dom);
         self.vcpu.set(&raw const *running.vcpu);
+        self.note_mode(running.vcpu.mode);
         // SAFETY: nothing of a guest's runs on this CPU yet, so there is no other reference.
         unsafe { (*self.running.get()).insert(running) }
     }

@@ -331,8 +331,8 @@ impl<'a, H: Hardware> Audit<'a, H> {
     fn tally_roots(&mut self) {
         for index in 0..self.subjects.len() {
             let Subject { dom, segments } = self.subjects[index];
-            let base = self.states[index].base;
-            if let Some(base) = base {
+            let bases = self.states[index].bases();
+            for base in bases {
                 self.refer_as(base, tables::top(dom.arch));
                 self.expect_owner(base, dom);
             }

@@ -203,6 +203,11 @@ impl<H: Hardware> Audit<'_, H> {
     pub(super) fn check_upper(&mut self, dom: &Domain, index: usize) {
         let state = &self.states[index];
         if dom.arch == Arch::X86_64 {
+            let users = state.user.base.filter(|_| dom.log.is_on()).and_then(|base| self.info(base).shadow());
+            let (found, expected) = (state.user.root.map_or(0, |root| root.0), users.map_or(0, |root| root.0));
+            let at = state.user.base.unwrap_or(Mfn(0));
+            self.expect(Invariant::ShadowFollows, at, "shadow of the user base of a watched domain", expected, found);
+            let state = &self.states[index];
             let watched = state.base.filter(|_| dom.log.is_on());
             let expected = watched.and_then(|base| self.info(base).shadow()).map_or(0, |root| root.0);
             let found = state.root.map_or(0, |root| root.0);

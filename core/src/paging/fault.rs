@@ -9,6 +9,7 @@ use super::format::{Format, Pte, TwoLevel, bits};
 use super::shadow::Access;
 use super::{Pager, PagingState};
 use crate::addr::GuestVirt;
+use crate::bounce::Mode;
 use crate::host::Hardware;
 use proxenos_abi::hypercall::VmAssistType;
 
@@ -40,7 +41,7 @@ impl<H: Hardware> Pager<'_, H> {
             return None;
         }
         let page = if F::SHADOWED { self.refused_page(&state, at, access)? } else { seen };
-        let by_kernel = !F::SHADOWED || !access.user;
+        let by_kernel = if F::SHADOWED { !access.user } else { state.user.mode == Mode::Kernel };
         // It may be a store to a page table. (One that is not mapped is none.)
         if page == Page::Present && assisted && access.write && by_kernel {
             return None;

@@ -289,7 +289,15 @@ impl<H: Hardware> Pager<'_, H> {
                 self.forget();
                 return Err(ControlError::NoMemory);
             }
+            if let Some(user) = state.user.base
+                && self.need_shadow::<F>(state, user).is_err()
+            {
+                self.forget();
+                self.drop_all::<F>(state);
+                return Err(ControlError::NoMemory);
+            }
             self.hang_shadow(state, Some(base));
+            self.hang_user_shadow(state);
             state.cpu_root().map(load);
         }
         if !was_on {

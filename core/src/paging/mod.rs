@@ -25,10 +25,12 @@ pub mod shadow;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod tests;
 pub mod types;
+pub mod user_base;
 pub mod window;
 pub mod writable;
 
 use crate::addr::{DomId, GuestVirt, Mfn};
+use crate::bounce::Mode;
 use crate::domain::Domain;
 use crate::frame::{FrameType, RefError};
 use crate::host::{Hardware, Host};
@@ -37,6 +39,7 @@ use entry::L1Table;
 use format::{Format, Pte, bits};
 use pool::ShadowPool;
 use proxenos_abi::Errno;
+use user_base::UserBase;
 use writable::WritableTables;
 
 /// Why a paging request was refused.
@@ -99,6 +102,8 @@ pub struct PagingState {
     pub upper: Option<(Mfn, Mfn)>,
     /// For four-level guests that are watched, the shadow of the base ([`log_dirty`]).
     pub(crate) root: Option<Mfn>,
+    /// What a four-level guest's applications run on.
+    pub user: UserBase,
     /// First of the half-validated tables that wait for somebody to go on with them ([`partial`]).
     pub(crate) suspended: Option<Mfn>,
     /// First of those that wait to be undone.
@@ -119,6 +124,7 @@ impl PagingState {
             base: None,
             upper: None,
             root: None,
+            user: UserBase::new(),
             suspended: None,
             condemned: None,
             poll: Poll::NEVER,
@@ -134,14 +140,34 @@ impl PagingState {
     }
 
     /// The L4 table for the CPU: the guest's own, or the one its shadows hang in.
+    #[inline]
     #[must_use]
     pub fn cpu_root(&self) -> Option<Mfn> {
-        self.upper.map(|(l4, _)| l4).or(self.root).or(self.base)
+        match self.user.mode {
+            Mode::Kernel => self.upper.map(|(l4, _)| l4).or(self.root).or(self.base),
+            Mode::User => self.user.root.or(self.user.base),
+        }
     }
 
-    /// The CPU is to walk the base itself again.
+    /// The guest's table that the CPU walks, or a shadow of.
+    #[inline]
+    #[must_use]
+    pub const fn walked_base(&self) -> Option<Mfn> {
+        match self.user.mode {
+            Mode::Kernel => self.base,
+            Mode::User => self.user.base,
+        }
+    }
+
+    /// Both bases, where there are two.
+    pub(crate) fn bases(&self) -> impl Iterator<Item = Mfn> + use<> {
+        [self.base, self.user.base].into_iter().flatten()
+    }
+
+    /// The CPU is to walk the bases themselves again.
     const fn forget_root(&mut self) {
         self.root = None;
+        self.user.root = None;
     }
 }
 
@@ -189,15 +215,26 @@ impl<'a, H: Hardware> Pager<'a, H> {
         Self { host, dom }
     }
 
-    /// Walks the guest's own tables down to the L1 slot of `at`. The tables are validated, so every step leads to a table
+    /// Walks the tables of the guest's kernel down to the L1 slot of `at`. They are validated, so every step leads to a table
     /// of the next level, but where a directory stands in the place of an L1 table.
     #[inline]
     pub fn walk<F: Format>(&self, state: &PagingState, at: GuestVirt) -> Option<Translation> {
+        self.walk_from::<F>(state.base?, at)
+    }
+
+    /// As [`walk`](Self::walk), from the table that the CPU begins at: what a fault is about.
+    #[inline]
+    pub fn walk_as_cpu<F: Format>(&self, state: &PagingState, at: GuestVirt) -> Option<Translation> {
+        self.walk_from::<F>(state.walked_base()?, at)
+    }
+
+    #[inline]
+    fn walk_from<F: Format>(&self, base: Mfn, at: GuestVirt) -> Option<Translation> {
         // Below the top, every slot is the guest's.
         if !F::is_guest_slot(F::TOP, F::index(F::TOP, at)) {
             return None;
         }
-        let (table, rights) = self.descend::<F>(state, at)?;
+        let (table, rights) = self.descend::<F>(base, at)?;
         let index = F::index(1, at);
         let level = if F::LINEAR && self.host.frames.info(table)?.is_directory() { 2 } else { 1 };
         // What lies in the hypervisor's slots of a directory has never been looked at.
@@ -212,14 +249,14 @@ impl<'a, H: Hardware> Pager<'a, H> {
     #[inline(always)]
     pub(crate) fn l1_entry<F: Format>(&self, state: &PagingState, at: GuestVirt) -> Option<(L1Table, usize)> {
         debug_assert!(F::is_guest_slot(F::TOP, F::index(F::TOP, at)));
-        let (table, _) = self.descend::<F>(state, at)?;
+        let (table, _) = self.descend::<F>(state.base?, at)?;
         Some((self.walked_l1_table::<F>(table)?, F::index(1, at)))
     }
 
     /// What stands in the place of the L1 table for `at`, and the rights that the levels above leave.
     #[inline(always)]
-    fn descend<F: Format>(&self, state: &PagingState, at: GuestVirt) -> Option<(Mfn, u64)> {
-        let mut table = state.base?;
+    fn descend<F: Format>(&self, base: Mfn, at: GuestVirt) -> Option<(Mfn, u64)> {
+        let mut table = base;
         let mut rights = bits::RW | bits::US;
         let mut level = F::TOP;
         while level > 1 {
@@ -300,8 +337,10 @@ impl<'a, H: Hardware> Pager<'a, H> {
         true
     }
 
-    /// Gives up the page-table base: the domain is dying, and no CPU has its tables loaded.
+    /// Gives up the page-table bases: the domain is dying, and no CPU has its tables loaded.
     pub fn clear_base<F: Format>(&self, state: &mut PagingState) {
+        state.user.mode = Mode::Kernel;
+        self.replace_user_base::<F>(state, None);
         if let Some(old) = state.base.take() {
             self.hang_shadow(state, None);
             self.put_frame_and_type::<F>(state, old);

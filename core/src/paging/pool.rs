@@ -301,7 +301,9 @@ impl<H: Hardware> Pager<'_, H> {
                 self.node(table).set_view(None);
                 self.release_shadow(state, first, super::linear::VIEW_ORDER);
             }
-            Part::Shadow(of) if of == level && state.base != Some(table) && !state.writable.involves(table) => {
+            Part::Shadow(of)
+                if of == level && state.bases().all(|base| base != table) && !state.writable.involves(table) =>
+            {
                 self.node(table).set_shadow(None);
                 self.release_shadow(state, first, order::<F>(level));
             }
@@ -321,7 +323,7 @@ impl<H: Hardware> Pager<'_, H> {
         }
     }
 
-    /// Drops all, the base's too: the CPU walks the guest's tables.
+    /// Drops all, the bases' too: the CPU walks the guest's tables.
     pub(super) fn drop_all<F: Format>(&self, state: &mut PagingState) {
         while let Some(first) = state.pool.oldest {
             let table = self.node(first).shadow().expect("what is on the list names its table");
@@ -334,11 +336,12 @@ impl<H: Hardware> Pager<'_, H> {
         }
     }
 
-    /// Writes the shadow of the base anew, so that it leads to nothing that is gone.
+    /// Writes the shadows of the bases anew, so that they lead to nothing that is gone.
     fn rewrite_base<F: Format>(&self, state: &PagingState) {
-        let Some(base) = state.base else { return };
-        for index in (0..F::ENTRIES).filter(|&index| F::is_guest_slot(F::TOP, index)) {
-            self.shadow_entry::<F>(F::TOP, base, index, F::load(&self.host.hw, base, index));
+        for base in state.bases() {
+            for index in (0..F::ENTRIES).filter(|&index| F::is_guest_slot(F::TOP, index)) {
+                self.shadow_entry::<F>(F::TOP, base, index, F::load(&self.host.hw, base, index));
+            }
         }
     }
 }

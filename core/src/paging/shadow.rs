@@ -304,7 +304,7 @@ impl<H: Hardware> Pager<'_, H> {
     }
 
     fn resolve<F: Format>(&self, state: &mut PagingState, at: GuestVirt, access: Access) -> bool {
-        let Some(found) = self.walk::<F>(state, at) else { return false };
+        let Some(found) = self.walk_as_cpu::<F>(state, at) else { return false };
         let needed = bits::P | if access.user { bits::US } else { 0 } | if access.write { bits::RW } else { 0 };
         if !Pte(found.rights & found.entry.0 | found.entry.0 & bits::P).has(needed) {
             return false;
@@ -342,7 +342,7 @@ impl<H: Hardware> Pager<'_, H> {
     /// even now: then the domain ends.
     #[cold]
     pub(super) fn fill_path<F: Format>(&self, state: &mut PagingState, at: GuestVirt) -> bool {
-        let Some(mut table) = state.base else { return false };
+        let Some(mut table) = state.walked_base() else { return false };
         let mut changed = false;
         for level in (2..=F::TOP).rev() {
             let index = F::index(level, at);

@@ -25,6 +25,7 @@ use super::shadow::Access;
 use super::window::{Changes, Window};
 use super::{Pager, PagingError, PagingState, Target};
 use crate::addr::{GuestVirt, Mfn};
+use crate::bounce::Mode;
 use crate::domain::{Arch, RunState};
 use crate::frame::FrameType;
 use crate::host::Hardware;
@@ -226,7 +227,7 @@ impl<'a, H: Hardware> Pager<'a, H> {
     /// access by a guest's applications never has.
     #[inline(always)]
     pub fn table_fault<F: Format>(&self, state: &mut PagingState, at: GuestVirt, access: Access) -> TableFault {
-        let by_kernel = !F::SHADOWED || !access.user;
+        let by_kernel = if F::SHADOWED { !access.user } else { state.user.mode == Mode::Kernel };
         let written = if access.write && by_kernel && self.dom.is_assisted(VmAssistType::WritablePagetables) {
             self.written_table::<F>(state, at)
         } else {

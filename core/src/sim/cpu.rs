@@ -5,9 +5,11 @@
 
 use super::{FRAME, SimMachine, frame_base};
 use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn, PAGE_SHIFT};
-use crate::machine::{BadPointer, Console, CpuTables, DescriptorPage, GuestMemory, MachineMemory};
+use crate::machine::{BadPointer, Console, CpuTables, DescriptorPage, GuestMemory, MachineMemory, NotLoaded};
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
+use proxenos_abi::Selector;
+use proxenos_abi::hypercall::SegmentBase;
 
 /// What an access does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -184,6 +186,16 @@ impl crate::pci::PciConfig for SimMachine {
 impl CpuTables for SimMachine {
     fn load_root(&self, l4: Mfn) {
         self.cpu.lock().root = Some(l4);
+    }
+
+    fn load_root_of_mode(&self, l4: Mfn) {
+        self.load_root(l4);
+    }
+
+    fn set_segment_base(&self, _: SegmentBase, _: u64) {}
+
+    fn load_user_gs(&self, _: Selector) -> Result<(), NotLoaded> {
+        Ok(())
     }
 
     fn map_descriptors(&self, domain: DomId, page: DescriptorPage, frame: Option<Mfn>) {

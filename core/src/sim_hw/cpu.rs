@@ -219,7 +219,7 @@ impl SimHardware {
     /// Whether the short way takes a fault for the guest's own. What it says of the page must be what the guest's tables say.
     fn is_plain_fault(&self, host: &Host<Self>, dom: &Domain, at: GuestVirt, access: Access) -> bool {
         fn of<F: Format>(pager: Pager<'_, SimHardware>, at: GuestVirt, access: Access) -> bool {
-            let found = pager.walk::<F>(&pager.dom.paging.lock(), at);
+            let found = pager.walk_as_cpu::<F>(&pager.dom.paging.lock(), at);
             let page = if found.is_some_and(|found| found.entry.present()) { Page::Present } else { Page::Absent };
             let plain = pager.plain_fault::<F>(at, access, page);
             assert!(plain.is_none_or(|plain| plain == page), "{plain:?} at {:#x}, not {page:?}", at.0);

@@ -23,7 +23,7 @@ use crate::debugreg::DebugRegisters;
 use crate::frame::FrameInfo;
 use crate::host::Host;
 use crate::machine::{
-    BadPointer, Clock, Console, CpuTables, DescriptorPage, GuestMemory, MachineMemory, Preemption, Tlb,
+    BadPointer, Clock, Console, CpuTables, DescriptorPage, GuestMemory, MachineMemory, NotLoaded, Preemption, Tlb,
 };
 use crate::paging::shadow::Access;
 use crate::pci::{PciAddress, PciConfig, Width};
@@ -33,6 +33,8 @@ use alloc::sync::Weak;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
 use cpu::Cpu;
+use proxenos_abi::hypercall::SegmentBase;
+use proxenos_abi::{GuestArch, Selector, X86_64};
 use spin::Mutex;
 
 /// The simulated machine's hardware.
@@ -43,6 +45,8 @@ pub struct SimHardware {
     current: AtomicUsize,
     cpus: Mutex<Vec<Cpu>>,
     descriptors: Mutex<BTreeMap<(u16, u8), Mfn>>,
+    /// What was set last, whichever CPU it was on: by number.
+    segment_bases: Mutex<BTreeMap<u32, u64>>,
     written: Mutex<Option<BTreeMap<u64, u64>>>,
     console: Mutex<Vec<u8>>,
     /// The CPU's timer is due at every so many looks; 0 is never.
@@ -90,6 +94,7 @@ impl SimHardware {
             current: AtomicUsize::new(0),
             cpus: Mutex::new((0..cpus).map(|_| Cpu::default()).collect()),
             descriptors: Mutex::new(BTreeMap::new()),
+            segment_bases: Mutex::new(BTreeMap::new()),
             written: Mutex::new(None),
             console: Mutex::new(Vec::new()),
             preempt_every: AtomicUsize::new(0),
@@ -104,6 +109,12 @@ impl SimHardware {
     #[must_use]
     pub const fn machine(&self) -> &SimMachine {
         &self.machine
+    }
+
+    /// The base of a segment register, as it was set last.
+    #[must_use]
+    pub fn segment_base(&self, which: SegmentBase) -> Option<u64> {
+        self.segment_bases.lock().get(&which.raw()).copied()
     }
 
     /// From now on this CPU executes.
@@ -345,6 +356,27 @@ impl CpuTables for SimHardware {
             cpu.root = Some(l4);
             cpu.forget_all(now);
         });
+    }
+
+    fn load_root_of_mode(&self, l4: Mfn) {
+        let now = self.stamp();
+        self.on_cpu(|cpu| {
+            cpu.root = Some(l4);
+            cpu.forget_all(now);
+        });
+    }
+
+    fn set_segment_base(&self, which: SegmentBase, base: u64) {
+        self.segment_bases.lock().insert(which.raw(), base);
+    }
+
+    fn load_user_gs(&self, selector: Selector) -> Result<(), NotLoaded> {
+        // There are no descriptors here but the reserved ones.
+        if selector.0 & !3 == 0 || selector == X86_64::FLAT_USER_DS {
+            self.segment_bases.lock().insert(SegmentBase::GsUser.raw(), 0);
+            return Ok(());
+        }
+        Err(NotLoaded)
     }
 
     fn map_descriptors(&self, domain: DomId, page: DescriptorPage, frame: Option<Mfn>) {

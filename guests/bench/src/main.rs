@@ -15,6 +15,8 @@ mod pins;
 #[cfg(target_arch = "x86")]
 mod ring3;
 mod traps;
+#[cfg(target_arch = "x86_64")]
+mod user64;
 
 use core::hint::black_box;
 use proxenos_guest::arch::read_tsc;

@@ -165,6 +165,8 @@ pub fn run(bench: &Bench) {
     fnop(());
     #[cfg(target_arch = "x86")]
     crate::ring3::run(bench);
+    #[cfg(target_arch = "x86_64")]
+    crate::user64::run(bench);
 
     traps::install().expect("the SDK's own trap table");
     traps::set_handler(vector::PAGE_FAULT, |frame| skip(frame, STORE_BYTES));

@@ -11,7 +11,7 @@
 //! [`CpuLocal::attention`]: super::CpuLocal
 
 use super::hw::Hw;
-use super::{CpuLocal, audit, leave, quick, timer};
+use super::{CpuLocal, audit, leave, quick, timer, user};
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::percpu::{Cpu, Pending};
 use core::arch::global_asm;
@@ -61,8 +61,12 @@ macro_rules! table {
 
 static CALLS_32: [Handler; NUMBERS] =
     table!(X86_32: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31);
-static CALLS_64: [Handler; NUMBERS] =
-    table!(X86_64: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31);
+static CALLS_64: [Handler; NUMBERS] = {
+    let mut calls: [Handler; NUMBERS] =
+        table!(X86_64: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31);
+    calls[Hypercall::SwitchToUser.raw() as usize] = user::switch_to_user_entry;
+    calls
+};
 
 /// What a call may leave to do before the guest goes on, besides an upcall.
 #[derive(PartialEq, Eq)]
@@ -171,7 +175,7 @@ extern "C" fn leave_after_call(frame: &mut TrapFrame) {
 }
 
 /// What `vector` says in a frame that `syscall` built: no gate has it.
-const FROM_SYSCALL: u64 = 0x100;
+pub(super) const FROM_SYSCALL: u64 = 0x100;
 /// From the frame to the CPU's own data, which lies right above it.
 const LOCAL: usize = size_of::<TrapFrame>() + offset_of!(Cpu, local);
 
@@ -241,6 +245,8 @@ global_asm!(
     "   movq %rsp, %rdi",
     "   leaq {calls_64}(%rip), %r11",
     "   callq *(%r11, %rax, 8)",
+    ".globl syscall_done",
+    "syscall_done:",
     "2: cmpl $0, {attention}(%rsp)",
     "   jne 9f",
     "   movq {shared}(%rsp), %rdx",
@@ -333,6 +339,7 @@ unsafe extern "C" {
     static exception_entry_iret: u8;
     static page_fault_entry_iret: u8;
     static system_call_iret: u8;
+    static application_iret: u8;
 }
 
 /// Whether an address is one of the `iretq`s by which guests are entered: a fault there is the guest's.
@@ -344,6 +351,7 @@ pub fn enters_guest(rip: u64) -> bool {
         &raw const exception_entry_iret,
         &raw const page_fault_entry_iret,
         &raw const system_call_iret,
+        &raw const application_iret,
     ]
     .iter()
     .any(|at| at.addr() as u64 == rip)

@@ -4,9 +4,9 @@
 //! A guest whose stack cannot be written, or that has no handler for what it did, cannot go on: it is stopped, with a record
 //! of where it was.
 
-use super::Running;
 use super::end::crash;
 use super::hw::Hw;
+use super::{Running, user};
 use crate::cpu::entry::{TrapFrame, resume_guest};
 use crate::cpu::idt::Vector;
 use crate::cpu::percpu::Cpu;
@@ -18,6 +18,7 @@ use proxenos_core::bounce::{self, Callback, Cause, Context, DataSegments, Mode, 
 use proxenos_core::domain::Arch;
 use proxenos_core::machine::{GuestMemory, MachineMemory};
 use proxenos_core::personality::Personality;
+use proxenos_core::vcpu::Vcpu;
 
 /// An exception is the guest's to handle. `at` is the address of a page fault.
 pub fn exception(run: &mut Running, frame: &mut TrapFrame, vector: Vector, code: u32, at: Option<GuestVirt>) {
@@ -48,7 +49,7 @@ pub fn software_interrupt(run: &mut Running, frame: &mut TrapFrame, vector: Vect
     let cs = Selector(frame.cs as u16);
     let outcome = match run.dom.arch {
         Arch::X86_32 => run.vcpu.traps.software_interrupt::<X86_32>(vector.0, cs, Mode::of_ring(cs)),
-        Arch::X86_64 => run.vcpu.traps.software_interrupt::<X86_64>(vector.0, cs, Mode::Kernel),
+        Arch::X86_64 => run.vcpu.traps.software_interrupt::<X86_64>(vector.0, cs, run.vcpu.mode),
     };
     match outcome {
         SoftwareInterrupt::Deliver(handler) => {
@@ -78,7 +79,8 @@ fn enter_handler(run: &mut Running, frame: &mut TrapFrame, handler: &TrapHandler
     enter_kernel(run, frame, &handler.at, cause);
 }
 
-fn enter_kernel(run: &mut Running, frame: &mut TrapFrame, to: &Callback, cause: &Cause) {
+/// Enters the guest's kernel.
+pub fn enter_kernel(run: &mut Running, frame: &mut TrapFrame, to: &Callback, cause: &Cause) {
     match run.dom.arch {
         Arch::X86_32 => enter_kernel_of::<X86_32>(run, frame, to, cause),
         Arch::X86_64 => enter_kernel_of::<X86_64>(run, frame, to, cause),
@@ -86,7 +88,10 @@ fn enter_kernel(run: &mut Running, frame: &mut TrapFrame, to: &Callback, cause: 
 }
 
 fn enter_kernel_of<P: Personality>(run: &mut Running, frame: &mut TrapFrame, to: &Callback, cause: &Cause) {
-    let entry = bounce::enter::<P>(&frame.context(), frame.mode::<P>(), run.vcpu.kernel_stack, to, cause);
+    let mode = frame.mode::<P>(&run.vcpu);
+    // An x86_32 guest's changes with its ring.
+    user::enter_kernel(run);
+    let entry = bounce::enter::<P>(&frame.context(), mode, run.vcpu.kernel_stack, to, cause);
     let base = match P::ARCH {
         Arch::X86_32 => match run.vcpu.segments.stack_base::<P, Hw>(run.host, &run.dom, entry.frame.ss) {
             Some(base) => base,
@@ -124,11 +129,10 @@ impl TrapFrame {
 
     /// Who was interrupted.
     #[inline(always)]
-    pub fn mode<P: Personality>(&self) -> Mode {
+    pub fn mode<P: Personality>(&self, vcpu: &Vcpu) -> Mode {
         match P::ARCH {
             Arch::X86_32 => Mode::of_ring(Selector(self.cs as u16)),
-            // There is no way into user mode yet (`switch_to_user`), so an x86_64 guest is always in its kernel.
-            Arch::X86_64 => Mode::Kernel,
+            Arch::X86_64 => vcpu.mode,
         }
     }
 
@@ -160,10 +164,10 @@ pub fn return_failed(fault: &TrapFrame) -> ! {
     // SAFETY: the entry that led here has ended, and with it its reference.
     let Some(run) = (unsafe { cpu.local.running() }) else { crate::fault::report_trap(fault) };
     match run.vcpu.failsafe_callback {
-        Some(callback) if (callback.cs.0, callback.ip.0) != (cs as u16, rip) => {
+        Some(callback) if run.vcpu.mode == Mode::User || (callback.cs.0, callback.ip.0) != (cs as u16, rip) => {
             // Bits that no `iretq` may bring back must not go on into the handler either.
             frame.rflags = frame.rflags & !IOPL | IF;
-            let segments = data_segments();
+            let segments = data_segments(run.dom.arch);
             enter_kernel(run, &mut frame, &callback, &Cause::Failsafe(segments));
         }
         _ => crash(
@@ -186,17 +190,23 @@ const IOPL: u64 = 3 << 12;
 /// Interrupts are on whenever a guest runs.
 const IF: u64 = 1 << 9;
 
-/// The data selectors as they are, for the failsafe frame; then null, so that the kernel starts with something sound.
-fn data_segments() -> DataSegments {
+/// The data selectors as they are, for the failsafe frame; then null, so that the kernel starts with something sound. 64-bit code
+/// needs no such help, and would lose the bases of fs and gs by it.
+fn data_segments(arch: Arch) -> DataSegments {
     let (ds, es, fs, gs): (u16, u16, u16, u16);
     // SAFETY: null selectors can always be loaded; the hypervisor uses none of the four.
     unsafe {
         asm!(
             "mov {0:x}, ds", "mov {1:x}, es", "mov {2:x}, fs", "mov {3:x}, gs",
-            "mov ds, {4:x}", "mov es, {4:x}", "mov fs, {4:x}", "mov gs, {4:x}",
-            out(reg) ds, out(reg) es, out(reg) fs, out(reg) gs, in(reg) 0u64,
-            options(nostack, preserves_flags)
+            out(reg) ds, out(reg) es, out(reg) fs, out(reg) gs,
+            options(nomem, nostack, preserves_flags)
         );
+        if arch == Arch::X86_32 {
+            asm!(
+                "mov ds, {0:x}", "mov es, {0:x}", "mov fs, {0:x}", "mov gs, {0:x}", in(reg) 0u64,
+                options(nostack, preserves_flags)
+            );
+        }
     }
     DataSegments { ds: Selector(ds), es: Selector(es), fs: Selector(fs), gs: Selector(gs) }
 }

@@ -103,7 +103,7 @@ fn shadow_fault<F: Format>(run: &Running, at: GuestVirt, code: &mut u64) -> bool
         return true;
     }
     // The shadow may lack an entry that the guest's tables have: whether there is a page is theirs to say.
-    let present = pager.walk::<F>(&state, at).is_some_and(|found| found.entry.present());
+    let present = pager.walk_as_cpu::<F>(&state, at).is_some_and(|found| found.entry.present());
     *code = *code & !PRESENT | if present { PRESENT } else { 0 };
     false
 }

@@ -5,18 +5,22 @@
 
 use super::memory;
 use crate::cpu::percpu::Cpu;
+use crate::ex_table;
 use crate::mm::layout::{self, PAGE_SIZE};
 use crate::mm::paging::{self, Flags};
 use crate::{console, pci, time};
 use core::arch::asm;
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use proxenos_abi::Selector;
+use proxenos_abi::hypercall::SegmentBase;
 use proxenos_core::addr::{DomId, GuestVirt, MachineAddr, Mfn};
 use proxenos_core::debugreg::DebugRegisters;
 use proxenos_core::machine::{
-    BadPointer, Clock, Console, CpuTables, DescriptorPage, GuestMemory, MachineMemory, Preemption, Tlb,
+    BadPointer, Clock, Console, CpuTables, DescriptorPage, GuestMemory, MachineMemory, NotLoaded, Preemption, Tlb,
 };
 use proxenos_core::pci::{PciAddress, PciConfig, Width};
 use x86_64::VirtAddr;
+use x86_64::registers::model_specific::{FsBase, GsBase, KernelGsBase};
 use x86_64::structures::DescriptorTablePointer;
 
 /// The machine.
@@ -272,6 +276,43 @@ impl CpuTables for Hw {
         // SAFETY: `core` passes a validated L4 table, or one of its own making, whose upper slots are the hypervisor's.
         unsafe { asm!("mov cr3, {}", in(reg) l4.addr().0, options(nostack, preserves_flags)) }
         Cpu::current().local.set_last_flush(now);
+    }
+
+    fn load_root_of_mode(&self, l4: Mfn) {
+        let now = self.stamp();
+        // SAFETY: as in `load_root`.
+        unsafe { asm!("mov cr3, {}", in(reg) l4.addr().0, options(nostack, preserves_flags)) }
+        Cpu::current().local.set_last_flush(now);
+    }
+
+    fn set_segment_base(&self, which: SegmentBase, base: u64) {
+        let base = VirtAddr::new_truncate(base);
+        match which {
+            SegmentBase::Fs => FsBase::write(base),
+            // The kernel runs: its own is the one in use.
+            SegmentBase::GsKernel => GsBase::write(base),
+            SegmentBase::GsUser | SegmentBase::GsUserSelector => KernelGsBase::write(base),
+        }
+    }
+
+    fn load_user_gs(&self, selector: Selector) -> Result<(), NotLoaded> {
+        let mut failed: u32;
+        // SAFETY: gs and both its bases are the guest's, and the hypervisor uses none. A selector that cannot be loaded goes on
+        // behind the load.
+        unsafe {
+            asm!(
+                "swapgs",
+                "mov {failed:e}, 1",
+                "2: mov gs, {selector:x}",
+                "xor {failed:e}, {failed:e}",
+                "4: swapgs",
+                ex_table!("2b", "4b"),
+                selector = in(reg) u64::from(selector.0),
+                failed = out(reg) failed,
+                options(nostack)
+            );
+        }
+        if failed == 0 { Ok(()) } else { Err(NotLoaded) }
     }
 
     fn map_descriptors(&self, domain: DomId, page: DescriptorPage, frame: Option<Mfn>) {

@@ -8,6 +8,7 @@ use super::hw::Hw;
 use crate::cpu::entry::TrapFrame;
 use crate::power;
 use proxenos_abi::{Selector, X86_32, X86_64};
+use proxenos_core::bounce;
 use proxenos_core::domain::Arch;
 use proxenos_core::personality::Personality;
 use proxenos_core::ports::{IoPort, Mode, Ports, Width, instruction, touches};
@@ -70,8 +71,11 @@ pub enum Outcome {
 
 /// A #GP with code 0: a port that the guest may use, or something else.
 pub fn general_protection(run: &mut Running, frame: &mut TrapFrame, ds: Selector) -> Outcome {
-    // A 64-bit guest's kernel runs in ring 3, as nothing else of it can so far.
-    let mode = if run.dom.arch == Arch::X86_64 || frame.cs & 3 < 3 { Mode::Kernel } else { Mode::Application };
+    let by_kernel = match run.dom.arch {
+        Arch::X86_32 => frame.cs & 3 < 3,
+        Arch::X86_64 => run.vcpu.mode == bounce::Mode::Kernel,
+    };
+    let mode = if by_kernel { Mode::Kernel } else { Mode::Application };
     if !run.vcpu.ports.allow(mode) {
         return Outcome::Other;
     }

@@ -11,7 +11,7 @@
 //! whatever they or a call left to do was done before the guest went on. Only the repair of a page of the guest's stack may
 //! leave something, its domain's end, and says so ([`super::repair_access`]).
 
-use super::{CpuLocal, Running, faults, leave};
+use super::{CpuLocal, Running, faults, leave, user};
 use crate::cpu::entry::{TrapFrame, trap_entry};
 use crate::cpu::idt::Vector;
 use crate::cpu::percpu::Cpu;
@@ -115,7 +115,11 @@ pub(super) extern "C" fn upcall<P: Personality>(frame: &mut TrapFrame) -> Next {
     // SAFETY: the one reference: that of the call's handler has ended, and this one ends with this function.
     let Some(run) = (unsafe { cpu.local.running() }) else { return Next::LongWay };
     let Some(callback) = run.vcpu.event_callback else { return Next::LongWay };
-    let next = enter_kernel::<P>(&run.vcpu, frame, &callback, &Cause::Plain);
+    // A 64-bit guest's calls are its kernel's.
+    let next = match P::ARCH {
+        Arch::X86_32 => enter_kernel::<P>(run, frame, &callback, &Cause::Plain),
+        Arch::X86_64 => enter_kernel_from::<P>(run, frame, Mode::Kernel, &callback, &Cause::Plain),
+    };
     if next == Next::Guest {
         cpu.local.mask_upcalls();
     }
@@ -124,7 +128,7 @@ pub(super) extern "C" fn upcall<P: Personality>(frame: &mut TrapFrame) -> Next {
 
 /// The CPU, whose own data lies right above a guest's frame: where the entries below put it.
 #[inline(always)]
-fn cpu_of(frame: &TrapFrame) -> &'static Cpu {
+pub(super) fn cpu_of(frame: &TrapFrame) -> &'static Cpu {
     let above = core::ptr::from_ref(frame).addr() + size_of::<TrapFrame>();
     debug_assert!(core::ptr::from_ref(Cpu::current()).addr() == above);
     // SAFETY: it is the address that `Cpu::current` looks up: TSS.RSP0 points there, and a frame from a guest ends there.
@@ -134,7 +138,7 @@ fn cpu_of(frame: &TrapFrame) -> &'static Cpu {
 #[inline(always)]
 fn enter_handler<P: Personality>(
     cpu: &Cpu,
-    run: &Running,
+    run: &mut Running,
     frame: &mut TrapFrame,
     vector: Vector,
     cause: &Cause,
@@ -146,12 +150,12 @@ fn enter_handler<P: Personality>(
 #[inline(always)]
 fn enter<P: Personality>(
     cpu: &Cpu,
-    run: &Running,
+    run: &mut Running,
     frame: &mut TrapFrame,
     handler: &TrapHandler,
     cause: &Cause,
 ) -> Next {
-    let next = enter_kernel::<P>(&run.vcpu, frame, &handler.at, cause);
+    let next = enter_kernel::<P>(run, frame, &handler.at, cause);
     if next == Next::Guest && handler.masks_events {
         cpu.local.mask_upcalls();
     }
@@ -160,32 +164,43 @@ fn enter<P: Personality>(
 
 /// Enters the guest's kernel. Where mode and cause are constants, this comes to a few stores.
 #[inline(always)]
-fn enter_kernel<P: Personality>(vcpu: &Vcpu, frame: &mut TrapFrame, to: &Callback, cause: &Cause) -> Next {
-    match frame.mode::<P>() {
-        Mode::Kernel => enter_kernel_from::<P>(vcpu, frame, Mode::Kernel, to, cause),
-        Mode::User => enter_kernel_from::<P>(vcpu, frame, Mode::User, to, cause),
+fn enter_kernel<P: Personality>(run: &mut Running, frame: &mut TrapFrame, to: &Callback, cause: &Cause) -> Next {
+    match frame.mode::<P>(&run.vcpu) {
+        Mode::Kernel => enter_kernel_from::<P>(run, frame, Mode::Kernel, to, cause),
+        Mode::User => enter_kernel_from::<P>(run, frame, Mode::User, to, cause),
     }
 }
 
+/// The same from a mode that is known.
 #[inline(always)]
-fn enter_kernel_from<P: Personality>(
-    vcpu: &Vcpu,
+pub(super) fn enter_kernel_from<P: Personality>(
+    run: &mut Running,
     frame: &mut TrapFrame,
     mode: Mode,
     to: &Callback,
     cause: &Cause,
 ) -> Next {
-    let entry = bounce::enter::<P>(&frame.context(), mode, vcpu.kernel_stack, to, cause);
+    let entry = bounce::enter::<P>(&frame.context(), mode, run.vcpu.kernel_stack, to, cause);
     let at = GuestVirt(entry.frame.sp);
-    if !vcpu.segments.is_flat_stack::<P>(entry.frame.ss) || !P::in_guest_range(at, entry.frame.size()) {
+    if !run.vcpu.segments.is_flat_stack::<P>(entry.frame.ss) || !P::in_guest_range(at, entry.frame.size()) {
         return Next::LongWay;
+    }
+    // A 64-bit kernel's stack is in its own address space. (An x86_32 guest has one only.)
+    let changes = P::ARCH == Arch::X86_64 && mode == Mode::User;
+    if changes {
+        user::enter_kernel(run);
     }
     match entry.frame.store(&mut Stack::<P> { lowest: at, words: PhantomData }) {
         Ok(()) => {
             frame.set_context(&entry.context);
             Next::Guest
         }
-        Err(BadPointer) => Next::LongWay,
+        Err(BadPointer) => {
+            if changes {
+                user::return_to_application(run);
+            }
+            Next::LongWay
+        }
     }
 }
 
@@ -240,7 +255,7 @@ extern "C" fn leave_after_exception(frame: &mut TrapFrame) {
 }
 
 /// From a frame to the CPU's own data, which lies right above it.
-const LOCAL: usize = size_of::<TrapFrame>() + offset_of!(Cpu, local);
+pub(super) const LOCAL: usize = size_of::<TrapFrame>() + offset_of!(Cpu, local);
 /// From what the CPU pushes for `int` to its own data.
 const LOCAL_OF_INT: usize = LOCAL - offset_of!(TrapFrame, rip);
 /// What the entry of system calls pushes below that: rax and rcx.

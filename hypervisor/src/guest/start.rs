@@ -21,6 +21,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::arch::asm;
 use proxenos_abi::arch::FIRST_RESERVED_GDT_ENTRY;
+use proxenos_abi::hypercall::SegmentBase;
 use proxenos_abi::shared_info::SharedInfo;
 use proxenos_abi::start_info::StartInfoFlags;
 use proxenos_abi::{Pirq, Port, Selector};
@@ -404,6 +405,8 @@ fn enter(running: Running, state: &InitialState) -> ! {
         ..TrapFrame::default()
     };
     load_data_segments(state.data);
+    // Its applications' base of gs, which is loaded with none of these, is not to be what firmware left.
+    run.host.hw.set_segment_base(SegmentBase::GsUser, 0);
     log::info!(
         "boot: {} TSC cycles from our first instruction to the guest's",
         time::tsc::read().0 - boot::first_tsc()

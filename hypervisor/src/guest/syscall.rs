@@ -3,15 +3,17 @@
 //! The instruction changes neither stack nor any register but rcx and r11, which it loads with rip and rflags; so the entry has nothing to
 //! find its CPU with. Its code lies in a page that every CPU's area maps for itself (`.text.percpu`): what it
 //! reaches relative to rip is this CPU's. It begins a [`TrapFrame`] where every other trap from a guest has one, and goes on
-//! in the image ([`super::calls`]).
+//! in the image ([`super::calls`], or [`super::user`] if it comes from an application).
 //!
 //! The same instruction in an x86_64 guest's 32-bit code exists on AMD's CPUs only, and leads to an entry of its own: to the
 //! guest it is an invalid opcode, as it is elsewhere.
 
+use super::CpuLocal;
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::percpu::{Area, Cpu, RESERVED};
 use crate::mm::layout;
 use core::arch::global_asm;
+use core::mem::offset_of;
 use proxenos_abi::{GuestArch, X86_64};
 use proxenos_core::domain::Arch;
 use x86_64::VirtAddr;
@@ -20,7 +22,9 @@ use x86_64::registers::rflags::RFlags;
 
 /// From the page of code to the `rsp` slot of the frame below the CPU's [`Cpu`], in every CPU's area.
 const RSP_SLOT: i64 = (layout::CPU_STACK + layout::STACK_SIZE - RESERVED - 16) as i64 - layout::CPU_TEXT as i64;
-const _: () = assert!(core::mem::offset_of!(TrapFrame, rsp) + 16 == size_of::<TrapFrame>());
+const _: () = assert!(offset_of!(TrapFrame, rsp) + 16 == size_of::<TrapFrame>());
+/// From the end of that frame, where the [`Cpu`] begins, to what guest code keeps there.
+const LOCAL: usize = offset_of!(Cpu, local);
 const IA32_STAR: u32 = 0xc000_0081;
 const AMD_CSTAR: u32 = 0xc000_0083;
 
@@ -36,9 +40,8 @@ global_asm!(
     "   pushq %r11",
     "   pushq ${cs64}",
     "   pushq %rcx",
-    "   jmpq *1f(%rip)",
-    ".balign 8",
-    "1: .quad syscall_common",
+    // Of the kernel a hypercall, of an application its kernel's affair.
+    "   jmpq *percpu_text + {to}(%rip)",
     ".balign 16",
     ".globl syscall_entry_compat",
     "syscall_entry_compat:",
@@ -57,6 +60,7 @@ global_asm!(
     "1: .quad trap_common",
     ".popsection",
     slot = const RSP_SLOT,
+    to = const RSP_SLOT + 16 + LOCAL as i64 + offset_of!(CpuLocal, syscall_to) as i64,
     ds = const X86_64::FLAT_GUESTOS_DS.0,
     cs64 = const X86_64::FLAT_GUESTOS_CS.0,
     cs32 = const proxenos_abi::x86_64::FLAT_RING3_CS32.0,

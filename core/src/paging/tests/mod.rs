@@ -4,7 +4,7 @@
 //! known way out of paravirtualised paging, [`caching`] what concerns frames mapped uncached, [`linear`] directories that are read
 //! as L1 tables, [`writable`] what guests write to their tables themselves, [`stale`] what CPUs still remember of tables,
 //! [`segments`] descriptor tables, [`reservation`] `dom_mem_op`, [`preempted`] requests that make way, [`quick`] the short way beside the
-//! one at length, [`log_dirty`] what is recorded of a domain's writes, [`pool`] what becomes of shadows for which there is no
+//! one at length, [`log_dirty`] what is recorded of a domain's writes, [`user_base`] the tables of applications, [`pool`] what becomes of shadows for which there is no
 //! room, and [`random`] sequences of requests that nobody thought of. All judge by the audit, the simulated TLBs, and, for what is
 //! refused, by nothing having changed.
 
@@ -31,6 +31,8 @@ mod reservation;
 mod segments;
 #[cfg(test)]
 mod stale;
+#[cfg(test)]
+mod user_base;
 #[cfg_attr(not(test), expect(dead_code, reason = "a fuzzer needs only some of it"))]
 pub(crate) mod world;
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn};
 use crate::audit::{Census, Subject, audit};
+use crate::bounce;
 use crate::descriptor;
 use crate::domain::{Arch, Privileges};
 use crate::frame::{FrameInfo, FrameType};
@@ -11,6 +12,7 @@ use crate::paging::format::{FourLevel, TwoLevel, bits};
 use crate::paging::{Pager, PagingError};
 use crate::sim_hw::{Fault, Mode, SimDomain, SimHardware, domain, host_with};
 use crate::store::Registers;
+use crate::user_mode;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::{Deref, DerefMut};
@@ -97,6 +99,11 @@ pub fn unpin(frame: Mfn) -> Request {
 /// MMUEXT_NEW_BASEPTR.
 pub fn new_base(frame: Mfn) -> Request {
     extended(MmuExtCommand::NewBaseptr, frame.addr().0, 0)
+}
+
+/// MMUEXT_NEW_USER_BASEPTR.
+pub fn new_user_base(frame: Mfn) -> Request {
+    extended(MmuExtCommand::NewUserBaseptr, frame.addr().0, 0)
 }
 
 /// MMUEXT_REASSIGN_PAGE.
@@ -242,6 +249,13 @@ impl Guest {
         Ok(())
     }
 
+    /// Goes over to the kernel or to applications; false if those have no base.
+    pub fn enter(&mut self, to: bounce::Mode) -> bool {
+        self.run();
+        let (host, dom) = (self.host.clone(), self.dom.clone());
+        user_mode::switch(&host, &dom, &mut self.vcpu, to).is_ok()
+    }
+
     /// Makes sure that arguments can be passed, whatever the guest did to its tables; false if nothing helps.
     pub fn rescue(&mut self) -> bool {
         if self.put_args(&[]) {
@@ -327,7 +341,7 @@ pub struct Record {
 /// A domain's own state.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Own {
-    base: Option<Mfn>,
+    bases: Vec<Mfn>,
     total_pages: u32,
     gdt_entries: u16,
     descriptors: Vec<(DescriptorPage, Mfn)>,
@@ -451,7 +465,7 @@ impl World {
             }
         };
         let own = |guest: &Guest| Own {
-            base: guest.dom.paging.lock().base,
+            bases: guest.dom.paging.lock().bases().collect(),
             total_pages: guest.dom.total_pages.load(Ordering::Relaxed),
             gdt_entries: guest.vcpu.segments.gdt_entries(),
             descriptors: guest.vcpu.segments.pages().collect(),

@@ -40,7 +40,12 @@ global_asm!(
     .globl __guest_event_callback
     __guest_event_callback:
         /* rcx and r11 are saved in the frame, so they are free here. */
-        mov     rcx, qword ptr [rsp + 16]
+        lea     rcx, [rsp + 56]
+        cmp     rcx, qword ptr [{user} + {frames_end}]
+        jne     4f
+        cmp     qword ptr [{user}], 0
+        jne     __guest_event_of_application
+    4:  mov     rcx, qword ptr [rsp + 16]
         cmp     rcx, offset __guest_event_return
         jb      2f
         cmp     rcx, offset __guest_event_return_end
@@ -87,18 +92,25 @@ global_asm!(
     /* From low to high: rcx, r11, ds, es, fs, gs, rip, cs, rflags, rsp, ss. 64-bit code needs none of the four. */
     .globl __guest_failsafe_callback
     __guest_failsafe_callback:
-        xor     ecx, ecx
+        inc     qword ptr [{failsafes}]
+        lea     rcx, [rsp + 88]
+        cmp     rcx, qword ptr [{user} + {frames_end}]
+        jne     5f
+        cmp     qword ptr [{user}], 0
+        jne     __guest_failsafe_of_application
+    5:  xor     ecx, ecx
         mov     ds, ecx
         mov     es, ecx
         mov     fs, ecx
         mov     gs, ecx
-        inc     qword ptr [{failsafes}]
         pop     rcx
         pop     r11
         add     rsp, 32
         iretq
     "#,
     dispatch = sym crate::events::upcall,
+    user = sym super::user::STATE,
+    frames_end = const core::mem::offset_of!(super::user::State, frames_end),
     shared = sym crate::shared_info::PAGE,
     failsafes = sym FAILSAFES,
 );

@@ -4,6 +4,7 @@ mod entry;
 mod events;
 mod hypercall;
 mod traps;
+pub mod user;
 
 pub use entry::{BootRegisters, boot_registers};
 pub use events::{event_callback, failsafe_callback, failsafe_count};

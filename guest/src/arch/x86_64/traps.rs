@@ -8,7 +8,7 @@ use core::arch::global_asm;
 use proxenos_abi::GuestVirt;
 
 /// The interrupted context. What a handler writes here is what the interrupted code goes on with.
-#[derive(Debug)]
+#[derive(Clone, Debug, Default)]
 #[repr(C)]
 #[allow(missing_docs, reason = "the names are the registers'")]
 pub struct TrapFrame {
@@ -27,14 +27,14 @@ pub struct TrapFrame {
     pub rdx: u64,
     pub rcx: u64,
     pub rax: u64,
-    vector: u64,
-    cr2: u64,
-    error_code: u64,
-    rip: u64,
-    cs: u64,
-    rflags: u64,
-    rsp: u64,
-    ss: u64,
+    pub(crate) vector: u64,
+    pub(crate) cr2: u64,
+    pub(crate) error_code: u64,
+    pub rip: u64,
+    pub cs: u64,
+    pub rflags: u64,
+    pub rsp: u64,
+    pub ss: u64,
 }
 
 impl TrapFrame {
@@ -152,6 +152,7 @@ global_asm!(
         .set .Lguest_vector, .Lguest_vector + 1
     .endr
     .balign 16
+    .globl __guest_trap_common, __guest_trap_of_kernel
     __guest_trap_common:
         push    rax
         push    rcx
@@ -168,6 +169,9 @@ global_asm!(
         push    r13
         push    r14
         push    r15
+        cmp     qword ptr [{user}], 0
+        jne     __guest_trap_of_application
+    __guest_trap_of_kernel:
         mov     rdi, rsp
         mov     rbx, rsp
         and     rsp, -16
@@ -193,4 +197,5 @@ global_asm!(
         iretq
     "#,
     dispatch = sym crate::traps::dispatch,
+    user = sym super::user::STATE,
 );

@@ -68,19 +68,46 @@ pub enum Foreign {
 /// A request to `mmu_update`.
 #[derive(Clone, Copy, Debug)]
 pub enum Req {
-    Update { table: Frame, slot: Slot, entry: Entry },
-    MachPhys { frame: Frame, pfn: u64 },
-    Pin { frame: Frame, level: u8 },
-    Unpin { frame: Frame },
-    NewBase { frame: Frame },
+    Update {
+        table: Frame,
+        slot: Slot,
+        entry: Entry,
+    },
+    MachPhys {
+        frame: Frame,
+        pfn: u64,
+    },
+    Pin {
+        frame: Frame,
+        level: u8,
+    },
+    Unpin {
+        frame: Frame,
+    },
+    NewBase {
+        frame: Frame,
+    },
+    /// None, if there is no frame.
+    NewUserBase {
+        frame: Option<Frame>,
+    },
     Flush,
     FlushPage(usize),
     FlushCaches,
-    SetLdt { page: usize, offset: u64, entries: u64 },
+    SetLdt {
+        page: usize,
+        offset: u64,
+        entries: u64,
+    },
     ClearForeign,
     SetForeign(Foreign),
-    Reassign { frame: Frame },
-    Transfer { frame: Frame, to: u16 },
+    Reassign {
+        frame: Frame,
+    },
+    Transfer {
+        frame: Frame,
+        to: u16,
+    },
     Unknown(u64),
 }
 

@@ -2,6 +2,7 @@
 
 use super::ops::*;
 use crate::addr::{DomId, Mfn};
+use crate::bounce;
 use crate::domain::{Arch, RunState};
 use crate::paging::format::bits;
 use crate::paging::tests::world::*;
@@ -113,6 +114,9 @@ impl Meaning<'_> {
             Req::Pin { frame, level } => pin(self.frame(frame), level),
             Req::Unpin { frame } => unpin(self.frame(frame)),
             Req::NewBase { frame } => new_base(self.frame(frame)),
+            Req::NewUserBase { frame } => {
+                extended(MmuExtCommand::NewUserBaseptr, frame.map_or(0, |frame| self.frame(frame).addr().0), 0)
+            }
             Req::Flush => extended(MmuExtCommand::TlbFlush, 0, 0),
             Req::FlushPage(page) => extended(MmuExtCommand::Invlpg, self.guest().va(page).0, 0),
             Req::FlushCaches => extended(MmuExtCommand::FlushCache, 0, 0),
@@ -227,8 +231,14 @@ impl World {
             }
             &Op::Load { page, mode } => {
                 let at = self.guests[who].va(page);
+                // A four-level guest's applications have a base of their own.
+                let switches = mode == Mode::User && self.guests[who].enter(bounce::Mode::User);
                 self.guests[who].run();
                 result = self.host.hw.guest_load(at, mode).map_or(error(Errno::EFAULT), |_| OK);
+                if switches {
+                    self.verdict()?;
+                    self.guests[who].enter(bounce::Mode::Kernel);
+                }
             }
             &Op::Store { page, slot, entry } => {
                 let value = meaning.entry(entry);

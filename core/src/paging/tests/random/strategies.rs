@@ -108,6 +108,8 @@ pub fn request() -> impl Strategy<Value = Req> {
         6 => frame().prop_map(|frame| Req::Unpin { frame }),
         4 => prop_oneof![Just(TOP), Just(SECOND_TOP)].prop_map(|pfn| Req::NewBase { frame: Frame::Own(pfn) }),
         2 => frame().prop_map(|frame| Req::NewBase { frame }),
+        2 => prop_oneof![Just(TOP), Just(SECOND_TOP)].prop_map(|pfn| Req::NewUserBase { frame: Some(Frame::Own(pfn)) }),
+        1 => proptest::option::of(frame()).prop_map(|frame| Req::NewUserBase { frame }),
         1 => (frame(), 0..99u64).prop_map(|(frame, pfn)| Req::MachPhys { frame, pfn }),
         1 => Just(Req::Flush),
         1 => (0..FRAMES).prop_map(Req::FlushPage),
@@ -118,7 +120,7 @@ pub fn request() -> impl Strategy<Value = Req> {
         1 => foreign_domain().prop_map(Req::SetForeign),
         2 => frame().prop_map(|frame| Req::Reassign { frame }),
         1 => (frame(), 0..4u16).prop_map(|(frame, to)| Req::Transfer { frame, to }),
-        1 => (14..256u64).prop_map(Req::Unknown),
+        1 => (15..256u64).prop_map(Req::Unknown),
     ]
 }
 

@@ -57,8 +57,8 @@ fn random_requests_are_neither_all_good_nor_all_bad() {
         let mut world = World::new(&[(arch, PRIVILEGED), (arch, Privileges::DEVICES), (arch, PLAIN)]);
         world.play(&ops, &mut total).unwrap_or_else(|error| panic!("{error}"));
     }
-    let both =
-        "GiveUp LdtFault Load NewBase Pin Reassign Remap RemapForeign SetGdt SetLdt Store Take Unpin Update Write";
+    let both = "GiveUp LdtFault Load NewBase NewUserBase Pin Reassign Remap RemapForeign SetGdt SetLdt Store Take Unpin \
+                Update Write";
     for name in both.split(' ') {
         let (carried_out, refused) = total.by_name.get(name).copied().unwrap_or_default();
         assert!(carried_out > 0 && refused > 0, "{name}: {:#?}", total.by_name);

@@ -154,7 +154,12 @@ impl Bytes<'_> {
             9..=14 => Req::Pin { frame: self.frame(), level: 1 + self.byte() % 4 },
             15..=18 => Req::Unpin { frame: self.frame() },
             19 | 20 => Req::NewBase { frame: Frame::Own([TOP, SECOND_TOP][self.below(2)]) },
-            21 => Req::NewBase { frame: self.frame() },
+            21 => match self.byte() % 4 {
+                0 => Req::NewBase { frame: self.frame() },
+                1 => Req::NewUserBase { frame: Some(self.frame()) },
+                2 => Req::NewUserBase { frame: Some(Frame::Own([TOP, SECOND_TOP][self.below(2)])) },
+                _ => Req::NewUserBase { frame: None },
+            },
             22 => Req::MachPhys { frame: self.frame(), pfn: self.byte().into() },
             23 => Req::Flush,
             24 => Req::FlushPage(self.page()),
@@ -168,7 +173,7 @@ impl Bytes<'_> {
             28 => Req::SetForeign(self.foreign()),
             29 => Req::Reassign { frame: self.frame() },
             30 => Req::Transfer { frame: self.frame(), to: self.below(4) as u16 },
-            _ => Req::Unknown(14 + self.below(242) as u64),
+            _ => Req::Unknown(15 + self.below(241) as u64),
         }
     }
 

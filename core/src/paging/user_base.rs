@@ -1,0 +1,103 @@
+//! A second page-table base, for the applications of an x86_64 guest (MMUEXT_NEW_USER_BASEPTR).
+//!
+//! Kernel and applications of an x86_64 guest both run in ring 3, so the user bit of an entry keeps nothing of the kernel's from
+//! its applications. What does is that they run on other tables, in which the kernel is not. The kernel names them beforehand; the
+//! CPU walks them from [`switch_mode`](Pager::switch_mode) to user mode on until that to kernel mode. A kernel that wants one base
+//! names the same table twice: then nothing is protected from anybody, and a change of modes loads nothing.
+//!
+//! Promises:
+//! - both bases are held by a reference each, and each table that a CPU walks is one of them (or a shadow of it);
+//! - requests are made in kernel mode, so they, and all that the hypervisor does for them, mean the kernel's tables;
+//! - nothing that was translated by one base is in a TLB when the other is walked: loading a root drops everything;
+//! - in user mode no page table is open for writing ([`super::window`]).
+//!
+//! Lock: the owner's paging lock.
+
+use super::format::Format;
+use super::{Pager, PagingError, PagingState};
+use crate::addr::Mfn;
+use crate::bounce::Mode;
+use crate::frame::FrameType;
+use crate::host::Hardware;
+
+/// What the applications of a four-level guest run on, and whether it is they that run. Two-level guests have none: their
+/// applications run in another ring.
+#[derive(Debug)]
+pub struct UserBase {
+    /// The top-level table, of which a type reference is held.
+    pub base: Option<Mfn>,
+    /// While the guest is watched, its shadow ([`super::log_dirty`]).
+    pub(crate) root: Option<Mfn>,
+    /// Whose tables the CPU walks when the domain runs. User mode only if there is a base.
+    pub mode: Mode,
+}
+
+impl UserBase {
+    /// None yet.
+    pub(super) const fn new() -> Self {
+        Self { base: None, root: None, mode: Mode::Kernel }
+    }
+}
+
+/// A domain's applications have nothing to run on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NoUserBase;
+
+impl<H: Hardware> Pager<'_, H> {
+    /// Makes `table` what the domain's applications run on, or has them run on nothing. The kernel runs.
+    ///
+    /// # Errors
+    /// The table cannot be one, or there is no memory for its shadow; or the request made way.
+    pub fn set_user_base<F: Format>(&self, state: &mut PagingState, table: Option<Mfn>) -> Result<(), PagingError> {
+        debug_assert!(!F::SHADOWED && state.user.mode == Mode::Kernel, "only a kernel makes requests");
+        let Some(table) = table else {
+            self.replace_user_base::<F>(state, None);
+            return Ok(());
+        };
+        self.get_frame_and_type::<F>(state, table, self.dom.id, FrameType::table(F::TOP))?;
+        if let Err(error) = self.need_shadow::<F>(state, table) {
+            self.put_frame_and_type::<F>(state, table);
+            return Err(error);
+        }
+        self.replace_user_base::<F>(state, Some(table));
+        Ok(())
+    }
+
+    /// Replaces the base, of which a reference has been taken. The CPU does not walk the old one.
+    pub(super) fn replace_user_base<F: Format>(&self, state: &mut PagingState, table: Option<Mfn>) {
+        let old = core::mem::replace(&mut state.user.base, table);
+        self.hang_user_shadow(state);
+        if let Some(old) = old {
+            self.put_frame_and_type::<F>(state, old);
+        }
+    }
+
+    /// Notes the shadow of the base, if the CPU is to walk that.
+    pub(super) fn hang_user_shadow(&self, state: &mut PagingState) {
+        let watched = state.user.base.filter(|_| self.dom.log.is_on());
+        state.user.root = watched.and_then(|base| self.host.frames.info(base)?.shadow());
+    }
+
+    /// Goes over to the kernel or to its applications. `load` is given the root that the CPU is to walk from now on, if it is
+    /// another.
+    ///
+    /// # Errors
+    /// The applications have no base; nothing has changed.
+    #[inline]
+    pub fn switch_mode(&self, to: Mode, load: impl FnOnce(Mfn)) -> Result<(), NoUserBase> {
+        // What the kernel wrote to its tables counts when applications run; they open none.
+        let mut state = if to == Mode::User { self.lock() } else { self.dom.paging.lock() };
+        if to == Mode::User && state.user.base.is_none() {
+            return Err(NoUserBase);
+        }
+        let before = state.cpu_root();
+        state.user.mode = to;
+        let root = state.cpu_root();
+        if root != before
+            && let Some(root) = root
+        {
+            load(root);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,159 @@
+//! User mode of x86_64 guests: `switch_to_user` and `set_segment_base`.
+//!
+//! Kernel and applications of an x86_64 guest both run in ring 3; which of them runs is the virtual CPU's [`Mode`]. The kernel
+//! leaves for an application by `switch_to_user`, with a frame on its stack; everything that happens to an application
+//! (exception, `int n`, event, `syscall`) brings the kernel back, on the stack of `stack_switch` ([`crate::bounce`]). With the mode
+//! change the page-table base ([`crate::paging::user_base`]) and the base of gs.
+//!
+//! Promises: nothing that a frame says gives an application more than ring 3 with interrupts on and no I/O privilege; whatever it
+//! names that the CPU cannot load (a selector, a rip that is not canonical) becomes its kernel's failsafe callback when the CPU
+//! finds out. A frame that cannot be read is `-EFAULT`, and nothing has happened. No lock but the paging lock, for the base.
+//!
+//! Source: Xen at 1de2eb95ef (March 2005), arch-x86_64.h; what differs is marked [ours].
+
+use crate::addr::GuestVirt;
+use crate::bounce::{Context, Mode};
+use crate::domain::{Arch, Domain};
+use crate::host::{Hardware, Host};
+use crate::paging::Pager;
+use crate::paging::user_base::NoUserBase;
+use crate::personality::Personality;
+use crate::vcpu::Vcpu;
+use proxenos_abi::hypercall::{SWITCH_TO_USER_IN_SYSCALL, SWITCH_TO_USER_RAX, SegmentBase, SwitchToUser};
+use proxenos_abi::{Errno, GuestArch, Selector, X86_64};
+
+/// Words of the frame.
+const WORDS: usize = size_of::<SwitchToUser>() / 8;
+
+/// Flags that an application may be given: CF, PF, AF, ZF, SF, TF, DF, OF, NT, RF, AC and ID. Not IOPL, VM, VIF or VIP.
+const GIVEN_FLAGS: u64 = 0x0025_4dd5;
+/// Flags that it has: IF, and the one that is always set.
+const FIXED_FLAGS: u64 = 1 << 9 | 1 << 1;
+
+/// The registers that an application goes on with; all others stay as its kernel had them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Application {
+    /// Those that entering a kernel changes.
+    pub context: Context,
+    /// rax, where it is not left as it was.
+    pub rax: Option<u64>,
+}
+
+impl Application {
+    /// What a frame says. `above` is the word above it, which counts only if the frame's flags say so.
+    ///
+    /// [ours] Selectors are made ring 3's: in 2005 they were loaded as they came, and any number was obeyed.
+    #[inline]
+    #[must_use]
+    pub fn of_frame(frame: &[u64; WORDS], above: u64) -> Self {
+        // As `SwitchToUser` has them.
+        let &[r11, rcx, how, ip, cs, flags, sp, ss] = frame;
+        let kept = flags & GIVEN_FLAGS | FIXED_FLAGS;
+        let ring3 = |selector: u64| Selector(selector as u16 | 3);
+        let context = if how & SWITCH_TO_USER_IN_SYSCALL != 0 {
+            // As the instruction's own return leaves them.
+            let (cs, ss) = (X86_64::FLAT_USER_CS, X86_64::FLAT_USER_DS);
+            Context { ip, cs, flags: kept, sp, ss, rcx: ip, r11: kept }
+        } else {
+            Context { ip, cs: ring3(cs), flags: kept, sp, ss: ring3(ss), rcx, r11 }
+        };
+        Self { context, rax: (how & SWITCH_TO_USER_RAX != 0).then_some(above) }
+    }
+
+    /// `switch_to_user()`: the frame at the kernel's stack pointer.
+    ///
+    /// # Errors
+    /// `EFAULT`: it cannot be read.
+    #[inline]
+    pub fn at_stack<H: Hardware>(host: &Host<H>, sp: GuestVirt) -> Result<Self, Errno> {
+        const BYTES: u64 = 8 * WORDS as u64;
+        let read = |at: GuestVirt, bytes| X86_64::in_guest_range(at, bytes).then_some(at).ok_or(Errno::EFAULT);
+        let frame: [u64; WORDS] = host.hw.read_words(read(sp, BYTES)?).map_err(|_| Errno::EFAULT)?;
+        let mut above = 0;
+        if frame[2] & SWITCH_TO_USER_RAX != 0 {
+            [above] = host.hw.read_words(read(sp.offset(BYTES), 8)?).map_err(|_| Errno::EFAULT)?;
+        }
+        Ok(Self::of_frame(&frame, above))
+    }
+}
+
+/// Changes the mode of a virtual CPU that runs here: the page-table base with it, not the base of gs.
+///
+/// # Errors
+/// Its applications have nothing to run on; nothing has changed.
+#[inline]
+pub fn switch<H: Hardware>(host: &Host<H>, dom: &Domain, vcpu: &mut Vcpu, to: Mode) -> Result<(), NoUserBase> {
+    Pager::new(host, dom).switch_mode(to, |root| host.hw.load_root_of_mode(root))?;
+    vcpu.mode = to;
+    Ok(())
+}
+
+/// `set_segment_base(which, base)`: of fs, or of gs in one of the modes. A base is a canonical address, and may be anybody's: what
+/// it leads to is protected by page tables.
+///
+/// # Errors
+/// `EINVAL`: there is no such register, the address is not canonical, or the selector cannot be loaded; nothing has changed.
+pub fn set_segment_base<P: Personality, H: Hardware>(
+    host: &Host<H>,
+    dom: &Domain,
+    vcpu: &mut Vcpu,
+    which: u32,
+    value: u64,
+) -> Result<u64, Errno> {
+    if P::ARCH != Arch::X86_64 {
+        return Err(Errno::ENOSYS);
+    }
+    let which = SegmentBase::from_raw(which).ok_or(Errno::EINVAL)?;
+    if which == SegmentBase::GsUserSelector {
+        let null = value as u16 & !3 == 0;
+        let selector = Selector(if null { 0 } else { value as u16 | 3 });
+        if selector.is_local() {
+            // A page of the LDT that is not there yet: there is no fault that could fetch it.
+            vcpu.segments.ldt_fault::<P, H>(host, dom, u64::from(selector.index()) * 8);
+        }
+        return host.hw.load_user_gs(selector).map(|()| 0).map_err(|_| Errno::EINVAL);
+    }
+    // The topmost 17 bits are all the same.
+    if !matches!((value as i64) >> 47, 0 | -1) {
+        return Err(Errno::EINVAL);
+    }
+    host.hw.set_segment_base(which, value);
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn words(frame: SwitchToUser) -> [u64; WORDS] {
+        let SwitchToUser { r11, rcx, flags, rip, cs, rflags, rsp, ss } = frame;
+        [r11, rcx, flags, rip, cs, rflags, rsp, ss]
+    }
+
+    #[test]
+    fn a_frame_is_loaded_whole_or_as_the_return_of_a_system_call() {
+        let mut frame = SwitchToUser { r11: 1, rcx: 2, rip: 3, cs: 0x823, rflags: 0x4d7, rsp: 5, ss: 0x833, flags: 0 };
+        let context = Context { ip: 3, cs: Selector(0x823), flags: 0x6d7, sp: 5, ss: Selector(0x833), rcx: 2, r11: 1 };
+        assert_eq!(Application::of_frame(&words(frame), 9), Application { context, rax: None });
+        frame.flags = SWITCH_TO_USER_RAX;
+        assert_eq!(Application::of_frame(&words(frame), 9), Application { context, rax: Some(9) });
+        frame.flags = SWITCH_TO_USER_IN_SYSCALL;
+        let context = Context { cs: Selector(0x82b), rcx: 3, r11: 0x6d7, ..context };
+        assert_eq!(Application::of_frame(&words(frame), 9), Application { context, rax: None });
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_frame_says_is_ring_3s(frame: [u64; WORDS], above: u64) {
+            let Application { context, .. } = Application::of_frame(&frame, above);
+            prop_assert_eq!((context.cs.rpl(), context.ss.rpl()), (3, 3));
+            // VM, IOPL, VIF, VIP; IF.
+            prop_assert_eq!(context.flags & (1 << 17 | 3 << 12 | 3 << 19), 0);
+            prop_assert_eq!(context.flags & (1 << 9), 1 << 9);
+            prop_assert_eq!(context.flags >> 22, 0);
+            prop_assert_eq!(context.ip, frame[3]);
+            prop_assert_eq!(context.sp, frame[6]);
+        }
+    }
+}
