@@ -9,6 +9,7 @@ mod cargo;
 mod compile;
 mod console;
 mod elf;
+mod fuzz_guest;
 mod guest_meta;
 mod iso;
 mod lint;
@@ -48,6 +49,8 @@ enum Command {
     Test(TestArgs),
     /// Measure what operations cost a guest, in instructions; fails where a budget or the baseline is exceeded
     Bench(BenchArgs),
+    /// Boot the blind guest, seed after seed; fails where the host does not outlive it, with the command that repeats it
+    FuzzGuest(FuzzGuestArgs),
     /// Make a bootable ISO image with the hypervisor and a guest
     Image(ImageArgs),
     /// Draw what each scheduler does with the same loads, on a simulated machine
@@ -158,6 +161,19 @@ struct BenchArgs {
 }
 
 #[derive(Args)]
+struct FuzzGuestArgs {
+    /// Only this architecture; both, in turn, without it
+    #[arg(long)]
+    arch: Option<Arch>,
+    /// How long to begin new seeds
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    seconds: u64,
+    /// The first seed; the time of day without it
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+#[derive(Args)]
 struct ImageArgs {
     #[command(flatten)]
     domain: DomainArgs,
@@ -179,6 +195,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::command(&args),
         Command::Test(args) => suite::command(args.filter.as_deref(), args.list),
         Command::Bench(args) => bench::command(&args),
+        Command::FuzzGuest(args) => fuzz_guest::command(&args),
         Command::Image(args) => iso::command(&args).map(|()| 0),
         Command::PlotShares(args) => plot::command(args.output.as_deref()).map(|()| 0),
         Command::Lint => lint::command(),
