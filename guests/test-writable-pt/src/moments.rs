@@ -271,7 +271,8 @@ fn each_through_the_other() {
         let flush = [memory::extended(MmuExtCommand::TlbFlush, 0, 0)];
         let done = (edge - below) as usize;
         // SAFETY: tables of the test's own.
-        let result = unsafe { arch::hypercall4(number(Hypercall::MmuUpdate), flush.as_ptr() as usize, 1, done, 0x7ff0) };
+        let result =
+            unsafe { arch::hypercall4(number(Hypercall::MmuUpdate), flush.as_ptr() as usize, 1, done, 0x7ff0) };
         check_eq!(hypercall::check(result), Ok(0), "{below} bytes before the edge");
         check_eq!(entries(), (Some(1 << (8 * (WORD - below))), Some(0)), "how many were done");
         clear();

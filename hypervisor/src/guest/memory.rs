@@ -34,7 +34,7 @@ pub fn copy_from_guest(from: GuestVirt, into: &mut [u8]) -> Result<(), BadPointe
 /// Copies to the guest.
 pub fn copy_to_guest(to: GuestVirt, from: &[u8]) -> Result<(), BadPointer> {
     let end = to.0.wrapping_add(from.len() as u64);
-    let word_may_cross = to.0 % WORD as u64 != 0 && to.0 / PAGE_SIZE != end / PAGE_SIZE;
+    let word_may_cross = !to.0.is_multiple_of(WORD as u64) && to.0 / PAGE_SIZE != end / PAGE_SIZE;
     let count = if word_may_cross { Count { words: 0, rest: from.len() } } else { Count::in_words(from.len()) };
     // SAFETY: writes go to a guest address, which the caller has checked, so no memory of ours changes.
     unsafe { copy(to.0, from.as_ptr() as u64, count) }
@@ -139,7 +139,7 @@ pub fn read_words<const N: usize>(from: GuestVirt) -> Result<[u64; N], BadPointe
 /// Writes 32 bits.
 #[inline(always)]
 pub fn write_u32(to: GuestVirt, value: u32) -> Result<(), BadPointer> {
-    if to.0 % 4 != 0 {
+    if !to.0.is_multiple_of(4) {
         return copy_to_guest(to, &value.to_le_bytes());
     }
     // SAFETY: writes to a guest address, which the caller has checked, so no memory of ours changes.
@@ -159,7 +159,7 @@ pub fn write_u32(to: GuestVirt, value: u32) -> Result<(), BadPointer> {
 /// Writes 64 bits.
 #[inline(always)]
 pub fn write_u64(to: GuestVirt, value: u64) -> Result<(), BadPointer> {
-    if to.0 % 8 != 0 {
+    if !to.0.is_multiple_of(8) {
         return copy_to_guest(to, &value.to_le_bytes());
     }
     // SAFETY: as in `write_u32`.
