@@ -16,7 +16,8 @@
 //! and then the oldest.
 //!
 //! **Why that ends.** An instruction can need half a dozen pages at once, and so as many paths of shadows. What is freed at one go
-//! is enough for all of them: whatever is dropped for the first is not needed for the last.
+//! is enough for all of them: whatever is dropped for the first is not needed for the last. Where less than that can be freed, a
+//! domain has little, and what it lacks up to [`MINIMUM`] comes out of the reserve; when that is used up too, it ends.
 //!
 //! A dropped shadow may still be in a TLB. The allocator flushes before its frames are used again, and until then they are
 //! empty: nothing can be reached through them that the guest's tables did not show when it was last flushed (I5).
@@ -30,6 +31,7 @@ use super::shadow::order;
 use super::{Pager, PagingState};
 use crate::addr::Mfn;
 use crate::frame::FrameInfo;
+use crate::frame_alloc::Zone;
 use crate::host::{Hardware, Walked};
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -160,23 +162,23 @@ impl<H: Hardware> Pager<'_, H> {
     ) -> Option<Mfn> {
         let frames = 1 << order;
         loop {
-            if state.pool.used + frames <= self.shadow_limit(state).0 {
-                let first = self.host.alloc.lock().alloc_for_guest(order, &self.host.hw);
-                if let Some(first) = first {
-                    self.enlist(state, table, first, frames);
-                    return Some(first);
-                }
+            let wanted = state.pool.used + frames;
+            let mut first = None;
+            if wanted <= self.shadow_limit(state).0 {
+                first = self.host.alloc.lock().alloc_for_guest(order, &self.host.hw);
             }
-            if need == Need::Later || self.reclaim::<F>(state) == 0 {
-                break;
+            if first.is_none() && need == Need::Now && wanted <= MINIMUM.0 {
+                first = self.host.alloc.lock().alloc_hypervisor(order, Zone::Any, &self.host.hw);
+            }
+            if let Some(first) = first {
+                self.enlist(state, table, first, frames);
+                return Some(first);
+            }
+            // To drop a few and go on would be to drop, for one page, what the same instruction needs for another.
+            if need == Need::Later || self.reclaim::<F>(state) < RECLAIM {
+                return None;
             }
         }
-        if need == Need::Later || state.pool.used + frames > MINIMUM.0 {
-            return None;
-        }
-        let first = self.host.alloc.lock().alloc_hypervisor(order, crate::frame_alloc::Zone::Any, &self.host.hw)?;
-        self.enlist(state, table, first, frames);
-        Some(first)
     }
 
     fn enlist(&self, state: &mut PagingState, table: Mfn, first: Mfn, frames: u32) {

@@ -147,6 +147,25 @@ fn a_domain_for_which_there_is_no_memory_at_all_ends() {
     world.check();
 }
 
+#[test]
+fn what_one_instruction_needs_is_there_at_once_when_memory_is_short() {
+    let mut world = World::of(Arch::X86_32);
+    many_tables(&mut world);
+    let pager = Pager::new(&*world.host, &world.guests[1].dom);
+    pager.reclaim_all::<TwoLevel>(&mut pager.lock());
+    let before = used(&world);
+    // Nothing is left but the reserve.
+    world.host.alloc.lock().set_reserve(1 << 40);
+    world.guests[1].run();
+    for table in FIRST..FIRST + 3 {
+        assert!(world.host.hw.guest_load(at(table), Mode::Kernel).is_ok());
+    }
+    let shadow = |pfn: usize| world.host.frames.info(world.guests[1].frames[pfn]).expect("RAM").shadow();
+    assert!((FIRST..FIRST + 3).all(|table| shadow(table).is_some()), "none was dropped for another");
+    assert_eq!(used(&world), before + 3 * 2);
+    world.check();
+}
+
 /// Domains of both kinds, those of two levels with as few shadows as may be.
 fn cramped_world(frames: usize, arch: Arch) -> World {
     let domains = [(Arch::X86_32, PRIVILEGED), (arch, Privileges::DEVICES), (Arch::X86_32, PLAIN)];
