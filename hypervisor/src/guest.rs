@@ -277,14 +277,15 @@ pub fn repair_access(fault: &TrapFrame) -> Repair {
     let at = GuestVirt(Cr2::read_raw());
     let cpu = Cpu::current();
     let Some((host, dom)) = cpu.local.domain() else { return Repair::None };
-    // A four-level guest's tables are the CPU's own: nothing but writable ones can be in the way.
-    if dom.arch == Arch::X86_64 && !dom.is_assisted(VmAssistType::WritablePagetables) {
+    // A four-level guest's tables are the CPU's own, unless it is watched: else nothing but writable ones can be in the way.
+    if dom.arch == Arch::X86_64 && !dom.is_assisted(VmAssistType::WritablePagetables) && !dom.log.is_on() {
         return Repair::None;
     }
     let repaired = assist::repair_access(host, dom, at, faults::access(fault.error_code));
     // What was found in a page table that had to be closed may be the domain's end, which whoever makes the access does not look for.
-    if !dom.run_state().is_empty() {
+    if dom.run_state().contains(RunState::CRASHED) {
         cpu.local.attention.store(1, Ordering::Relaxed);
+        return Repair::None;
     }
     if repaired { Repair::TryAgain } else { Repair::None }
 }
