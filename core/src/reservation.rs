@@ -153,7 +153,7 @@ fn take<H: Hardware>(host: &Host<H>, subject: &Domain, order: Order) -> Option<M
     };
     // Nobody can refer to the frames before they are the domain's, so what is in them is dealt with first.
     let mut alloc = host.alloc.lock();
-    let first = alloc.alloc(order.0, zone, &host.hw);
+    let first = alloc.alloc_memory(order.0, zone, &host.hw);
     drop(alloc);
     let Some(first) = first else {
         subject.total_pages.fetch_sub(pages, Relaxed);

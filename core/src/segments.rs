@@ -16,7 +16,7 @@ use crate::addr::{GuestVirt, MachineAddr, Mfn};
 use crate::assist::CodeSegments;
 use crate::descriptor;
 use crate::domain::{Arch, Domain};
-use crate::frame::FrameType;
+use crate::frame::{FrameType, TypeRest};
 use crate::host::{Hardware, Host};
 use crate::machine::DescriptorPage;
 use crate::paging::Pager;
@@ -103,10 +103,11 @@ impl Segments {
     ) -> Result<(), Errno> {
         let pager = Pager::new(host, dom);
         let mut state = pager.lock();
-        for (taken, &frame) in frames.iter().enumerate() {
-            let result = pager.get_frame_and_type::<P::Tables>(&mut state, frame, dom.id, FrameType::Descriptor);
-            if result.is_err() {
-                for &frame in &frames[..taken] {
+        // The first page last: once something has been cleared there, nothing may be refused.
+        for (first, &frame) in frames.iter().enumerate().rev() {
+            let mut take = || pager.get_frame_and_type::<P::Tables>(&mut state, frame, dom.id, FrameType::Descriptor);
+            if take().is_err() && !(first == 0 && clear_reserved(host, dom, frame) && take().is_ok()) {
+                for &frame in &frames[first + 1..] {
                     pager.put_frame_and_type::<P::Tables>(&mut state, frame);
                 }
                 return Err(Errno::EINVAL);
@@ -398,6 +399,26 @@ const fn writable_data_base(raw: u64) -> Option<u64> {
 /// Linear base of a code or data segment.
 const fn base(raw: u64) -> u64 {
     raw >> 16 & 0xff_ffff | (raw >> 56) << 24
+}
+
+/// Clears the slots of a GDT's first page that are not the guest's, where nothing but those keeps it from being one, as 2.0 does: a
+/// kernel need never have written there. True if it may be one now.
+fn clear_reserved<H: Hardware>(host: &Host<H>, dom: &Domain, frame: Mfn) -> bool {
+    let Ok(info) = host.frames.get(frame, dom.id) else { return false };
+    let writable = info.get_type(FrameType::Writable, |stamp| host.hw.flush_if_older(stamp)).is_ok();
+    let mut others = (0..PER_PAGE).filter(|&index| !is_reserved(index));
+    // If it is mapped writable, it cannot be one whatever lies there.
+    let good = writable
+        && info.type_word().count() == 1
+        && others.all(|index| descriptor::check(dom.arch, host.hw.load64(entry(frame, index))).is_ok());
+    if good {
+        (FIRST_RESERVED_GDT_ENTRY..=LAST_RESERVED_GDT_ENTRY).for_each(|index| host.hw.store64(entry(frame, index), 0));
+    }
+    if writable {
+        let _: TypeRest = info.put_type(|| host.hw.stamp());
+    }
+    host.put_frame(frame, info);
+    good
 }
 
 fn is_reserved(index: u16) -> bool {

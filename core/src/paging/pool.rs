@@ -36,7 +36,7 @@ use crate::host::{Hardware, Walked};
 use core::sync::atomic::Ordering::Relaxed;
 
 /// The least that a limit may be: what the widest instruction needs and what can never be dropped, with room to spare.
-/// (In tests, whose instructions need one page each, it is small, so that small domains meet it.)
+/// (In tests, whose instructions need two pages at most, it is small, so that small domains meet it.)
 pub const MINIMUM: ShadowFrames = ShadowFrames(if cfg!(test) { 22 } else { 96 });
 /// What is freed at least, when something must be, if there is that much.
 const RECLAIM: u32 = if cfg!(test) { 4 } else { 32 };

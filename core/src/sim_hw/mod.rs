@@ -199,6 +199,11 @@ impl SimHardware {
         access: Access,
         mut copy: impl FnMut(MachineAddr, core::ops::Range<usize>),
     ) -> Result<(), BadPointer> {
+        // A few words are read by single instructions, which need both pages at once. (No store of the hypervisor's does.)
+        let last = at.offset(bytes.saturating_sub(1) as u64);
+        if !access.write && bytes <= WIDEST && at.0 >> 12 != last.0 >> 12 {
+            self.access_both(at, last, access).map_err(|_| BadPointer)?;
+        }
         let mut done = 0;
         while done < bytes {
             let here = at.offset(done as u64);
@@ -213,6 +218,9 @@ impl SimHardware {
         Ok(())
     }
 }
+
+/// Bytes that the hypervisor reads at a time.
+const WIDEST: usize = 8;
 
 /// The number of a page of a domain's tables, as it is kept here.
 const fn descriptor_key(page: DescriptorPage) -> u8 {

@@ -17,6 +17,7 @@ pub fn run() {
     two_slots();
     own_table();
     accessed_and_dirty();
+    tables_edge();
     each_through_the_other();
 }
 
@@ -253,8 +254,42 @@ fn accessed_and_dirty() {
     }
 }
 
-/// The hypervisor writes for the guest where one page is a table, the next another, and each is reached through the other: to open
-/// the one closes the other, so no store of the hypervisor's may need both.
+/// The hypervisor writes for the guest across a table's edge, into a page of some other kind: a fault there closes the table, so no store of
+/// the hypervisor's may need both.
+fn tables_edge() {
+    section("over a table's edge");
+    let (range, around) = (Range::new(12), Range::new(13));
+    let (table, page) = (Pte::new(range.machine.mfn(), PteFlags::KERNEL_RO), frame());
+    let inside = Pte::new(page.mfn(), PteFlags::KERNEL_RW);
+    let unused = PteFlags::ACCESSED | PteFlags::DIRTY;
+    // What is behind the table, and before it.
+    let kinds = [Pte::NONE, inside.without(PteFlags::WRITABLE), inside.without(unused), table];
+    for kind in kinds {
+        for table_first in [true, false] {
+            let (first, second) = if table_first { (table, kind) } else { (kind, table) };
+            check!(around.write(0, first) && around.write(1, second));
+            check_eq!(memory::flush_tlb(), Ok(()));
+            for below in 1..4 {
+                let flush = [memory::extended(MmuExtCommand::TlbFlush, 0, 0)];
+                let done = (around.page(1).raw() - below) as usize;
+                // SAFETY: pages of the test's own, and a table in which no entry becomes present: 1 is stored at an odd address, or
+                // before its beginning.
+                let result =
+                    unsafe { arch::hypercall4(number(Hypercall::MmuUpdate), flush.as_ptr() as usize, 1, done, 0x7ff0) };
+                // As in 2.0, a count that cannot be written is no error.
+                check_eq!(hypercall::check(result), Ok(0), "{kind:?}, {below} bytes before the edge");
+            }
+            let other = around.page(if table_first { 1 } else { 0 });
+            check_eq!(probe::is_readable(other), kind != Pte::NONE, "{kind:?} is what it was");
+            for at in [0, (1 << arch::LEVEL_BITS) - 1] {
+                check!(range.write(at, Pte::NONE));
+            }
+        }
+    }
+    check!(around.write(0, Pte::NONE) && around.write(1, Pte::NONE));
+}
+
+/// The same where one page is a table, the next another, and each is reached through the other: to open the one closes the other.
 fn each_through_the_other() {
     section("two tables, each mapped by the other");
     const WORD: u64 = size_of::<Word>() as u64;

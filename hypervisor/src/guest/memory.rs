@@ -8,9 +8,10 @@
 //! A fault may also be one that shadowing or writable page tables cause and the trap path repairs, for which it takes the
 //! domain's paging lock: nobody holds that lock around a copy.
 //!
-//! **No store crosses a page.** Two pages may be two page tables, each of which a guest reaches through the other: then to open
-//! the one for the store closes the other, and a store that needs both at once would fault for ever. What is
-//! not aligned goes byte by byte where it meets a page's edge; all else that stores to a guest keeps to whole, aligned words.
+//! **No store crosses a page.** A store to one of the guest's page tables needs that table open, and any other fault closes it: that of
+//! the page behind, if it is not mapped, was not written to yet, or is reached through the table. A store that needs both at once
+//! would fault for ever. What is not aligned goes byte by byte where it meets a page's edge; all else that stores to a guest
+//! keeps to whole, aligned words.
 
 use crate::ex_table;
 use crate::mm::layout::PAGE_SIZE;

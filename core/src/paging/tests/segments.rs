@@ -41,6 +41,31 @@ fn gdt_pages_are_tables_as_long_as_they_are_in_use() {
 }
 
 #[test]
+fn what_lies_in_reserved_slots_of_the_first_page_is_cleared() {
+    both(|world| {
+        let call_gate_to_ring_0 = 0x0000_ec00_0008_0000_u64;
+        let put = |world: &mut World, pfn: usize, slot: usize| {
+            let at = MachineAddr(world.guest(1).frames[pfn].addr().0 + 8 * slot as u64);
+            world.host.hw.store64(at, call_gate_to_ring_0);
+        };
+        let read = |world: &World, slot: u64| {
+            world.host.hw.load64(MachineAddr(world.guests[1].frames[SPARE].addr().0 + 8 * slot))
+        };
+        for slot in [256, 270, 295] {
+            put(world, SPARE, slot);
+        }
+        put(world, SPARE, 300);
+        assert_eq!(set_gdt(world, &[SPARE], 512), Err(INVALID), "another slot is bad");
+        assert_eq!(read(world, 256), call_gate_to_ring_0, "then nothing changes");
+        world.host.hw.store64(MachineAddr(world.guests[1].frames[SPARE].addr().0 + 8 * 300), 0);
+        put(world, SPARE2, 256);
+        assert_eq!(set_gdt(world, &[SPARE, SPARE2], 1024), Err(INVALID), "of the first page only");
+        assert_eq!(set_gdt(world, &[SPARE], 512), Ok(()));
+        assert!((256..296).all(|slot| read(world, slot) == 0));
+    });
+}
+
+#[test]
 fn bad_descriptors_are_refused_wherever_they_come_from() {
     both(|world| {
         let call_gate_to_ring_0 = 0x0000_ec00_0008_0000_u64;
