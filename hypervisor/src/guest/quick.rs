@@ -1,8 +1,8 @@
 //! The short ways from a guest into its own kernel: exceptions, `int 0x80`, and upcalls on the way out of a hypercall.
 //!
 //! Each is a special case of the long way ([`super::trap`], [`super::leave`], [`super::deliver`]), taken when all is as it mostly is:
-//! the guest has a handler, its kernel's stack is in the flat segment and can be written to, and nothing but the guest is
-//! concerned. What is pushed and loaded is worked out by the same code ([`proxenos_core::bounce::enter`]). In any other case
+//! the guest has a handler, its kernel's stack is in the flat segment, aligned to words, and can be written to, and nothing
+//! but the guest is concerned. What is pushed and loaded is worked out by the same code ([`proxenos_core::bounce::enter`]). In any other case
 //! nothing has been changed but memory below the guest's stack pointer, and the long way begins anew: it decides all
 //! cases, so none needs to be told apart here.
 //!
@@ -177,7 +177,11 @@ fn enter_kernel_from<P: Personality>(
 ) -> Next {
     let entry = bounce::enter::<P>(&frame.context(), mode, vcpu.kernel_stack, to, cause);
     let at = GuestVirt(entry.frame.sp);
-    if !vcpu.segments.is_flat_stack::<P>(entry.frame.ss) || !P::in_guest_range(at, entry.frame.size()) {
+    // A word that lies on two pages may need both repaired, or fault half written: not here.
+    if !at.0.is_multiple_of(P::Word::BYTES as u64)
+        || !vcpu.segments.is_flat_stack::<P>(entry.frame.ss)
+        || !P::in_guest_range(at, entry.frame.size())
+    {
         return Next::LongWay;
     }
     match entry.frame.store(&mut Stack::<P> { lowest: at, words: PhantomData }) {
@@ -189,7 +193,7 @@ fn enter_kernel_from<P: Personality>(
     }
 }
 
-/// Where a frame lies on a guest's stack; all of it was found to be at addresses of the guest's.
+/// Where a frame lies on a guest's stack: at addresses of the guest's, and no word of it on two pages.
 struct Stack<P> {
     lowest: GuestVirt,
     words: PhantomData<P>,
@@ -462,6 +466,9 @@ global_asm!(
     "   movl {sp}(%rsp), %ecx",
     "   subl $12, %ecx",
     "   jb .Lsystem_call_long",
+    // No word may lie on two pages.
+    "   testb $3, %cl",
+    "   jnz .Lsystem_call_long",
     "   cmpl ${last_kernel_frame}, %ecx",
     "   jbe .Lsystem_call_frame",
     // Also where a store to the guest's stack faults.
