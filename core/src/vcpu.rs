@@ -7,11 +7,10 @@ use crate::addr::GuestVirt;
 use crate::bounce::{Callback, TrapTable};
 use crate::debugreg::DebugRegisters;
 use crate::mmu::Course;
-use crate::personality::Personality;
 use crate::ports;
 use crate::preempt::Unfinished;
 use crate::segments::Segments;
-use proxenos_abi::{GuestArch, Selector, X86_32};
+use proxenos_abi::Selector;
 
 /// What a domain's use of the FPU has come to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,9 +38,6 @@ pub struct Vcpu {
     pub failsafe_callback: Option<Callback>,
     /// The kernel's stack for entries from ring 3 (the virtual TSS). Changed by [`set_kernel_stack`](Self::set_kernel_stack).
     pub kernel_stack: (Selector, GuestVirt),
-    /// Where the frame of an x86_32 guest's system call by `int 0x80` from an application lies, if that stack is in the flat
-    /// segment, aligned to words, and the whole frame is at addresses of the guest's. Else 0, where no frame is.
-    pub system_call_frame: u32,
     /// Descriptor tables.
     pub segments: Segments,
     /// The FPU.
@@ -79,7 +75,6 @@ impl Vcpu {
             event_callback: None,
             failsafe_callback: None,
             kernel_stack: (Selector::NULL, GuestVirt(0)),
-            system_call_frame: 0,
             segments: Segments::new(),
             fpu: Fpu { initialised: false, guest_trap: false },
             debug: DebugRegisters::new(),
@@ -101,33 +96,7 @@ impl Vcpu {
 
     /// `stack_switch`: where entries from ring 3 begin.
     pub fn set_kernel_stack(&mut self, ss: Selector, sp: GuestVirt) {
-        /// eip, cs, eflags, esp, ss.
-        const FRAME: u64 = 5 * 4;
         self.kernel_stack = (ss, sp);
-        let at = GuestVirt(sp.0.wrapping_sub(FRAME));
-        let aligned = sp.0.is_multiple_of(4);
-        let plain = ss == X86_32::FLAT_GUESTOS_DS && aligned && sp.0 > FRAME && X86_32::in_guest_range(at, FRAME);
-        self.system_call_frame = if plain { at.0 as u32 } else { 0 };
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn system_calls_have_a_short_way_onto_plain_stacks_only() {
-        let frame = |ss, sp| {
-            let mut vcpu = Vcpu::new();
-            vcpu.set_kernel_stack(ss, GuestVirt(sp));
-            vcpu.system_call_frame
-        };
-        let flat = X86_32::FLAT_GUESTOS_DS;
-        assert_eq!(frame(flat, 0xc000_1000), 0xc000_0fec);
-        assert_eq!(frame(Selector(0x69), 0xc000_1000), 0);
-        for sp in [0xc000_1001, 0xc000_1002, 0xc000_1003, 0, 4, 20, 0xfc00_0004, 0xffff_fffc] {
-            assert_eq!(frame(flat, sp), 0, "{sp:#x}");
-        }
-        assert_eq!((frame(flat, 24), frame(flat, 0xfc00_0000)), (4, 0xfbff_ffec), "the edges");
+        self.segments.set_kernel_stack(ss, sp);
     }
 }

@@ -127,10 +127,10 @@ mod x86_32 {
     use crate::rings::switch::{self, Start, enter, snippet};
     use crate::tables::{GOOD_DATA, RING, Tables};
     use core::arch::asm;
-    use proxenos_guest::abi::context::TrapFlags;
+    use proxenos_guest::abi::context::{TrapFlags, TrapInfo};
     use proxenos_guest::abi::x86_32::{FLAT_RING1_DS, FLAT_RING3_DS};
     use proxenos_guest::abi::{GuestArch, GuestVirt, Hypercall, Selector};
-    use proxenos_guest::{Arch, hypercall, memory, test};
+    use proxenos_guest::{Arch, hypercall, memory, test, traps};
 
     const SLOT: u16 = 90;
 
@@ -159,6 +159,20 @@ mod x86_32 {
             "kernel-stack-of-ring-3" => stack(FLAT_RING3_DS, sp),
             // The same, with the hypervisor's own data segment.
             "kernel-stack-of-ring-0" => stack(Selector(0x0809), sp),
+            "known-stack-not-present" => {
+                let tables = Tables::install();
+                tables.set(SLOT, GOOD_DATA);
+                stack(Selector::gdt(SLOT, RING), sp);
+                let back =
+                    TrapInfo::new(0x80, TrapFlags::from_dpl(3), Arch::FLAT_GUESTOS_CS, switch::back().raw() as u32);
+                // SAFETY: the vector is raised by what is run by `enter` only.
+                unsafe { hypercall::set_trap_table(&[back, traps::end_of_table()]) }.expect("our entry");
+                let call = Start::ring3(snippet::__ring_int80, 0x1000);
+                enter(&call);
+                enter(&call);
+                tables.set(SLOT, GOOD_DATA & !(0x80 << 40));
+                enter(&call);
+            }
             "stack-taken-away" => take_stack_away(),
             _ => test::error("there is no such end"),
         }

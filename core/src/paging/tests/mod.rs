@@ -15,6 +15,8 @@ mod caching;
 #[cfg(test)]
 mod commands;
 #[cfg(test)]
+mod flat_stacks;
+#[cfg(test)]
 mod linear;
 #[cfg(test)]
 mod log_dirty;

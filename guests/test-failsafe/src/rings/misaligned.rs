@@ -24,6 +24,7 @@ pub fn run(kernel: &Kernel) {
     check_eq!(lower.virt().raw() as usize + 4096, edge, "two pages in a row");
     // SAFETY: no reference into the frame exists.
     check_eq!(unsafe { memory::update_va_mapping(hole.virt(), Pte::NONE, UpdateVaFlags::INVLPG) }, Ok(()));
+    section("misaligned stacks");
     for sp in (edge + 1..edge + 32).chain(edge + ABOVE..edge + ABOVE + 4) {
         from_ring3(sp, hole);
         from_ring1(sp);
@@ -34,7 +35,6 @@ pub fn run(kernel: &Kernel) {
 
 /// The kernel's stack begins here.
 fn from_ring3(sp: usize, hole: Frame) {
-    section("misaligned stacks, from ring 3");
     let kernel = Kernel { sp };
     // SAFETY: the frames are for nothing else.
     check_eq!(unsafe { hypercall::stack_switch(FLAT_RING1_DS, GuestVirt(sp as u64)) }, Ok(()));
@@ -54,7 +54,6 @@ fn from_ring3(sp: usize, hole: Frame) {
 
 /// The kernel itself is interrupted there.
 fn from_ring1(sp: usize) {
-    section("misaligned stacks, from ring 1");
     let start = |snippet| Start { cs: FLAT_RING1_CS, ss: FLAT_RING1_DS, ..Start::ring3(snippet, sp) };
     catch_in(SYSTEM_CALL, FLAT_RING1_CS, TrapFlags::from_dpl(3));
     for (snippet, vector, code, distance) in [

@@ -4,6 +4,7 @@
 
 mod faults;
 mod misaligned;
+mod own_segments;
 pub mod switch;
 
 use crate::entries;
@@ -44,6 +45,7 @@ pub fn run(tables: &Tables) {
     kernel.failsafe(tables);
     kernel.ring2(tables);
     kernel.stack_with_base(tables);
+    own_segments::run(&kernel, tables);
 }
 
 fn top(stack: Frame) -> usize {
