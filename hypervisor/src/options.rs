@@ -223,8 +223,8 @@ impl Options {
             ("guest-console", None) => self.guest_console = GuestConsole::All,
             ("provoke", Some(value)) => self.provoke = Some(provocation(value).ok_or(bad)?),
             (
-                "noreboot" | "dom0_mem" | "dom0_shadow" | "com1" | "loglvl" | "p2m" | "debug-exit" | "audit"
-                | "sched" | "guest-console" | "provoke",
+                "noreboot" | "dom0_mem" | "dom0_shadow" | "com1" | "loglvl" | "p2m" | "debug-exit" | "audit" | "sched"
+                | "guest-console" | "provoke",
                 _,
             ) => {
                 return Err(bad);

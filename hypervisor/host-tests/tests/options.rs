@@ -8,8 +8,8 @@ mod domain_options;
 
 use domain_options::{DomainOptions, Reservation, Weight};
 use options::{
-    Audit, Bytes, Com1, Complaint, GuestConsole, IoPort, LogLevel, Micros, OnFatal, Options, P2m, Provocation, Scheduler,
-    split_guest_part,
+    Audit, Bytes, Com1, Complaint, GuestConsole, IoPort, LogLevel, Micros, OnFatal, Options, P2m, Provocation,
+    Scheduler, split_guest_part,
 };
 use proptest::prelude::*;
 
@@ -84,9 +84,8 @@ fn a_module_is_a_domain_if_it_says_so() {
 
 #[test]
 fn what_is_not_understood_of_a_domain_is_complained_about() {
-    let bad = [
-        "mem=", "mem=x", "cpu=65536", "cpu=-1", "weight=0", "weight=1001", "reserve=5", "reserve=6/5", "reserve=0/5",
-    ];
+    let bad =
+        ["mem=", "mem=x", "cpu=65536", "cpu=-1", "weight=0", "weight=1001", "reserve=5", "reserve=6/5", "reserve=0/5"];
     for word in bad {
         let (line, mut all) = (format!("g domain {word} nonsense"), Vec::new());
         let options = DomainOptions::parse(&line, &mut |complaint| all.push(complaint));
