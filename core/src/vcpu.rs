@@ -15,8 +15,10 @@ use proxenos_abi::Selector;
 /// What a domain's use of the FPU has come to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Fpu {
-    /// The guest has used it: its registers hold the guest's values.
+    /// The guest has used it: it has values of its own.
     pub initialised: bool,
+    /// Those are in this CPU's registers. Else the next use traps.
+    pub loaded: bool,
     /// The guest wants to be told of the next use (`fpu_taskswitch`).
     pub guest_trap: bool,
 }
@@ -76,7 +78,7 @@ impl Vcpu {
             failsafe_callback: None,
             kernel_stack: (Selector::NULL, GuestVirt(0)),
             segments: Segments::new(),
-            fpu: Fpu { initialised: false, guest_trap: false },
+            fpu: Fpu { initialised: false, loaded: false, guest_trap: false },
             debug: DebugRegisters::new(),
             ports: ports::Rights::NONE,
             timer: None,
