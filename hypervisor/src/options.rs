@@ -13,6 +13,8 @@
 //! | `audit`            | when a domain ends, check the memory of the whole machine; a fault is fatal        |
 //! | `audit=calls`      | and whenever a guest makes the debugging call 31                                   |
 //! | `provoke=FAULT`    | for tests of the fault reports only: once booted, fault like this ([`Provocation`])  |
+//! | `tsc-skew=PPM`     | for tests of the clock only: take the TSC to be so many parts in a million faster than measured, until it is measured again |
+//! | `tsc-skew=PPM,kept` | and do not measure it again                                                       |
 //!
 //! What follows the word `--` is not ours but domain 0's ([`split_guest_part`]).
 //!
@@ -98,6 +100,24 @@ pub enum Provocation {
     LostReference,
 }
 
+/// For how long the clock's rate is wrong on purpose.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kept {
+    /// Until it is measured again.
+    AtFirst,
+    /// For good.
+    Always,
+}
+
+/// A rate that is wrong on purpose, for tests of the clock.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Skew {
+    /// By how much the TSC is taken to be faster than it is, in parts in a million.
+    pub ppm: u32,
+    /// For how long.
+    pub kept: Kept,
+}
+
 /// An I/O port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct IoPort(pub u16);
@@ -123,6 +143,8 @@ pub struct Options {
     pub audit: Audit,
     /// `provoke`.
     pub provoke: Option<Provocation>,
+    /// `tsc-skew`.
+    pub tsc_skew: Option<Skew>,
 }
 
 /// A word of the command line that was not understood, and is ignored.
@@ -155,6 +177,7 @@ impl Options {
         debug_exit: None,
         audit: if cfg!(debug_assertions) { Audit::AtEnd } else { Audit::Off },
         provoke: None,
+        tsc_skew: None,
     };
 
     /// Reads a command line, up to the word `--`. Each word that is not understood is passed to `complain` and
@@ -188,9 +211,10 @@ impl Options {
             ("audit", None) => self.audit = Audit::AtEnd,
             ("audit", Some("calls")) => self.audit = Audit::OnCall,
             ("provoke", Some(value)) => self.provoke = Some(provocation(value).ok_or(bad)?),
+            ("tsc-skew", Some(value)) => self.tsc_skew = Some(skew(value).ok_or(bad)?),
             (
                 "noreboot" | "dom0_mem" | "dom0_shadow" | "com1" | "loglvl" | "p2m" | "debug-exit" | "audit"
-                | "provoke",
+                | "provoke" | "tsc-skew",
                 _,
             ) => {
                 return Err(bad);
@@ -258,6 +282,17 @@ fn provocation(text: &str) -> Option<Provocation> {
         "lost-reference" => Some(Provocation::LostReference),
         _ => None,
     }
+}
+
+/// Parts in a million, up to a hundredth, and perhaps `,kept`.
+fn skew(text: &str) -> Option<Skew> {
+    let (number, kept) = match text.split_once(',') {
+        Some((number, "kept")) => (number, Kept::Always),
+        Some(_) => return None,
+        None => (text, Kept::AtFirst),
+    };
+    let ppm = u32::try_from(decimal(number)?).ok()?;
+    (1..=10_000).contains(&ppm).then_some(Skew { ppm, kept })
 }
 
 /// A port: hexadecimal with `0x`, else decimal; not 0.

@@ -3,7 +3,9 @@
 #[path = "../../src/options.rs"]
 mod options;
 
-use options::{Audit, Bytes, Com1, Complaint, IoPort, LogLevel, OnFatal, Options, P2m, Provocation, split_guest_part};
+use options::{
+    Audit, Bytes, Com1, Complaint, IoPort, Kept, LogLevel, OnFatal, Options, P2m, Provocation, Skew, split_guest_part,
+};
 use proptest::prelude::*;
 
 /// The options of a line that must be wholly understood.
@@ -36,11 +38,13 @@ fn every_option_is_understood() {
         debug_exit: Some(IoPort(0xf4)),
         audit: Audit::AtEnd,
         provoke: Some(Provocation::Panic),
+        tsc_skew: Some(Skew { ppm: 200, kept: Kept::Always }),
     };
     let line = "dom0_mem=64M dom0_shadow=384K com1=9600,8n1 loglvl=debug noreboot p2m=scrambled debug-exit=0xf4 audit \
-                provoke=panic";
+                provoke=panic tsc-skew=200,kept";
     assert_eq!(understood(line), expected);
     assert_eq!(understood("audit=calls").audit, Audit::OnCall);
+    assert_eq!(understood("tsc-skew=1").tsc_skew, Some(Skew { ppm: 1, kept: Kept::AtFirst }));
     assert_eq!(understood("com1=off").com1, Com1::Off);
     assert_eq!(understood("loglvl=all").log_level, LogLevel::Trace);
     assert_eq!(understood("debug-exit=244").debug_exit, Some(IoPort(244)));

@@ -4,6 +4,7 @@ use super::{Running, audit};
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::percpu::Cpu;
 use crate::power::{self, ExitCode};
+use core::sync::atomic::Ordering;
 use proxenos_core::domain::RunState;
 use proxenos_core::virq;
 
@@ -17,6 +18,8 @@ pub fn ended(run: &mut Running) -> ! {
     virq::domain_ended(run.host, &run.dom);
     let id = run.dom.id.0;
     audit::at_end(run);
+    let cpu = Cpu::current();
+    log::debug!("CPU {}: timer interrupts: {}", cpu.id.0, cpu.timer_count.load(Ordering::Relaxed));
     match run.dom.shutdown_reason() {
         Some(reason) if !run.dom.run_state().contains(RunState::CRASHED) => {
             log::info!("domain {id} shut down, reason {reason}");
