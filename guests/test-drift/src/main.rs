@@ -36,9 +36,9 @@ fn main(_: &StartInfo) {
     // The clock may be mended in the first seconds.
     sleep_until(time::system_time() + 2 * NS_PER_SECOND);
     section("idle");
-    judge(30, |until| sleep_until(until));
+    judge(30, sleep_until);
     section("loaded");
-    judge(2, |until| work_until(until));
+    judge(2, work_until);
     events::mask(port);
 }
 
