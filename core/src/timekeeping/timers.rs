@@ -126,15 +126,21 @@ impl Timers {
         true
     }
 
-    /// When to look again, in system time, if things stay as they are; `None`: never. Nothing that is due by `now` is left.
+    /// When to look again, in system time, if things stay as they are; `None`: never.
     #[must_use]
-    pub fn next(&self, now: u64, timer: Option<u64>, timeouts: Timeouts) -> Option<u64> {
-        let tick = self.turn.map(|turn| turn.next_tick);
-        let system = self.system.pending(timeouts.system);
-        // Virtual time advances with system time, or not at all.
-        let domain = self.domain.pending(timeouts.domain).filter(|_| self.turn.is_some());
-        let domain = domain.map(|at| now.saturating_add(at.saturating_sub(self.domain_time(now))));
-        [tick, timer, system, domain].into_iter().flatten().min()
+    pub fn next(&self, timer: Option<u64>, timeouts: Timeouts) -> Option<u64> {
+        let alarm = self.next_alarm(timer, timeouts);
+        let Some(turn) = self.turn else { return alarm };
+        let domain = self.domain.pending(timeouts.domain);
+        // Virtual time advances with system time.
+        let domain = domain.map(|at| turn.since.saturating_add(at.saturating_sub(self.ran_before)));
+        [Some(turn.next_tick), alarm, domain].into_iter().flatten().min()
+    }
+
+    /// The same for a domain that does not run, or is about to cease to: it has no ticks, and its virtual time stands still.
+    #[must_use]
+    pub fn next_alarm(&self, timer: Option<u64>, timeouts: Timeouts) -> Option<u64> {
+        timer.into_iter().chain(self.system.pending(timeouts.system)).min()
     }
 }
 
@@ -163,17 +169,17 @@ mod tests {
     #[test]
     fn ticks_are_the_running_domains_only() {
         let mut timers = Timers::new();
-        assert_eq!(timers.next(0, None, NONE), None, "an idle machine is quiet");
+        assert_eq!(timers.next(None, NONE), None, "an idle machine is quiet");
         timers.resume(5);
-        assert_eq!(timers.next(5, None, NONE), Some(5 + TICK_NS));
+        assert_eq!(timers.next(None, NONE), Some(5 + TICK_NS));
         assert_eq!(timers.take_due(4 + TICK_NS, &mut None, NONE), Due::Later);
         assert_eq!(timers.take_due(5 + TICK_NS, &mut None, NONE), Due::Now);
         assert_eq!(timers.take_due(6 + TICK_NS, &mut None, NONE), Due::Later);
         // Three are missed; the fourth comes when it would have.
         assert_eq!(timers.take_due(7 + 4 * TICK_NS, &mut None, NONE), Due::Now);
-        assert_eq!(timers.next(7 + 4 * TICK_NS, None, NONE), Some(5 + 5 * TICK_NS));
+        assert_eq!(timers.next(None, NONE), Some(5 + 5 * TICK_NS));
         timers.pause(7 + 4 * TICK_NS);
-        assert_eq!(timers.next(7 + 4 * TICK_NS, None, NONE), None);
+        assert_eq!(timers.next(None, NONE), None);
         assert_eq!(timers.take_due(u64::MAX, &mut None, NONE), Due::Later);
     }
 
@@ -197,15 +203,15 @@ mod tests {
         let mut timers = Timers::new();
         let asked = Timeouts { system: 0, domain: 1_000 };
         timers.resume(0);
-        assert_eq!(timers.next(400, None, asked), Some(1_000));
+        assert_eq!(timers.next(None, asked), Some(1_000));
         timers.pause(600);
-        assert_eq!(timers.next(5_000, None, asked), None);
+        assert_eq!(timers.next(None, asked), None);
         assert_eq!(timers.take_due(5_000, &mut None, asked), Due::Later);
         timers.resume(7_000);
-        assert_eq!(timers.next(7_100, None, asked), Some(7_400));
+        assert_eq!(timers.next(None, asked), Some(7_400));
         assert_eq!(timers.take_due(7_399, &mut None, asked), Due::Later);
         assert_eq!(timers.take_due(7_400, &mut None, asked), Due::Now);
-        assert_eq!(timers.next(7_400, None, asked), Some(7_000 + TICK_NS));
+        assert_eq!(timers.next(None, asked), Some(7_000 + TICK_NS));
     }
 
     #[test]
@@ -213,7 +219,7 @@ mod tests {
         let mut timers = Timers::new();
         let asked = Timeouts { system: u64::MAX, domain: u64::MAX };
         timers.resume(u64::MAX - 5);
-        assert_eq!(timers.next(u64::MAX - 5, Some(u64::MAX), asked), Some(u64::MAX));
+        assert_eq!(timers.next(Some(u64::MAX), asked), Some(u64::MAX));
         assert_eq!(timers.take_due(u64::MAX - 1, &mut Some(u64::MAX), asked), Due::Later);
         let mut timer = Some(u64::MAX);
         assert_eq!(timers.take_due(u64::MAX, &mut timer, asked), Due::Now);
@@ -278,7 +284,7 @@ mod tests {
                     Step::Pass(time) => {
                         // To the next moment that it asks for, or past all that.
                         let end = now.saturating_add(time);
-                        let next = timers.next(now, timer, asked).filter(|&at| at <= end);
+                        let next = timers.next(timer, asked).filter(|&at| at <= end);
                         now = next.map_or(end, |at| at.max(now));
                     }
                 }
@@ -298,7 +304,7 @@ mod tests {
                 }
                 prop_assert!(timer.is_none_or(|at| at > now));
                 // At the very end a tick has nowhere to go.
-                let next = timers.next(now, timer, asked);
+                let next = timers.next(timer, asked);
                 prop_assert!(next.is_none_or(|at| at > now || now == u64::MAX), "{:?} at {}", next, now);
                 // Nobody who asked is forgotten.
                 for at in [timer, (system != 0).then_some(system)].into_iter().flatten() {
