@@ -288,7 +288,9 @@ fn attend(cpu: &'static Cpu, mut run: &'static mut Running, frame: &mut TrapFram
     loop {
         let pending = cpu.take_pending();
         let now = time::now_ns();
-        if pending.contains(Pending::TIMER) | core::mem::take(&mut run.vcpu.timer_changed) {
+        // Before it waits, it is looked what it asks for in its page.
+        let waits = run.dom.run_state() == RunState::BLOCKED;
+        if pending.contains(Pending::TIMER) | core::mem::take(&mut run.vcpu.timer_changed) | waits {
             timer::serve(run, now);
             is_armed = false;
         }

@@ -15,6 +15,8 @@
 //! | `sched=NAME[,N]`   | scheduler: `bvt` (default; N: context switch allowance), `rrobin` (N: slice) or `atropos`; N in µs |
 //! | `guest-console`    | for tests: all domains may write to the console; their lines begin with `(dN) `      |
 //! | `provoke=FAULT`    | for tests of the fault reports only: once booted, fault like this ([`Provocation`])  |
+//! | `tsc-skew=PPM`     | for tests of the clock only: take the TSC to be so many parts in a million faster than measured, until it is measured again |
+//! | `tsc-skew=PPM,kept` | and do not measure it again                                                       |
 //!
 //! What follows the word `--` is not ours but domain 0's ([`split_guest_part`]).
 //!
@@ -124,6 +126,24 @@ pub enum Provocation {
     LostReference,
 }
 
+/// For how long the clock's rate is wrong on purpose.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kept {
+    /// Until it is measured again.
+    AtFirst,
+    /// For good.
+    Always,
+}
+
+/// A rate that is wrong on purpose, for tests of the clock.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Skew {
+    /// By how much the TSC is taken to be faster than it is, in parts in a million.
+    pub ppm: u32,
+    /// For how long.
+    pub kept: Kept,
+}
+
 /// An I/O port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct IoPort(pub u16);
@@ -153,6 +173,8 @@ pub struct Options {
     pub guest_console: GuestConsole,
     /// `provoke`.
     pub provoke: Option<Provocation>,
+    /// `tsc-skew`.
+    pub tsc_skew: Option<Skew>,
 }
 
 /// A word of the command line that was not understood, and is ignored.
@@ -187,6 +209,7 @@ impl Options {
         scheduler: Scheduler::Bvt(None),
         guest_console: GuestConsole::Domain0,
         provoke: None,
+        tsc_skew: None,
     };
 
     /// Reads a command line, up to the word `--`. Each word that is not understood is passed to `complain` and
@@ -222,9 +245,10 @@ impl Options {
             ("sched", Some(value)) => self.scheduler = scheduler(value).ok_or(bad)?,
             ("guest-console", None) => self.guest_console = GuestConsole::All,
             ("provoke", Some(value)) => self.provoke = Some(provocation(value).ok_or(bad)?),
+            ("tsc-skew", Some(value)) => self.tsc_skew = Some(skew(value).ok_or(bad)?),
             (
                 "noreboot" | "dom0_mem" | "dom0_shadow" | "com1" | "loglvl" | "p2m" | "debug-exit" | "audit" | "sched"
-                | "guest-console" | "provoke",
+                | "guest-console" | "provoke" | "tsc-skew",
                 _,
             ) => {
                 return Err(bad);
@@ -312,6 +336,17 @@ fn provocation(text: &str) -> Option<Provocation> {
         "lost-reference" => Some(Provocation::LostReference),
         _ => None,
     }
+}
+
+/// Parts in a million, up to a hundredth, and perhaps `,kept`.
+fn skew(text: &str) -> Option<Skew> {
+    let (number, kept) = match text.split_once(',') {
+        Some((number, "kept")) => (number, Kept::Always),
+        Some(_) => return None,
+        None => (text, Kept::AtFirst),
+    };
+    let ppm = u32::try_from(decimal(number)?).ok()?;
+    (1..=10_000).contains(&ppm).then_some(Skew { ppm, kept })
 }
 
 /// A port: hexadecimal with `0x`, else decimal; not 0.

@@ -8,8 +8,8 @@ mod domain_options;
 
 use domain_options::{DomainOptions, Reservation, Weight};
 use options::{
-    Audit, Bytes, Com1, Complaint, GuestConsole, IoPort, LogLevel, Micros, OnFatal, Options, P2m, Provocation,
-    Scheduler, split_guest_part,
+    Audit, Bytes, Com1, Complaint, GuestConsole, IoPort, Kept, LogLevel, Micros, OnFatal, Options, P2m, Provocation,
+    Scheduler, Skew, split_guest_part,
 };
 use proptest::prelude::*;
 
@@ -45,11 +45,13 @@ fn every_option_is_understood() {
         scheduler: Scheduler::RoundRobin(Some(Micros(2000))),
         guest_console: GuestConsole::All,
         provoke: Some(Provocation::Panic),
+        tsc_skew: Some(Skew { ppm: 200, kept: Kept::Always }),
     };
     let line = "dom0_mem=64M dom0_shadow=384K com1=9600,8n1 loglvl=debug noreboot p2m=scrambled debug-exit=0xf4 audit \
-                sched=rrobin,2000 guest-console provoke=panic";
+                sched=rrobin,2000 guest-console provoke=panic tsc-skew=200,kept";
     assert_eq!(understood(line), expected);
     assert_eq!(understood("audit=calls").audit, Audit::OnCall);
+    assert_eq!(understood("tsc-skew=1").tsc_skew, Some(Skew { ppm: 1, kept: Kept::AtFirst }));
     assert_eq!(understood("com1=off").com1, Com1::Off);
     assert_eq!(understood("loglvl=all").log_level, LogLevel::Trace);
     assert_eq!(understood("debug-exit=244").debug_exit, Some(IoPort(244)));

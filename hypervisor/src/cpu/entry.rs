@@ -13,6 +13,7 @@ use crate::cpu::{debugreg, extable, nmi};
 use crate::mm::layout::STACK_SIZE;
 use crate::{fault, guest, irq, time};
 use core::arch::global_asm;
+use core::sync::atomic::Ordering;
 use x86_64::VirtAddr;
 
 /// The interrupted context, low to high as it lies on the stack. A trap from a guest puts it right below the CPU's
@@ -279,7 +280,9 @@ fn interrupt(vector: Vector) -> Handled {
     match vector {
         Vector::TIMER => {
             time::apic::end_of_interrupt();
-            Cpu::current().set_pending(Pending::TIMER);
+            let cpu = Cpu::current();
+            cpu.timer_count.fetch_add(1, Ordering::Relaxed);
+            cpu.set_pending(Pending::TIMER);
             Handled::NotYet
         }
         // Spurious interrupts get no end-of-interrupt (Intel SDM vol. 3, 11.9).

@@ -55,6 +55,8 @@ pub struct Cpu {
     deadline: AtomicU64,
     /// Non-maskable interrupts taken.
     pub nmi_count: AtomicU64,
+    /// Interrupts of its timer taken.
+    pub timer_count: AtomicU64,
     /// What guest code keeps per CPU.
     pub local: crate::guest::CpuLocal,
 }
@@ -268,6 +270,7 @@ pub fn build(id: CpuId) -> Area {
             pending: AtomicU32::new(0),
             deadline: AtomicU64::new(u64::MAX),
             nmi_count: AtomicU64::new(0),
+            timer_count: AtomicU64::new(0),
             local: crate::guest::CpuLocal::default(),
         });
         for end in idt::Ist::ALL.map(|which| area.ist_stack(which).end).into_iter().chain([stack.end]) {

@@ -5,6 +5,7 @@ use crate::console;
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::percpu::Cpu;
 use crate::power::{self, ExitCode};
+use core::sync::atomic::Ordering;
 use proxenos_abi::DomId;
 use proxenos_core::domain::RunState;
 use proxenos_core::virq;
@@ -22,6 +23,8 @@ pub fn ended(run: &Running) {
     console::domains::finish(id);
     virq::domain_ended(run.host, &run.dom);
     audit::at_end(run);
+    let cpu = Cpu::current();
+    log::debug!("CPU {}: timer interrupts: {}", cpu.id.0, cpu.timer_count.load(Ordering::Relaxed));
     let reason = run.dom.shutdown_reason().filter(|_| !run.dom.run_state().contains(RunState::CRASHED));
     match (reason, id) {
         (Some(reason), _) => log::info!("domain {} shut down, reason {reason}", id.0),

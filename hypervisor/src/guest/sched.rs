@@ -206,7 +206,7 @@ pub fn reconsider(cpu: &Cpu, run: &mut Running, now: u64) -> Turn {
     let pick = if run.must_stop() {
         let _ = queue.sleep(own, time);
         if run.dom.run_state().contains(RunState::BLOCKED)
-            && let Some(at) = run.vcpu.timer
+            && let Some(at) = timer::alarm_time(run)
         {
             seats.alarms.set(own, Time(at));
         }
@@ -292,10 +292,15 @@ fn wake(of: &OfCpu, seats: &mut Seats, queue: &mut RunQueue<Chosen>, runs: Optio
 pub fn sound_alarms(cpu: &Cpu, now: u64) {
     let of = scheduling().of(id(cpu));
     let mut seats = of.seats.lock();
-    while let Some(slot) = seats.alarms.take_due(Time(now)) {
-        let Some(Some(seat)) = seats.by_slot.get(slot.index()) else { continue };
+    let Seats { by_slot, alarms } = &mut *seats;
+    while let Some(slot) = alarms.take_due(Time(now)) {
+        let Some(Some(seat)) = by_slot.get(slot.index()) else { continue };
         if let Some(parked) = &mut *seat.parked.lock() {
-            timer::alarm(parked, now);
+            timer::serve(parked, now);
+            // It may not want to hear of that; what else it asked for is later than now.
+            if let Some(at) = timer::alarm_time(parked) {
+                alarms.set(slot, Time(at));
+            }
         }
     }
     cpu.local.alarm.set(seats.alarms.first().map_or(u64::MAX, |at| at.0));
