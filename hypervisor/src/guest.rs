@@ -73,8 +73,6 @@ pub struct Running {
 
 /// What guest code keeps per CPU, in [`Cpu::local`].
 pub struct CpuLocal {
-    /// The flush clock when this CPU's TLB was last emptied.
-    last_flush: AtomicU32,
     /// Who runs here. Only its own CPU touches it, with interrupts disabled.
     running: UnsafeCell<Option<Running>>,
     /// The same domain, for traps that come while the hypervisor works on `running`.
@@ -98,7 +96,6 @@ const NO_CODE: u8 = 0xff;
 impl Default for CpuLocal {
     fn default() -> Self {
         Self {
-            last_flush: AtomicU32::new(0),
             running: UnsafeCell::new(None),
             domain: Cell::new(None),
             shared: Cell::new(VirtAddr::zero()),
@@ -111,14 +108,6 @@ impl Default for CpuLocal {
 }
 
 impl CpuLocal {
-    fn last_flush(&self) -> u32 {
-        self.last_flush.load(Ordering::Relaxed)
-    }
-
-    fn set_last_flush(&self, now: u32) {
-        self.last_flush.store(now, Ordering::Relaxed);
-    }
-
     /// Who runs here.
     ///
     /// # Safety
@@ -165,6 +154,11 @@ impl CpuLocal {
         // their locks and atomics only.
         self.domain.get().map(|(host, domain)| (host, unsafe { domain.as_ref() }))
     }
+}
+
+/// What each CPU but the boot CPU needs before it can run guests. ([`start`] does this for that one.)
+pub fn init_cpu() {
+    syscall::init();
 }
 
 /// A trap from a guest.

@@ -12,6 +12,8 @@
 //! | `debug-exit=PORT`  | there is an isa-debug-exit device at this I/O port: leave QEMU through it          |
 //! | `audit`            | when a domain ends, check the memory of the whole machine; a fault is fatal        |
 //! | `audit=calls`      | and whenever a guest makes the debugging call 31                                   |
+//! | `maxcpus=N`        | use this many CPUs at most; `nosmp` is `maxcpus=1`                                 |
+//! | `check-cpus`       | before any guest runs, have all CPUs flush for one another                         |
 //! | `provoke=FAULT`    | for tests of the fault reports only: once booted, fault like this ([`Provocation`])  |
 //!
 //! What follows the word `--` is not ours but domain 0's ([`split_guest_part`]).
@@ -19,6 +21,7 @@
 //! This module uses nothing but `core`, so that host tests can include it.
 
 use core::fmt;
+use core::num::NonZeroU16;
 
 /// A size in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -77,6 +80,15 @@ pub enum Audit {
     OnCall,
 }
 
+/// Whether all CPUs are checked at boot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CpuCheck {
+    /// They are not.
+    Skip,
+    /// They are.
+    Run,
+}
+
 /// A fault that the hypervisor makes on purpose once it has booted, for tests of the reports.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Provocation {
@@ -94,6 +106,12 @@ pub enum Provocation {
     ExecuteData,
     /// `double-fault`: a fault without a stack for it.
     DoubleFault,
+    /// `cpu-panic`: a panic on the last CPU, while the others are anywhere.
+    CpuPanic,
+    /// `lost-cpu`: the other CPUs are not told to start. They have to be left out.
+    LostCpu,
+    /// `tsc-apart`: the other CPUs' time stamp counters are an hour ahead. They have to be set, or left out.
+    TscApart,
     /// `lost-reference`: a reference to a frame of domain 0's that nobody has. The audit has to find it.
     LostReference,
 }
@@ -121,6 +139,10 @@ pub struct Options {
     pub debug_exit: Option<IoPort>,
     /// `audit`.
     pub audit: Audit,
+    /// `maxcpus`: how many CPUs may be used; all that there are if it is not said.
+    pub max_cpus: Option<NonZeroU16>,
+    /// `check-cpus`.
+    pub cpu_check: CpuCheck,
     /// `provoke`.
     pub provoke: Option<Provocation>,
 }
@@ -154,6 +176,8 @@ impl Options {
         p2m: P2m::Natural,
         debug_exit: None,
         audit: if cfg!(debug_assertions) { Audit::AtEnd } else { Audit::Off },
+        max_cpus: None,
+        cpu_check: CpuCheck::Skip,
         provoke: None,
     };
 
@@ -187,10 +211,13 @@ impl Options {
             ("debug-exit", Some(value)) => self.debug_exit = Some(IoPort(port(value).ok_or(bad)?)),
             ("audit", None) => self.audit = Audit::AtEnd,
             ("audit", Some("calls")) => self.audit = Audit::OnCall,
+            ("maxcpus", Some(value)) => self.max_cpus = Some(cpus(value).ok_or(bad)?),
+            ("nosmp", None) => self.max_cpus = Some(NonZeroU16::MIN),
+            ("check-cpus", None) => self.cpu_check = CpuCheck::Run,
             ("provoke", Some(value)) => self.provoke = Some(provocation(value).ok_or(bad)?),
             (
                 "noreboot" | "dom0_mem" | "dom0_shadow" | "com1" | "loglvl" | "p2m" | "debug-exit" | "audit"
-                | "provoke",
+                | "maxcpus" | "nosmp" | "check-cpus" | "provoke",
                 _,
             ) => {
                 return Err(bad);
@@ -235,6 +262,10 @@ fn baud(text: &str) -> Option<u32> {
     ((2..=115_200).contains(&baud) && 115_200 % baud == 0).then_some(baud)
 }
 
+fn cpus(text: &str) -> Option<NonZeroU16> {
+    NonZeroU16::new(u16::try_from(decimal(text)?).ok()?)
+}
+
 fn log_level(text: &str) -> Option<LogLevel> {
     match text {
         "error" => Some(LogLevel::Error),
@@ -255,6 +286,9 @@ fn provocation(text: &str) -> Option<Provocation> {
         "write-text" => Some(Provocation::WriteText),
         "execute-data" => Some(Provocation::ExecuteData),
         "double-fault" => Some(Provocation::DoubleFault),
+        "cpu-panic" => Some(Provocation::CpuPanic),
+        "lost-cpu" => Some(Provocation::LostCpu),
+        "tsc-apart" => Some(Provocation::TscApart),
         "lost-reference" => Some(Provocation::LostReference),
         _ => None,
     }

@@ -3,8 +3,11 @@
 #[path = "../../src/options.rs"]
 mod options;
 
-use options::{Audit, Bytes, Com1, Complaint, IoPort, LogLevel, OnFatal, Options, P2m, Provocation, split_guest_part};
+use options::{
+    Audit, Bytes, Com1, Complaint, CpuCheck, IoPort, LogLevel, OnFatal, Options, P2m, Provocation, split_guest_part,
+};
 use proptest::prelude::*;
+use std::num::NonZeroU16;
 
 /// The options of a line that must be wholly understood.
 fn understood(line: &str) -> Options {
@@ -35,11 +38,14 @@ fn every_option_is_understood() {
         p2m: P2m::Scrambled,
         debug_exit: Some(IoPort(0xf4)),
         audit: Audit::AtEnd,
+        max_cpus: NonZeroU16::new(3),
+        cpu_check: CpuCheck::Run,
         provoke: Some(Provocation::Panic),
     };
     let line = "dom0_mem=64M dom0_shadow=384K com1=9600,8n1 loglvl=debug noreboot p2m=scrambled debug-exit=0xf4 audit \
-                provoke=panic";
+                maxcpus=3 check-cpus provoke=panic";
     assert_eq!(understood(line), expected);
+    assert_eq!(understood("nosmp").max_cpus, NonZeroU16::new(1));
     assert_eq!(understood("audit=calls").audit, Audit::OnCall);
     assert_eq!(understood("com1=off").com1, Com1::Off);
     assert_eq!(understood("loglvl=all").log_level, LogLevel::Trace);
@@ -56,6 +62,9 @@ fn every_fault_can_be_provoked() {
         ("write-text", Provocation::WriteText),
         ("execute-data", Provocation::ExecuteData),
         ("double-fault", Provocation::DoubleFault),
+        ("cpu-panic", Provocation::CpuPanic),
+        ("lost-cpu", Provocation::LostCpu),
+        ("tsc-apart", Provocation::TscApart),
         ("lost-reference", Provocation::LostReference),
     ] {
         assert_eq!(understood(&format!("provoke={text}")).provoke, Some(fault), "{text}");
@@ -105,6 +114,12 @@ fn values_without_sense_are_complained_about() {
         "debug-exit=0x",
         "debug-exit=0x+4",
         "debug-exit=70000",
+        "maxcpus",
+        "maxcpus=0",
+        "maxcpus=-1",
+        "maxcpus=70000",
+        "nosmp=1",
+        "check-cpus=yes",
         "provoke",
         "provoke=",
         "provoke=PANIC",
@@ -131,7 +146,7 @@ proptest! {
     }
 
     #[test]
-    fn no_value_panics(name in "dom0_mem|com1|loglvl|p2m|debug-exit|provoke", value in "\\PC{0,24}") {
+    fn no_value_panics(name in "dom0_mem|com1|loglvl|p2m|debug-exit|maxcpus|provoke", value in "\\PC{0,24}") {
         Options::parse(&format!("{name}={value}"), &mut |_| {});
     }
 }

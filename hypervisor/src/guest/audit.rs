@@ -3,11 +3,12 @@
 //! machine, like any other.
 //!
 //! It takes the domains' paging locks and then the allocator's, and 160 KiB of the heap at most: it is called with none of
-//! the hypervisor's locks held, on the way from a guest. There is one CPU, so nothing else moves meanwhile.
+//! the hypervisor's locks held, on the way from a guest. The other CPUs stand still meanwhile.
 
 use super::Running;
 use crate::boot;
 use crate::cpu::entry::TrapFrame;
+use crate::cpu::ipi;
 use crate::cpu::percpu::Cpu;
 use crate::options::Audit;
 use proxenos_abi::Errno;
@@ -37,7 +38,8 @@ pub fn call(frame: &mut TrapFrame) -> u64 {
 /// # Panics
 /// If not.
 fn check(run: &Running) {
-    match audit(run.host, &[Subject { dom: &run.dom, segments: &run.vcpu.segments }]) {
+    let subjects = [Subject { dom: &run.dom, segments: &run.vcpu.segments }];
+    match ipi::while_others_stand_still(|| audit(run.host, &subjects)) {
         Ok(census) => log::info!("audit: {census}: all hold"),
         Err(violations) => {
             violations.iter().for_each(|violation| log::error!("audit: {violation}"));

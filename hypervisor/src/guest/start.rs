@@ -11,6 +11,7 @@ use crate::boot::info::Module;
 use crate::cpu::entry::{TrapFrame, resume_guest};
 use crate::cpu::gdt::{self, Flavour};
 use crate::cpu::percpu::Cpu;
+use crate::cpu::tlb;
 use crate::mm::layout::{self, PAGE_SIZE};
 use crate::mm::paging::{self, Flags};
 use crate::mm::{early, ioremap};
@@ -37,8 +38,9 @@ use proxenos_core::machine::{CpuTables, DescriptorPage, MachineMemory};
 use proxenos_core::paging::format::{FourLevel, TwoLevel};
 use proxenos_core::paging::pool::{MINIMUM, ShadowFrames};
 use proxenos_core::paging::{Pager, PagingError, PagingState};
+use proxenos_core::sync::{Mutex, MutexGuard};
 use proxenos_core::vcpu::Vcpu;
-use spin::{Mutex, Once};
+use spin::Once;
 use x86_64::VirtAddr;
 
 static HOST: Once<Host<Hw>> = Once::new();
@@ -360,7 +362,7 @@ fn new_domain(host: &Host<Hw>, id: DomId, arch: Arch) -> Domain {
 /// Validates the page tables that the builder wrote, pins them and makes them the domain's base.
 fn install_tables(host: &Host<Hw>, dom: &Domain, top: Mfn) -> Result<(), PagingError> {
     let pager = Pager::new(host, dom);
-    let mut state: spin::MutexGuard<'_, PagingState> = dom.paging.lock();
+    let mut state: MutexGuard<'_, PagingState> = dom.paging.lock();
     match dom.arch {
         Arch::X86_32 => {
             pager.create_upper_tables(&mut state)?;
@@ -390,6 +392,7 @@ fn enter(running: Running, state: &InitialState) -> ! {
     let run = cpu.local.install(running);
     timer::start(run);
     run.vcpu.segments.load(run.host, &run.dom);
+    tlb::begin_to_walk();
     run.host.hw.load_root(root);
     syscall::allow(run.dom.arch);
     fpu::trap_next_use();

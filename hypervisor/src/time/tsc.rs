@@ -2,13 +2,15 @@
 //!
 //! Its rate is taken from CPUID where that tells it, and else measured for [`WINDOW_NS`] against the best reference
 //! there is. The window is short because the boot is; the error is what two readings of the reference take, some parts
-//! in ten thousand at worst.
+//! in ten thousand at worst. The boot CPU's is the machine's: the others' show the same time, or the CPU is not used
+//! ([`crate::cpu::smp`]).
 
 use super::{Ratio, apic, reference::Reference, rtc};
 use crate::boot;
 use crate::cpu::features;
 use core::arch::x86_64::{_mm_lfence, _rdtsc};
 use spin::Once;
+use x86_64::registers::model_specific::Msr;
 
 /// A value of the counter.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -41,6 +43,23 @@ pub fn read() -> Tsc {
     unsafe {
         _mm_lfence();
         Tsc(_rdtsc())
+    }
+}
+
+const IA32_TSC_ADJUST: u32 = 0x3b;
+
+/// By how much this CPU's counter has been moved, where it can be.
+#[must_use]
+pub fn adjustment() -> Option<u64> {
+    // SAFETY: CPUID says that the register is there; reading it changes nothing.
+    features::get().tsc_adjust.is_there().then(|| unsafe { Msr::new(IA32_TSC_ADJUST).read() })
+}
+
+/// Moves this CPU's counter: for a CPU that nobody uses yet.
+pub fn set_adjustment(value: u64) {
+    if adjustment().is_some_and(|old| old != value) {
+        // SAFETY: the register is there. The counter jumps, and nobody has read it on this CPU.
+        unsafe { Msr::new(IA32_TSC_ADJUST).write(value) }
     }
 }
 
