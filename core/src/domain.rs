@@ -14,6 +14,7 @@ use crate::paging::log_dirty::DirtyLog;
 use crate::physdev::Sizing;
 use crate::pirq::Pirqs;
 use crate::run_state::RunWord;
+use crate::sched::Home;
 use crate::sync::Mutex;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use proxenos_abi::Pirq;
@@ -38,8 +39,25 @@ bitflags::bitflags! {
         const CONTROL = 1 << 0;
         /// Touches I/O memory and devices.
         const DEVICES = 1 << 1;
+        /// May write lines to the machine's console, for whoever looks for a fault in it (option `guest-console`). (Domain 0 has
+        /// that console anyway.)
+        const LOG = 1 << 2;
     }
 }
+
+/// What whoever schedules a domain is told of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum News {
+    /// It waited, and need not any more.
+    Woken,
+    /// It has an event to take an upcall for, and did not wait.
+    Event,
+    /// It is to stop, or may go on, as its run state says.
+    RunState,
+}
+
+/// Who schedules a domain. It may be called with port mutexes held, and from interrupts.
+pub type Scheduler = fn(&Domain, News);
 
 /// A domain.
 pub struct Domain {
@@ -77,6 +95,10 @@ pub struct Domain {
     /// Base addresses whose size it is finding out.
     pub(crate) sizing: Sizing,
     pub(crate) run: RunWord,
+    /// Where it is scheduled ([`Home::to_bits`]).
+    home: AtomicU32,
+    /// Who is told when that changes which the scheduler goes by.
+    scheduler: Once<Scheduler>,
     /// Why it shut down, once it has (SCHEDOP_shutdown's reason).
     reason: AtomicU32,
 }
@@ -103,6 +125,8 @@ impl Domain {
             pirqs: Once::new(),
             sizing: Sizing::new(),
             run: RunWord::new(),
+            home: AtomicU32::new(u32::MAX),
+            scheduler: Once::new(),
             reason: AtomicU32::new(0),
         }
     }
@@ -176,14 +200,45 @@ impl Domain {
         self.run_state().contains(RunState::SHUTDOWN).then(|| self.reason.load(Ordering::Relaxed) as u8)
     }
 
-    /// Adds to its run state.
+    /// Adds to its run state: for whoever runs it, and looks.
     pub fn set_state(&self, state: RunState) {
         self.run.set(state);
     }
 
-    /// Removes from its run state.
-    pub fn clear_state(&self, state: RunState) {
+    /// Removes from its run state: for tests, which schedule nobody.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn clear_state(&self, state: RunState) {
         self.run.clear(state);
+    }
+
+    /// Another domain stops it.
+    pub fn pause(&self) {
+        self.run.set(RunState::PAUSED);
+        self.tell(News::RunState);
+    }
+
+    /// It may go on, as far as [`pause`](Self::pause) is concerned.
+    pub fn unpause(&self) {
+        self.run.clear(RunState::PAUSED);
+        self.tell(News::RunState);
+    }
+
+    /// Where it is scheduled, once it is.
+    #[inline]
+    pub fn home(&self) -> Option<Home> {
+        Home::from_bits(self.home.load(Ordering::Relaxed))
+    }
+
+    /// It has been given a place in a run queue, or another one. From now on that scheduler is told.
+    pub fn set_home(&self, home: Home, scheduler: Scheduler) {
+        self.home.store(home.to_bits(), Ordering::Relaxed);
+        self.scheduler.call_once(|| scheduler);
+    }
+
+    fn tell(&self, news: News) {
+        if let Some(scheduler) = self.scheduler.get() {
+            scheduler(self, news);
+        }
     }
 }
 
@@ -205,7 +260,13 @@ impl EventDomain for Domain {
     }
 
     fn notify(&self) {
-        self.clear_state(RunState::BLOCKED);
+        let was_blocked = self.run.take(RunState::BLOCKED).contains(RunState::BLOCKED);
+        self.tell(if was_blocked { News::Woken } else { News::Event });
+    }
+
+    #[inline]
+    fn notify_self(&self) {
+        self.run.clear(RunState::BLOCKED);
     }
 
     fn route_pirq(&self, pirq: Pirq, sharing: PirqSharing) -> Result<(), EventError> {

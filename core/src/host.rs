@@ -95,6 +95,11 @@ impl Domains {
         self.0.lock().push(domain);
     }
 
+    /// Removes one.
+    pub fn remove(&self, id: DomId) {
+        self.0.lock().retain(|domain| domain.id != id);
+    }
+
     /// How many there are.
     #[inline]
     #[must_use]

@@ -163,8 +163,10 @@ pub enum DescriptorPage {
 
 /// The machine's own console.
 pub trait Console {
-    /// Writes a domain's bytes.
+    /// Writes domain 0's bytes.
     fn console_write(&self, bytes: &[u8]);
+    /// Writes another domain's, whose lines are told apart from others'.
+    fn console_log(&self, domain: DomId, bytes: &[u8]);
     /// Reads what was typed, up to the buffer's size; returns how much.
     fn console_read(&self, into: &mut [u8]) -> usize;
 }

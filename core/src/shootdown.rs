@@ -163,9 +163,10 @@ pub fn flush_older(cpus: &impl Cpus, stamp: u32) {
 
 #[cfg(test)]
 mod tests {
+    extern crate std;
     use super::*;
-    use alloc::vec::Vec;
     use core::cell::RefCell;
+    use std::vec::Vec;
 
     /// CPU 0 of some. Another serves as soon as it is interrupted.
     struct Machine {

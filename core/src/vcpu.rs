@@ -16,8 +16,10 @@ use proxenos_abi::{GuestArch, Selector, X86_32};
 /// What a domain's use of the FPU has come to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Fpu {
-    /// The guest has used it: its registers hold the guest's values.
+    /// The guest has used it: it has values of its own.
     pub initialised: bool,
+    /// Those are in this CPU's registers. Else the next use traps.
+    pub loaded: bool,
     /// The guest wants to be told of the next use (`fpu_taskswitch`).
     pub guest_trap: bool,
 }
@@ -81,7 +83,7 @@ impl Vcpu {
             kernel_stack: (Selector::NULL, GuestVirt(0)),
             system_call_frame: 0,
             segments: Segments::new(),
-            fpu: Fpu { initialised: false, guest_trap: false },
+            fpu: Fpu { initialised: false, loaded: false, guest_trap: false },
             debug: DebugRegisters::new(),
             ports: ports::Rights::NONE,
             timer: None,

@@ -21,6 +21,7 @@ mod acpi;
 mod boot;
 mod console;
 mod cpu;
+mod domain_options;
 mod fault;
 mod guest;
 mod irq;

@@ -12,6 +12,8 @@
 //! | `debug-exit=PORT`  | there is an isa-debug-exit device at this I/O port: leave QEMU through it          |
 //! | `audit`            | when a domain ends, check the memory of the whole machine; a fault is fatal        |
 //! | `audit=calls`      | and whenever a guest makes the debugging call 31                                   |
+//! | `sched=NAME[,N]`   | scheduler: `bvt` (default; N: context switch allowance), `rrobin` (N: slice) or `atropos`; N in µs |
+//! | `guest-console`    | for tests: all domains may write to the console; their lines begin with `(dN) `      |
 //! | `maxcpus=N`        | use this many CPUs at most; `nosmp` is `maxcpus=1`                                 |
 //! | `check-cpus`       | before any guest runs, have all CPUs flush for one another                         |
 //! | `provoke=FAULT`    | for tests of the fault reports only: once booted, fault like this ([`Provocation`])  |
@@ -89,6 +91,30 @@ pub enum CpuCheck {
     Run,
 }
 
+/// A number of microseconds.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Micros(pub u32);
+
+/// The scheduler, and its own parameter where it has one and that is given.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Scheduler {
+    /// Borrowed virtual time; its context switch allowance.
+    Bvt(Option<Micros>),
+    /// Round robin; its slice.
+    RoundRobin(Option<Micros>),
+    /// Atropos.
+    Atropos,
+}
+
+/// Who may write to the machine's console.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GuestConsole {
+    /// Domain 0 only.
+    Domain0,
+    /// All domains.
+    All,
+}
+
 /// A fault that the hypervisor makes on purpose once it has booted, for tests of the reports.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Provocation {
@@ -139,6 +165,10 @@ pub struct Options {
     pub debug_exit: Option<IoPort>,
     /// `audit`.
     pub audit: Audit,
+    /// `sched`.
+    pub scheduler: Scheduler,
+    /// `guest-console`.
+    pub guest_console: GuestConsole,
     /// `maxcpus`: how many CPUs may be used; all that there are if it is not said.
     pub max_cpus: Option<NonZeroU16>,
     /// `check-cpus`.
@@ -176,6 +206,8 @@ impl Options {
         p2m: P2m::Natural,
         debug_exit: None,
         audit: if cfg!(debug_assertions) { Audit::AtEnd } else { Audit::Off },
+        scheduler: Scheduler::Bvt(None),
+        guest_console: GuestConsole::Domain0,
         max_cpus: None,
         cpu_check: CpuCheck::Skip,
         provoke: None,
@@ -211,13 +243,15 @@ impl Options {
             ("debug-exit", Some(value)) => self.debug_exit = Some(IoPort(port(value).ok_or(bad)?)),
             ("audit", None) => self.audit = Audit::AtEnd,
             ("audit", Some("calls")) => self.audit = Audit::OnCall,
+            ("sched", Some(value)) => self.scheduler = scheduler(value).ok_or(bad)?,
+            ("guest-console", None) => self.guest_console = GuestConsole::All,
             ("maxcpus", Some(value)) => self.max_cpus = Some(cpus(value).ok_or(bad)?),
             ("nosmp", None) => self.max_cpus = Some(NonZeroU16::MIN),
             ("check-cpus", None) => self.cpu_check = CpuCheck::Run,
             ("provoke", Some(value)) => self.provoke = Some(provocation(value).ok_or(bad)?),
             (
-                "noreboot" | "dom0_mem" | "dom0_shadow" | "com1" | "loglvl" | "p2m" | "debug-exit" | "audit"
-                | "maxcpus" | "nosmp" | "check-cpus" | "provoke",
+                "noreboot" | "dom0_mem" | "dom0_shadow" | "com1" | "loglvl" | "p2m" | "debug-exit" | "audit" | "sched"
+                | "guest-console" | "maxcpus" | "nosmp" | "check-cpus" | "provoke",
                 _,
             ) => {
                 return Err(bad);
@@ -228,7 +262,7 @@ impl Options {
     }
 }
 
-/// Splits a command line at the first word `--`: what is ours, and what is domain 0's (`None` without such a word).
+/// Splits a command line at the first word `--`: what is ours, and what is domain 0's (`None` without such a word). (A module's command line is split alike: `domain_options`.)
 #[must_use]
 pub fn split_guest_part(command_line: &str) -> (&str, Option<&str>) {
     for (at, _) in command_line.match_indices("--") {
@@ -242,8 +276,28 @@ pub fn split_guest_part(command_line: &str) -> (&str, Option<&str>) {
     (command_line, None)
 }
 
+/// A scheduler's name as Xen 2.0 has it, and a number of microseconds where there is something to set.
+fn scheduler(text: &str) -> Option<Scheduler> {
+    let (name, number) = match text.split_once(',') {
+        Some((name, number)) => (name, Some(micros(number)?)),
+        None => (text, None),
+    };
+    match (name, number) {
+        ("bvt", allowance) => Some(Scheduler::Bvt(allowance)),
+        ("rrobin", slice) => Some(Scheduler::RoundRobin(slice)),
+        ("atropos", None) => Some(Scheduler::Atropos),
+        _ => None,
+    }
+}
+
+/// A number of microseconds above 0, less than a second.
+pub fn micros(text: &str) -> Option<Micros> {
+    let number = u32::try_from(decimal(text)?).ok()?;
+    (1..1_000_000).contains(&number).then_some(Micros(number))
+}
+
 /// A size: a whole number above 0 and a suffix, K without one.
-fn size(text: &str) -> Option<Bytes> {
+pub fn size(text: &str) -> Option<Bytes> {
     let (digits, shift) = match text.as_bytes().last()? {
         b'k' | b'K' => (&text[..text.len() - 1], 10),
         b'm' | b'M' => (&text[..text.len() - 1], 20),
@@ -305,7 +359,7 @@ fn port(text: &str) -> Option<u16> {
 }
 
 /// A decimal number: digits only, where `u64`'s own parser would take a sign.
-fn decimal(text: &str) -> Option<u64> {
+pub fn decimal(text: &str) -> Option<u64> {
     if !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }

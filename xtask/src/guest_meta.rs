@@ -10,6 +10,8 @@ use anyhow::{Result, bail, ensure};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use crate::further::Further;
+
 /// A guest architecture of the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum, Deserialize, Serialize)]
 pub enum Arch {
@@ -164,6 +166,7 @@ struct RawRun {
     hv_args: Option<String>,
     cmdline: Option<String>,
     initrd: Option<String>,
+    domains: Option<OneOrMany>,
     expect: Option<OneOrMany>,
     forbid: Option<OneOrMany>,
     expect_status: Option<u8>,
@@ -206,6 +209,8 @@ pub struct RunSpec {
     pub cmdline: String,
     /// Initial RAM disk, relative to the package.
     pub initrd: Option<String>,
+    /// Further domains.
+    pub domains: Vec<Further>,
     /// Texts the console must show, in this order.
     pub expect: Vec<String>,
     /// Texts it must not show.
@@ -247,6 +252,7 @@ const RUN_KEYS: [&str; 18] = [
     "hv-args",
     "cmdline",
     "initrd",
+    "domains",
     "expect",
     "forbid",
     "expect-status",
@@ -299,6 +305,9 @@ impl GuestMeta {
 
 impl RunSpec {
     fn new(raw: RawRun) -> Result<Self> {
+        let domains = raw.domains.map(OneOrMany::into_vec).unwrap_or_default();
+        let domains = domains.iter().map(|text| text.parse()).collect::<Result<Vec<Further>>>()?;
+        let has_modules = raw.initrd.is_some() || !domains.is_empty();
         let spec = Self {
             name: raw.name,
             arch: raw.arch.unwrap_or_else(|| Arch::ALL.to_vec()),
@@ -306,10 +315,11 @@ impl RunSpec {
             memory: raw.memory.unwrap_or(128),
             cpus: raw.cpus.unwrap_or(1),
             machine: raw.machine.unwrap_or(Machine::Pc),
-            boot: raw.boot.unwrap_or(if raw.initrd.is_some() { Boot::Multiboot } else { Boot::Pvh }),
+            boot: raw.boot.unwrap_or(if has_modules { Boot::Multiboot } else { Boot::Pvh }),
             hv_args: raw.hv_args.unwrap_or_default(),
             cmdline: raw.cmdline.unwrap_or_default(),
             initrd: raw.initrd,
+            domains,
             expect: raw.expect.map(OneOrMany::into_vec).unwrap_or_default(),
             forbid: raw.forbid.map(OneOrMany::into_vec).unwrap_or_default(),
             expect_status: raw.expect_status.unwrap_or(0),
@@ -321,8 +331,8 @@ impl RunSpec {
         };
         ensure!(spec.cpus > 0, "a machine has at least one CPU");
         ensure!(
-            !(spec.boot == Boot::Pvh && spec.initrd.is_some()),
-            "PVH in QEMU carries one module: an initrd needs boot = \"multiboot\" or \"iso\""
+            !(spec.boot == Boot::Pvh && has_modules),
+            "PVH in QEMU carries one module: an initrd or a further domain needs boot = \"multiboot\" or \"iso\""
         );
         for max in &spec.max {
             let regex = regex_lite::Regex::new(&max.pattern)?;

@@ -9,6 +9,7 @@ mod cargo;
 mod compile;
 mod console;
 mod elf;
+mod further;
 mod guest_meta;
 mod iso;
 mod lint;
@@ -101,6 +102,9 @@ struct DomainArgs {
     /// The guest's command line
     #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
     cmdline: String,
+    /// A further domain: `GUEST[/ARCH] [options] [-- command line]`; may be repeated
+    #[arg(long = "domain", value_name = "TEXT")]
+    further: Vec<further::Further>,
     /// Options for the hypervisor
     #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
     hv_args: String,

@@ -47,6 +47,10 @@ pub trait EventDomain {
     /// `upcall_pending` was just set: wake the domain if it is blocked, interrupt its CPU if it runs on another.
     /// May be called with another domain's port mutex held, and from interrupt context.
     fn notify(&self);
+    /// The same, if it is the domain that runs on this CPU which has sent the event: it looks for itself on its way back.
+    fn notify_self(&self) {
+        self.notify();
+    }
     /// Routes a physical interrupt to the domain. Called with its port mutex held.
     ///
     /// # Errors

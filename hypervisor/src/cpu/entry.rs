@@ -252,7 +252,7 @@ pub extern "C" fn trap_entry(frame: &mut TrapFrame) {
     let vector = frame.vector();
     let handled = if vector.0 >= 32 { interrupt(vector) } else { Handled::NotYet };
     if frame.has_forbidden_flags() {
-        guest::stop_lawless(frame);
+        return guest::stop_lawless(frame);
     }
     if handled == Handled::Wholly {
         return;

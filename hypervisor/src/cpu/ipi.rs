@@ -6,7 +6,7 @@
 //! [`HOLDER`] is the one CPU that may have the others stand still. [`STOPPER`] is the one that has stopped them.
 
 use super::idt::Vector;
-use super::percpu::{Cpu, CpuId};
+use super::percpu::{Cpu, CpuId, Pending};
 use super::{smp, tlb};
 use crate::power;
 use crate::time::apic::{self, Signal};
@@ -43,7 +43,6 @@ pub fn send(to: CpuId, message: Message) {
 /// Has a CPU look again at what it is to do: one in a guest leaves it and comes back to it, one that sleeps wakes up, and one in the
 /// hypervisor does so as soon as it leaves it. What it is to see must have been written before. (Nothing is sent to the CPU this runs on, which
 /// will look anyway.)
-#[expect(dead_code, reason = "for the scheduler, which is on its way: every domain still runs on the boot CPU")]
 pub fn kick(cpu: CpuId) {
     if cpu != Cpu::current().id {
         send(cpu, Message::Look);
@@ -53,6 +52,10 @@ pub fn kick(cpu: CpuId) {
 /// A message has come by its interrupt. True if nothing is left to do.
 pub fn received(vector: Vector) -> bool {
     match vector {
+        Vector::LOOK => {
+            Cpu::current().set_pending(Pending::SCHEDULE);
+            return false;
+        }
         Vector::FLUSH => tlb::serve(),
         Vector::HOLD => stand_still(),
         _ => return false,

@@ -40,6 +40,8 @@ bitflags::bitflags! {
         const PARITY_ERROR = 1 << 2;
         /// An NMI reported an I/O error.
         const IO_ERROR = 1 << 3;
+        /// The run queue has changed.
+        const SCHEDULE = 1 << 4;
     }
 }
 

@@ -267,7 +267,6 @@ fn set_task(task: u32) {
 }
 
 /// Sends the other CPUs to where domains are run.
-#[expect(dead_code, reason = "for the scheduler, which is on its way: every domain still runs on the boot CPU")]
 pub fn release(dispatch: fn() -> !) {
     DISPATCH.call_once(|| dispatch);
     set_task(RUN);

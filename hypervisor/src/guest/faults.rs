@@ -300,7 +300,7 @@ fn call_gate(run: &mut Running, frame: &mut TrapFrame) -> bool {
 }
 
 /// The data selectors as the guest left them.
-fn data_selectors() -> DataSegments {
+pub fn data_selectors() -> DataSegments {
     let (ds, es, fs, gs): (u16, u16, u16, u16);
     // SAFETY: reads four registers.
     unsafe {
@@ -315,7 +315,7 @@ fn data_selectors() -> DataSegments {
 
 /// #NM in a guest.
 pub fn device_not_available(run: &mut Running, frame: &mut TrapFrame) {
-    if fpu::device_not_available(&mut run.vcpu.fpu) == DeviceNotAvailable::ForGuest {
+    if fpu::device_not_available(&mut run.vcpu.fpu, &run.context.fpu) == DeviceNotAvailable::ForGuest {
         deliver::exception(run, frame, Vector(7), 0, None);
     }
 }

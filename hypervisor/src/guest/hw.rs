@@ -319,6 +319,10 @@ impl Console for Hw {
         console::write(bytes);
     }
 
+    fn console_log(&self, domain: DomId, bytes: &[u8]) {
+        console::domains::write(domain, bytes);
+    }
+
     fn console_read(&self, into: &mut [u8]) -> usize {
         // Where no interrupt tells of it, this is when it is looked for.
         super::console_interrupted();
