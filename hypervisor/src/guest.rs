@@ -209,7 +209,7 @@ pub fn init_cpu() {
 ///
 /// # Safety
 /// Those CPUs stand still, for as long as the result is used ([`crate::cpu::ipi::while_others_stand_still`]).
-unsafe fn running_elsewhere() -> impl Iterator<Item = &'static Running> {
+unsafe fn running_elsewhere<'a>() -> impl Iterator<Item = &'a Running> {
     let here = Cpu::current().id;
     let others = smp::cpus().filter(move |cpu| cpu.id != here);
     // SAFETY: a CPU stands still in the handler of an interrupt from a guest or the idle loop, where it has no reference to this.
@@ -340,7 +340,7 @@ fn change(cpu: &'static Cpu, frame: &mut TrapFrame, next: Option<Slot>, now: u64
             run
         }
         None => {
-            switch::unload(cpu, old.host);
+            switch::unload(cpu);
             let host = old.host;
             sched::park(old);
             idle(cpu, host, frame)

@@ -241,7 +241,7 @@ pub struct GuestMeta {
 }
 
 const OUTER_KEYS: [&str; 3] = ["kind", "plain", "run"];
-const RUN_KEYS: [&str; 18] = [
+const RUN_KEYS: [&str; 19] = [
     "name",
     "arch",
     "timeout",

@@ -7,7 +7,6 @@
 //!
 //! No lock: what is in a CPU is that CPU's, what is in [`Running`] its owner's.
 
-use super::hw::Hw;
 use super::{CpuLocal, Running, deliver, faults, fpu, syscall};
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::gdt;
@@ -19,7 +18,6 @@ use proxenos_abi::{Selector, X86_32, X86_64};
 use proxenos_core::bounce::DataSegments;
 use proxenos_core::builder::InitialState;
 use proxenos_core::domain::Arch;
-use proxenos_core::host::Host;
 use proxenos_core::machine::CpuTables;
 use proxenos_core::paging::Pager;
 use proxenos_core::personality::Personality;
@@ -106,7 +104,7 @@ pub fn load(local: &CpuLocal, run: &mut Running, frame: &mut TrapFrame) {
 }
 
 /// Leaves this CPU with nothing of any domain's: the hypervisor's own page tables and descriptor tables.
-pub fn unload(cpu: &Cpu, host: &Host<Hw>) {
+pub fn unload(cpu: &Cpu) {
     tlb::rest();
     // SAFETY: the CPU's own table, which was filled when its area was built, and is never unmapped.
     unsafe { gdt::load(cpu.area().gdt()) }
