@@ -47,9 +47,8 @@ pub fn build(workspace: &Workspace, args: &DomainArgs) -> Result<Built> {
     for (arch, (executables, _)) in made.guests {
         built.extend(executables?.into_iter().map(|executable| ((executable.package, arch), executable.path)));
     }
-    let executable = |name: &str, arch: Arch| {
-        built.get(&(name.to_owned(), arch)).context("cargo made no executable for the guest")
-    };
+    let executable =
+        |name: &str, arch: Arch| built.get(&(name.to_owned(), arch)).context("cargo made no executable for the guest");
     let kernel = match &args.kernel {
         Some(file) => file.clone(),
         None => executable(&args.guest, args.arch)?.clone(),
