@@ -9,8 +9,8 @@ mod cargo;
 mod compile;
 mod console;
 mod elf;
-mod fuzz_guest;
 mod further;
+mod fuzz_guest;
 mod guest_meta;
 mod iso;
 mod lint;
@@ -122,6 +122,9 @@ struct RunArgs {
     /// The machine's memory in MiB
     #[arg(long, value_name = "MiB", default_value_t = 128)]
     memory: u32,
+    /// The machine's CPUs
+    #[arg(long, value_name = "CPUS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    smp: u16,
     /// The machine QEMU makes
     #[arg(long, default_value = "pc")]
     machine: Machine,

@@ -112,7 +112,9 @@ pub fn command(args: &RunArgs) -> Result<u8> {
     let links = tempfile::tempdir()?;
     let capture = Capture::default();
     let live = Live::new(anstream::stdout(), log, capture.clone());
-    let (end, errors) = process::stream(&mut vm.command(links.path())?, None, live)?;
+    let mut command = vm.command(links.path())?;
+    command.args(["-smp", &args.smp.to_string()]);
+    let (end, errors) = process::stream(&mut command, None, live)?;
     let outcome = Outcome::read(end, &capture.text(), &errors);
     if outcome != Outcome::Interrupted {
         anstream::eprint!("{errors}");

@@ -143,6 +143,7 @@ impl Runner {
             debugger: Debugger::None,
         };
         let mut command = vm.command(scratch.path())?;
+        command.args(["-smp", &spec.cpus.to_string()]);
         for device in &spec.devices {
             command.args(["-device", device]);
         }
