@@ -6,6 +6,7 @@ use super::{Kernel, SYSTEM_CALL};
 use crate::entries;
 use crate::raise;
 use crate::tables::{GOOD_CODE, GOOD_DATA, RING, Tables, local, with_base};
+use core::sync::atomic::{AtomicUsize, Ordering};
 use proxenos_guest::abi::context::{TrapFlags, TrapInfo};
 use proxenos_guest::abi::mmu::{MmuCommand, UpdateVaFlags};
 use proxenos_guest::abi::x86_32::{FLAT_RING1_CS, FLAT_RING1_DS, FLAT_RING3_CS};
@@ -19,8 +20,8 @@ const CODE_SLOT: u16 = 160;
 const DATA_SLOT: u16 = 161;
 /// In the second page, at the place of [`DATA_SLOT`] in the first.
 const FAR_SLOT: u16 = 512 + DATA_SLOT;
-/// A base that leaves addresses of the guest's.
-const BASE: u32 = 0x0800_0000;
+/// A base by which an offset misses its page, but not all memory: the page below is ours too.
+const BASE: u32 = 0x1000;
 
 const CODE: Selector = Selector::gdt(CODE_SLOT, RING);
 const DATA: Selector = Selector::gdt(DATA_SLOT, RING);
@@ -28,7 +29,9 @@ const DATA: Selector = Selector::gdt(DATA_SLOT, RING);
 /// Makes `int 0x80` from ring 3, and checks how the kernel was entered: `base` is that of its stack's segment now.
 #[track_caller]
 fn call(what: &str, sp: usize, cs: Selector, ss: Selector, base: u32) {
-    let start = Start::ring3(snippet::__ring_int80, 0x1234_5678);
+    // Another each time, so that no frame passes for a later one.
+    static USER_SP: AtomicUsize = AtomicUsize::new(0x1234_5678);
+    let start = Start::ring3(snippet::__ring_int80, USER_SP.fetch_add(4, Ordering::Relaxed));
     let found: Found = enter(&start);
     check_eq!(found.sp, sp.wrapping_sub(base as usize) - 20, "{what}: esp");
     check_eq!((found.cs, found.ss), (cs.raw().into(), ss.raw().into()), "{what}: cs and ss");
@@ -53,8 +56,10 @@ fn set_handler(cs: Selector) {
 }
 
 pub fn run(kernel: &Kernel, tables: &Tables) {
-    let sp = kernel.sp;
     section("system calls of a kernel with segments of its own");
+    let (lower, upper) = (memory::alloc_frame().expect("padding"), memory::alloc_frame().expect("padding"));
+    check_eq!(lower.virt().raw() + 4096, upper.virt().raw(), "two pages in a row");
+    let sp = super::top(upper);
     tables.set(CODE_SLOT, GOOD_CODE);
     tables.set(DATA_SLOT, GOOD_DATA);
     set_handler(CODE);
@@ -95,9 +100,9 @@ pub fn run(kernel: &Kernel, tables: &Tables) {
     second_page(tables, sp);
     ldt(sp);
 
-    switch_stack(FLAT_RING1_DS, sp, 0);
+    switch_stack(FLAT_RING1_DS, kernel.sp, 0);
     set_handler(FLAT_RING1_CS);
-    call("the flat segments", sp, FLAT_RING1_CS, FLAT_RING1_DS, 0);
+    call("the flat segments", kernel.sp, FLAT_RING1_CS, FLAT_RING1_DS, 0);
     raise::set_handler(SYSTEM_CALL, FLAT_RING1_CS, TrapFlags::empty());
     for slot in [CODE_SLOT - 1, CODE_SLOT, DATA_SLOT, FAR_SLOT] {
         tables.set(slot, 0);
