@@ -21,7 +21,7 @@
 //! the address where the guest reads.
 //!
 //! **Where it is noted.** A frame's free-list links are idle while it is in use. Of a validated directory's, `prev` is the view's first
-//! frame and `next` counts the linear entries that lead to it (of one that is half validated, `next` is a list's link,
+//! frame and `next` counts the linear entries that lead to it (of one that is half validated, both are a list's links,
 //! [`super::partial`]'s). The view itself may be absent, as any shadow ([`super::pool`]).
 //!
 //! **Taking down.** The last reference to a directory may be an entry of another that is being taken down itself, and so on,

@@ -32,7 +32,7 @@ impl<H: Hardware> Pager<'_, H> {
         let result = match taken {
             Ok(TypeGrant::Held) => return Ok(()),
             Ok(TypeGrant::MustValidate) => {
-                untouched = state.condemned.is_none() && state.suspended.is_none();
+                untouched = state.condemned.is_none() && state.suspended.is_empty();
                 if info.take_uncached() {
                     self.host.hw.flush_frame(mfn);
                 }
