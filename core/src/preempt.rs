@@ -60,6 +60,12 @@ impl Poll {
         self.steps = self.steps.saturating_add(cost);
     }
 
+    /// How much was done since the last look at the clock.
+    #[cfg(test)]
+    pub(crate) const fn steps(&self) -> u32 {
+        self.steps
+    }
+
     /// Whether to make way now. Once it said so, it says so to the end.
     #[inline]
     pub fn is_due(&mut self, hw: &impl Preemption) -> bool {

@@ -31,7 +31,7 @@
 //! [`Pager::unlink_directory`] does that.
 
 use super::format::{Format, Pte, bits};
-use super::pool::Need;
+use super::pool::{Need, Part};
 use super::shadow::slot;
 use super::{Pager, PagingError, PagingState, Target};
 use crate::addr::Mfn;
@@ -158,7 +158,7 @@ impl<H: Hardware> Pager<'_, H> {
     /// Makes the view of a directory that has none.
     pub(super) fn build_view<F: Format>(&self, state: &mut PagingState, table: Mfn, need: Need) -> Option<Mfn> {
         let hw = &self.host.hw;
-        let view = self.take_shadow::<F>(state, table, VIEW_ORDER, need)?;
+        let view = self.take_shadow::<F>(state, table, Part::View, need)?;
         for index in (0..F::ENTRIES).filter(|&index| F::is_guest_slot(2, index)) {
             hw.store64(slot(view, index), view_entry(F::load(hw, table, index)));
         }
@@ -179,7 +179,7 @@ impl<H: Hardware> Pager<'_, H> {
     pub(super) fn destroy_view(&self, state: &mut PagingState, info: &FrameInfo) {
         if let Some(view) = info.view() {
             info.set_view(None);
-            self.release_shadow(state, view, VIEW_ORDER);
+            self.release_view(state, view);
         }
     }
 
