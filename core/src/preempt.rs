@@ -27,8 +27,16 @@ pub mod cost {
     pub const EMPTY: u32 = 1;
     /// A request or an entry that takes or drops a reference.
     pub const ENTRY: u32 = 16;
-    /// A frame that is scrubbed, or a table of the lowest level.
-    pub const TABLE: u32 = 128;
+    /// A frame that is scrubbed.
+    pub const FRAME: u32 = 128;
+    /// A table of the lowest level that is empty.
+    pub const TABLE: u32 = 200;
+    /// Each entry of such a table, in a line of which any is present.
+    pub const PLACE: u32 = 2;
+    /// One that is present and does not map what most do, besides.
+    pub const OTHER: u32 = 6;
+    /// One that is mapped uncached, besides: its frame is flushed from all caches.
+    pub const FLUSH: u32 = 64;
 }
 
 /// Between two looks at the clock. In tests few, so that a small table has many points at which it can be interrupted.
