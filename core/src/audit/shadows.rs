@@ -108,7 +108,9 @@ impl<H: Hardware> Audit<'_, H> {
         let named = self.info(first).shadow().map_or(0, |mfn| mfn.0);
         self.expect(Invariant::ShadowFollows, first, "table of a shadow", table.0, named);
         let owner = self.info(table).refs().owner();
-        *self.shadows.entry(owner.0).or_default() += frames;
+        if let Some(index) = self.subjects.iter().position(|subject| subject.dom.id == owner) {
+            self.shadows[index] += frames;
+        }
     }
 
     /// A domain's shadows are those that are on the lists of their levels, and their frames are counted, with those of the two tables above.
@@ -129,7 +131,7 @@ impl<H: Hardware> Audit<'_, H> {
             |level| pager.shadows(&self.states[index], level).map(move |(first, table)| (level, first, table));
         let listed: u64 = (1..=4).flat_map(on_list).map(|(list, first, table)| frames(list, first, table)).sum();
         let at = Mfn(dom.id.0.into());
-        let claimed = self.shadows.get(&dom.id.0).copied().unwrap_or_default();
+        let claimed = self.shadows[index];
         self.expect(Invariant::ShadowFollows, at, "frames of the shadows listed", claimed, listed);
         let upper = if self.states[index].upper.is_some() { 2 } else { 0 };
         let used = self.states[index].pool.used().0.into();
