@@ -16,6 +16,7 @@ mod registers;
 #[cfg(test)]
 mod tests;
 
+use crate::code::LONGEST;
 pub use quick::Move;
 pub use registers::{RegisterFile, Registers};
 
@@ -154,9 +155,6 @@ const RAX: u8 = 0;
 const RCX: u8 = 1;
 const RSI: u8 = 6;
 const RDI: u8 = 7;
-
-/// The longest instruction there is.
-pub const LONGEST: usize = 15;
 
 /// Reads an instruction's bytes one after the other.
 struct Code<'a> {

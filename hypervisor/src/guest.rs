@@ -232,7 +232,9 @@ fn leave(cpu: &Cpu, run: &mut Running, frame: &mut TrapFrame) {
 fn attend(cpu: &Cpu, run: &mut Running, frame: &TrapFrame) {
     loop {
         let pending = cpu.take_pending();
-        if pending.contains(Pending::TIMER) || core::mem::take(&mut run.vcpu.timer_changed) {
+        // In any case: what it asks for is done then.
+        let changed = core::mem::take(&mut run.vcpu.timer_changed);
+        if pending.contains(Pending::TIMER) || changed {
             timer::serve(run);
         }
         if !pending.difference(Pending::TIMER).is_empty() {
