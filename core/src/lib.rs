@@ -15,6 +15,7 @@ pub mod audit;
 pub mod bounce;
 pub mod builder;
 pub mod call_gate;
+pub mod code;
 pub mod console_keys;
 pub mod debugreg;
 pub mod descriptor;

@@ -458,7 +458,7 @@ pub fn settle<H: Hardware>(host: &Host<H>, dom: &Domain, poll: &mut Poll, abando
     let pager = Pager::new(host, dom);
     let mut state = pager.lock();
     if abandoned == Abandoned::Undo {
-        pager.condemn_suspended(&mut state);
+        pager.abandon_suspended(&mut state);
     }
     state.poll = *poll;
     let drained = match dom.arch {

@@ -121,7 +121,7 @@ fn give_up<H: Hardware>(host: &Host<H>, dom: &Domain, mfn: Mfn, poll: &mut Poll)
     let refs = info.refs();
     if refs.owner() == dom.id && refs.is_allocated() && !refs.is_shared() {
         host.give_up_frame(mfn, info);
-        poll.step(cost::TABLE);
+        poll.step(cost::FRAME);
     }
 }
 

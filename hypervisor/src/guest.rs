@@ -296,7 +296,8 @@ fn attend(cpu: &'static Cpu, mut run: &'static mut Running, frame: &mut TrapFram
         let now = time::now_ns();
         // Before it waits, it is looked what it asks for in its page.
         let waits = run.dom.run_state() == RunState::BLOCKED;
-        if pending.contains(Pending::TIMER) | core::mem::take(&mut run.vcpu.timer_changed) | waits {
+        let changed = core::mem::take(&mut run.vcpu.timer_changed);
+        if pending.contains(Pending::TIMER) || changed || waits {
             timer::serve(run, now);
             is_armed = false;
         }

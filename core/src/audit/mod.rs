@@ -30,7 +30,6 @@ use crate::host::{Hardware, Host};
 use crate::paging::{Pager, PagingState};
 use crate::segments::Segments;
 use crate::sync::MutexGuard;
-use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::Ordering;
@@ -165,8 +164,8 @@ struct Audit<'a, H> {
     afresh: bool,
     violations: Vec<Violation>,
     census: Census,
-    /// Frames of shadows and views found, by domain.
-    shadows: BTreeMap<u16, u64>,
+    /// Frames of shadows and views found, of each subject.
+    shadows: Vec<u64>,
 }
 
 /// Checks all invariants that memory alone shows.
@@ -188,9 +187,9 @@ fn audit_in_steps<H: Hardware>(
     tallies.resize(step.min(frames as usize), Tally::default());
     let mut states = Vec::with_capacity(subjects.len());
     let violations = Vec::with_capacity(REPORTED);
+    let shadows = alloc::vec![0; subjects.len()];
     states.extend(subjects.iter().map(|subject| subject.dom.paging.lock()));
     let census = Census::default();
-    let shadows = BTreeMap::new();
     let mut audit = Audit { host, subjects, states, tallies, first: 0, afresh: true, violations, census, shadows };
     for first in (0..frames).step_by(step) {
         (audit.first, audit.afresh) = (first, first == 0);

@@ -333,7 +333,7 @@ impl<H: Hardware> Pager<'_, H> {
 
     /// Does something with each L1 table that has a shadow, and that shadow.
     fn each_l1(&self, state: &PagingState, mut action: impl FnMut(Mfn, Mfn)) {
-        for (first, table) in self.shadows(state) {
+        for (first, table) in self.shadows(state, 1) {
             if self.part(first, table) == Part::Shadow(1) {
                 action(table, first);
             }

@@ -35,6 +35,7 @@ use crate::host::{Hardware, Host};
 use crate::preempt::Poll;
 use entry::L1Table;
 use format::{Format, Pte, bits};
+use partial::Suspended;
 use pool::ShadowPool;
 use proxenos_abi::Errno;
 use writable::WritableTables;
@@ -99,8 +100,8 @@ pub struct PagingState {
     pub upper: Option<(Mfn, Mfn)>,
     /// For four-level guests that are watched, the shadow of the base ([`log_dirty`]).
     pub(crate) root: Option<Mfn>,
-    /// First of the half-validated tables that wait for somebody to go on with them ([`partial`]).
-    pub(crate) suspended: Option<Mfn>,
+    /// The half-validated tables that wait for somebody to go on with them ([`partial`]).
+    pub(crate) suspended: Suspended,
     /// First of those that wait to be undone.
     pub(crate) condemned: Option<Mfn>,
     /// Whether what is done now may make way: that of the request that holds the lock.
@@ -119,7 +120,7 @@ impl PagingState {
             base: None,
             upper: None,
             root: None,
-            suspended: None,
+            suspended: Suspended::NONE,
             condemned: None,
             poll: Poll::NEVER,
             writable: WritableTables::new(),
@@ -130,7 +131,7 @@ impl PagingState {
     /// Whether tables wait to be undone.
     #[must_use]
     pub const fn has_condemned(&self) -> bool {
-        self.condemned.is_some()
+        self.condemned.is_some() || self.suspended.abandoned().is_some()
     }
 
     /// The L4 table for the CPU: the guest's own, or the one its shadows hang in.

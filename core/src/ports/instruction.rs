@@ -3,11 +3,11 @@
 //! Promises: any bytes give a result; nothing but the accumulator and the instruction pointer changes. No state, no lock.
 
 use super::{IoPort, Ports, Width};
-use crate::addr::PAGE_SIZE;
 use crate::assist::CodeSegments;
+use crate::code::{self, LONGEST};
 use crate::host::{Hardware, Host};
 use crate::personality::Personality;
-use crate::store::{CodeWidth, LONGEST, RegisterFile};
+use crate::store::{CodeWidth, RegisterFile};
 
 /// Registers, as instructions number them.
 const ACCUMULATOR: u8 = 0;
@@ -103,14 +103,7 @@ pub fn at<P: Personality, H: Hardware>(
 ) -> Option<PortAccess> {
     let at = segments.linear(segments.code, registers.ip());
     let mut bytes = [0; LONGEST];
-    // It may end right before a page that is not there.
-    let in_page = (PAGE_SIZE - at.page_offset()).min(bytes.len());
-    let mut read = |length: usize| {
-        let allowed = P::in_guest_range(at, length as u64);
-        (allowed && host.hw.copy_from_guest(at, &mut bytes[..length]).is_ok()).then_some(length)
-    };
-    let length = read(LONGEST).or_else(|| read(in_page))?;
-    PortAccess::decode(&bytes[..length], segments.width)
+    PortAccess::decode(code::fetch::<P, H>(&host.hw, at, &mut bytes)?, segments.width)
 }
 
 #[cfg(test)]

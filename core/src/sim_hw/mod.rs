@@ -48,6 +48,9 @@ pub struct SimHardware {
     /// The CPU's timer is due at every so many looks; 0 is never.
     preempt_every: AtomicUsize,
     looks: AtomicUsize,
+    /// Accesses to machine memory since the last look at the clock, and the most that there were between two.
+    accesses: AtomicUsize,
+    longest: AtomicUsize,
     host: Mutex<Weak<Host<SimHardware>>>,
     /// What was written past the caches and is in memory, while they still hold what was there before: by address.
     past_caches: Mutex<BTreeMap<u64, PastCaches>>,
@@ -94,6 +97,8 @@ impl SimHardware {
             console: Mutex::new(Vec::new()),
             preempt_every: AtomicUsize::new(0),
             looks: AtomicUsize::new(0),
+            accesses: AtomicUsize::new(0),
+            longest: AtomicUsize::new(0),
             host: Mutex::new(Weak::new()),
             past_caches: Mutex::new(BTreeMap::new()),
             records: &[],
@@ -125,6 +130,27 @@ impl SimHardware {
     pub fn preempt_every(&self, nth: usize) {
         self.preempt_every.store(nth, SeqCst);
         self.looks.store(0, SeqCst);
+    }
+
+    /// Memory is touched by somebody else than the hypervisor: that does not count as its work.
+    pub fn leave_out(&self) {
+        self.accesses.store(0, SeqCst);
+    }
+
+    /// The most accesses to machine memory between two looks at the clock (and since the last) from the last time that this was
+    /// asked. A line that is cleared or flushed is one.
+    pub fn longest_stretch(&self) -> usize {
+        self.end_stretch();
+        self.longest.swap(0, SeqCst)
+    }
+
+    /// The CPU goes back to the guest, or looks at the clock.
+    pub fn end_stretch(&self) {
+        self.longest.fetch_max(self.accesses.swap(0, SeqCst), SeqCst);
+    }
+
+    fn count_accesses(&self, accesses: usize) {
+        self.accesses.fetch_add(accesses, SeqCst);
     }
 
     /// What the machine's console was given.
@@ -176,6 +202,7 @@ impl SimHardware {
 
     /// Notes the words of `bytes` from `at` on, before they change.
     fn note(&self, at: MachineAddr, bytes: u64) {
+        self.count_accesses(bytes.div_ceil(64) as usize);
         // A line that is written to in a cache will overwrite what is in memory.
         const LINE: u64 = 64;
         let mut past = self.past_caches.lock();
@@ -245,6 +272,7 @@ impl MachineMemory for SimHardware {
     }
 
     fn load32(&self, at: MachineAddr) -> u32 {
+        self.count_accesses(1);
         self.machine.load32(at)
     }
 
@@ -254,6 +282,7 @@ impl MachineMemory for SimHardware {
     }
 
     fn load64(&self, at: MachineAddr) -> u64 {
+        self.count_accesses(1);
         self.machine.load64(at)
     }
 
@@ -324,6 +353,7 @@ impl Tlb for SimHardware {
 
     fn flush_frame(&self, frame: Mfn) {
         self.machine.flush_frame(frame);
+        self.count_accesses(4096 / 64);
         let start = frame.addr().0;
         let mut past = self.past_caches.lock();
         let of_frame: Vec<_> = past.range(start..start + 4096).map(|(&at, &word)| (at, word)).collect();
@@ -406,6 +436,7 @@ impl Console for SimHardware {
 
 impl Preemption for SimHardware {
     fn preemption_wanted(&self) -> bool {
+        self.end_stretch();
         let every = self.preempt_every.load(SeqCst);
         every != 0 && (self.looks.fetch_add(1, SeqCst) + 1).is_multiple_of(every)
     }

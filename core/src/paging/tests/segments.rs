@@ -99,15 +99,7 @@ fn bad_descriptors_are_refused_wherever_they_come_from() {
 
 /// The CPU looks into the plain domain's LDT.
 fn ldt_fault(world: &mut World, offset: u64) -> bool {
-    use proxenos_abi::{X86_32, X86_64};
-    let guest = world.guest(1);
-    guest.run();
-    let (host, dom) = (guest.host.clone(), guest.dom.clone());
-    let segments = &mut guest.vcpu.segments;
-    let found = match dom.arch {
-        Arch::X86_32 => segments.ldt_fault::<X86_32, _>(&host, &dom, offset),
-        Arch::X86_64 => segments.ldt_fault::<X86_64, _>(&host, &dom, offset),
-    };
+    let found = world.guest(1).ldt_fault(offset);
     world.check();
     found
 }
