@@ -1,14 +1,15 @@
 //! A domain: a guest, its memory and its channels, apart from the virtual CPU that executes it ([`crate::vcpu`]).
 //!
 //! A domain is shared between CPUs and changed through the locks inside it: [`Domain::paging`] for page tables,
-//! the mutex within [`Domain::channels`] for ports; what has no lock is atomic or never changes. Lock order: paging
-//! locks, then port mutexes (both by domain number), then the frame allocator's.
+//! the mutex within [`Domain::channels`] for ports, those within [`Domain::grants`]; what has no lock is atomic or never
+//! changes. Lock order: paging locks, then port mutexes (both by domain number), then grants', then the frame allocator's.
 
 pub use crate::run_state::RunState;
 
 use crate::addr::{DomId, Mfn};
 use crate::event::{EventChannels, EventDomain, EventError, PirqSharing};
 use crate::frame::WritableOf;
+use crate::grant::Grants;
 use crate::paging::PagingState;
 use crate::paging::log_dirty::DirtyLog;
 use crate::physdev::Sizing;
@@ -79,6 +80,8 @@ pub struct Domain {
     pub log: DirtyLog,
     /// Its event channels.
     pub channels: EventChannels,
+    /// What it grants, and what it has mapped of others' grants.
+    pub grants: Grants,
     /// Frames it has been given.
     pub total_pages: AtomicU32,
     /// The most frames that it may ask for (`dom_mem_op`); `u32::MAX` is no limit. It can have more, if they are forced
@@ -117,6 +120,7 @@ impl Domain {
             paging: Mutex::new(PagingState::new()),
             log: DirtyLog::new(),
             channels: EventChannels::new(),
+            grants: Grants::new(),
             total_pages: AtomicU32::new(0),
             max_pages: AtomicU32::new(u32::MAX),
             unsettled: AtomicBool::new(false),

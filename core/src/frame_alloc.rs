@@ -129,6 +129,14 @@ impl FrameAllocator {
         Some(mfn)
     }
 
+    /// As [`alloc_shared`](Self::alloc_shared), for what a guest's request costs: see [`alloc_for_guest`](Self::alloc_for_guest).
+    pub fn alloc_shared_for_guest<M: MachineMemory + Tlb>(&mut self, owner: DomId, machine: &M) -> Option<Mfn> {
+        if self.free_frames(Zone::Any) < self.reserve + 1 {
+            return None;
+        }
+        self.alloc_shared(owner, machine)
+    }
+
     /// Takes 2^`order` frames for the hypervisor itself, cleared; owned by DOMID_XEN, which no guest can name. What is known
     /// to be zeroes is not cleared again.
     pub fn alloc_hypervisor<M: MachineMemory + Tlb>(&mut self, order: u32, zone: Zone, machine: &M) -> Option<Mfn> {

@@ -10,6 +10,7 @@ use crate::debugreg::Changed;
 use crate::dom0_op;
 use crate::domain::{Arch, Domain, Privileges, RunState};
 use crate::event::{self, Reply};
+use crate::grant;
 use crate::host::{Hardware, Host};
 use crate::machine::BadPointer;
 use crate::mmu::{self, Abandoned, Course};
@@ -149,6 +150,9 @@ impl<H: Hardware> Caller<'_, H> {
             Hypercall::DomMemOp => {
                 return reservation::dom_mem_op::<P, H>(self, a as u32, GuestVirt(b), c, d as u32, DomId(e as u16));
             }
+            Hypercall::GrantTableOp => {
+                return grant::ops::grant_table_op::<P, H>(self, a as u32, GuestVirt(b), c as u32);
+            }
             Hypercall::EventChannelOp => self.event_channel_op::<P>(GuestVirt(a)),
             Hypercall::SchedOp => self.sched_op(a as u32),
             Hypercall::Multicall if nesting == Nesting::Alone => return self.multicall::<P>(GuestVirt(a), b as u32),
@@ -172,7 +176,7 @@ impl<H: Hardware> Caller<'_, H> {
             Hypercall::Dom0Op => dom0_op::dom0_op::<P, H>(self, GuestVirt(a)),
             Hypercall::VmAssist => assist::vm_assist(self.host, self.dom, a as u32, b as u32),
             // Of the rest none exists, rather than half of one (SPECIFICATION.md says which issue brings it).
-            Hypercall::GrantTableOp | Hypercall::SwitchToUser | Hypercall::SetSegmentBase => Err(Errno::ENOSYS),
+            Hypercall::SwitchToUser | Hypercall::SetSegmentBase => Err(Errno::ENOSYS),
         };
         Ok(result?)
     }

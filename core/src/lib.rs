@@ -27,6 +27,7 @@ pub mod frame;
 pub mod frame_alloc;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+pub mod grant;
 pub mod host;
 pub mod hypercall;
 pub mod image;

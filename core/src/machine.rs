@@ -47,6 +47,15 @@ pub trait MachineMemory {
     }
     /// Atomically sets `bits`, returns the value before.
     fn or32(&self, at: MachineAddr, bits: u32) -> u32;
+    /// Atomically clears all but `bits`, returns the value before.
+    #[inline]
+    fn and32(&self, at: MachineAddr, bits: u32) -> u32 {
+        let mut old = self.load32(at);
+        while let Err(seen) = self.cas32(at, old, old & bits) {
+            old = seen;
+        }
+        old
+    }
     /// Fills a frame with zeroes.
     fn clear_frame(&self, frame: Mfn);
     /// Copies a frame to another.

@@ -153,6 +153,8 @@ pub enum Progress {
     },
     /// `dom_mem_op`: extents done.
     Reservation(u64),
+    /// `grant_table_op`: operations done.
+    Grants(u32),
     /// `multicall`: calls done.
     Multicall(u32),
 }

@@ -13,10 +13,11 @@
 //! allocated, since a heap that grows takes frames, which are what is being counted.
 //!
 //! Locks: takes every domain's paging lock, in the order given, then the allocator's, which it does not hold while it
-//! calls anything that might lock or allocate. The caller holds none of them. References to frames that are no tables
+//! calls anything that might lock or allocate, and those of grants for one domain at a time. The caller holds none of them. References to frames that are no tables
 //! change without a lock, so all other CPUs stand still meanwhile.
 
 mod allocator;
+mod grants;
 mod shadows;
 mod tables;
 #[cfg(test)]
@@ -307,7 +308,7 @@ impl<'a, H: Hardware> Audit<'a, H> {
         if refs.is_allocated() {
             self.refer(mfn);
         }
-        if refs.is_shared() {
+        if refs.is_shared() && refs.is_allocated() {
             // The hypervisor writes to it for good.
             self.use_as(mfn, FrameType::Writable);
         }
@@ -344,6 +345,7 @@ impl<'a, H: Hardware> Audit<'a, H> {
             self.check_partial(dom, index);
             self.check_pool(dom, index);
             self.tally_windows(dom, index);
+            self.tally_grants(dom);
         }
         let listed: usize = self
             .states

@@ -50,7 +50,7 @@ impl<H: Hardware> Audit<'_, H> {
                 self.report(Invariant::TypeIsHeld, table, "refused bits", 0, refused);
             }
             if level == 1 {
-                self.tally_mapping(table, dom, entry);
+                self.tally_mapping(table, index, dom, entry);
             } else {
                 self.tally_child(table, dom, entry, level);
             }
@@ -101,7 +101,7 @@ impl<H: Hardware> Audit<'_, H> {
         }
     }
 
-    fn tally_mapping(&mut self, table: Mfn, dom: &Domain, entry: Pte) {
+    fn tally_mapping(&mut self, table: Mfn, index: usize, dom: &Domain, entry: Pte) {
         let mfn = entry.mfn();
         self.count(Invariant::Rightful);
         if mfn.0 >= self.host.machine_frames {
@@ -120,6 +120,7 @@ impl<H: Hardware> Audit<'_, H> {
         let rightful = match owner {
             _ if owner == dom.id => true,
             DomId::XEN => dom.is_privileged() && info.refs().is_shared() && !entry.writable(),
+            _ if self.is_granted(dom, owner, table, index, entry) => true,
             _ => dom.is_privileged() && self.subject(owner).is_some(),
         };
         if !rightful {

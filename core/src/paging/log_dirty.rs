@@ -170,7 +170,7 @@ pub fn control<H: Hardware>(
 
 /// Notes that another domain than a frame's owner may write to it, or could until now.
 #[cold]
-pub(super) fn foreign_writer<H: Hardware>(host: &Host<H>, writer: DomId, mfn: Mfn, info: &FrameInfo) {
+pub(crate) fn foreign_writer<H: Hardware>(host: &Host<H>, writer: DomId, mfn: Mfn, info: &FrameInfo) {
     let owner = info.refs().owner();
     if owner != writer
         && let Some(dom) = host.domains.find(owner)

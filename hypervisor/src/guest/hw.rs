@@ -100,6 +100,11 @@ impl MachineMemory for Hw {
         cell32(at).fetch_or(bits, Ordering::AcqRel)
     }
 
+    #[inline]
+    fn and32(&self, at: MachineAddr, bits: u32) -> u32 {
+        cell32(at).fetch_and(bits, Ordering::AcqRel)
+    }
+
     fn clear_frame(&self, frame: Mfn) {
         let at: *mut u8 = layout::direct_frame(frame).as_mut_ptr();
         // Words, where `write_bytes` would store bytes: fast on every CPU, and an eighth of the instructions where each
