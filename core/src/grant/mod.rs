@@ -61,10 +61,10 @@ use crate::frame::{FrameType, RefError};
 use crate::host::{Hardware, Host};
 use crate::paging::log_dirty;
 use crate::preempt::{Poll, cost};
+use crate::sync::Mutex;
 use mappings::{Limit, Mapping, Mappings};
 use proxenos_abi::GrantRef;
 use proxenos_abi::grant_table::GrantStatus;
-use spin::Mutex;
 use status::Access;
 use table::Table;
 

@@ -10,11 +10,11 @@
 use super::status::{self, Access, Unfit};
 use crate::addr::{DomId, MachineAddr, Mfn};
 use crate::host::{Hardware, Host};
+use crate::sync::MutexGuard;
 use alloc::vec::Vec;
 use arrayvec::ArrayVec;
 use proxenos_abi::grant_table::{GrantEntry, GrantStatus};
 use proxenos_abi::{GrantRef, PAGE_SIZE};
-use spin::MutexGuard;
 
 /// The most frames that a table has (2.0 had one).
 pub const MAX_TABLE_FRAMES: usize = 4;
