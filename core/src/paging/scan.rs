@@ -135,7 +135,6 @@ impl<H: Hardware> Pager<'_, H> {
 
     /// An entry that maps a frame of the domain's own, which is writable memory already, for writing; under shadows one that
     /// the guest has used.
-    #[expect(clippy::too_many_arguments, reason = "inlined, and each is in a register")]
     #[inline(always)]
     fn get_quickly<F: Format>(
         &self,
@@ -202,7 +201,6 @@ impl<H: Hardware> Pager<'_, H> {
     }
 
     /// An entry whose frame others refer to as well.
-    #[expect(clippy::too_many_arguments, reason = "inlined, and each is in a register")]
     #[inline(always)]
     fn put_quickly<F: Format>(
         &self,
