@@ -13,6 +13,8 @@ pub struct TimeSnapshot {
     pub wc_sec: u32,
     /// Wall clock then: microseconds within the second.
     pub wc_usec: u32,
+    /// How long the domain had run then, in nanoseconds.
+    pub domain_time: u64,
 }
 
 /// A moment of the wall clock.
@@ -92,6 +94,7 @@ mod tests {
             system_time: 50,
             wc_sec: 10,
             wc_usec: 999_999,
+            domain_time: 0,
         };
         assert_eq!(snapshot.system_time_at(1_000), 50);
         assert_eq!(snapshot.system_time_at(3_000), 1_050);

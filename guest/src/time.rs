@@ -22,6 +22,7 @@ pub fn snapshot() -> TimeSnapshot {
             system_time: shared_info::double_word(SharedInfo::SYSTEM_TIME),
             wc_sec: word(SharedInfo::WC_SEC),
             wc_usec: word(SharedInfo::WC_USEC),
+            domain_time: shared_info::double_word(SharedInfo::DOMAIN_TIME),
         };
         fence(Ordering::Acquire);
         if word(SharedInfo::TIME_VERSION1) == before {

@@ -370,6 +370,8 @@ fn idle(cpu: &'static Cpu, host: &Host<Hw>, frame: &mut TrapFrame) -> &'static m
 
 /// A CPU is ready to run domains: it does so from now on.
 fn enter(cpu: &'static Cpu, host: &Host<Hw>) -> ! {
+    // Nobody's values are in the FPU yet.
+    fpu::trap_next_use();
     let mut frame = TrapFrame::default();
     let run = idle(cpu, host, &mut frame);
     timer::program(&cpu.local, Some(run));

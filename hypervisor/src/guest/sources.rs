@@ -4,7 +4,7 @@
 //! to a guest or in the idle loop. Which virtual interrupt goes to whom is [`proxenos_core::virq`]'s to say.
 
 use super::hw::Hw;
-use super::{Running, end, host};
+use super::{Running, end, host, sched};
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::percpu::{Cpu, Pending};
 use crate::{console, power};
@@ -62,13 +62,18 @@ fn carry_out(host: &Host<Hw>, runs: Option<(&Running, &TrapFrame)>, command: Com
                 log::info!("{}: {what}", key as char);
             }
         }
-        Command::Registers => match runs {
-            Some((run, frame)) => {
+        Command::Registers => {
+            if let Some((run, frame)) = runs {
                 log::info!("domain {} is interrupted", run.dom.id.0);
                 end::print_registers(log::Level::Info, frame);
             }
-            None => log::info!("no domain runs"),
-        },
+            sched::with_all_parked(|parked, _| {
+                for run in parked {
+                    log::info!("domain {} does not run", run.dom.id.0);
+                    end::print_registers(log::Level::Info, &run.context.frame);
+                }
+            });
+        }
         Command::Domains => {
             for dom in host.domains.all() {
                 let flag = |offset: usize| {
