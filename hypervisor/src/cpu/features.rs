@@ -140,11 +140,13 @@ const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 /// - Off, whatever the firmware left: SMEP, SMAP and UMIP, which would change what an x86_32 kernel in ring 1
 ///   (supervisor to the CPU) sees; OSXSAVE, since guests of this interface save with FXSAVE; PGE, since nothing is
 ///   global; PCID; FSGSBASE; TSD, so guests read the TSC.
+/// - What is in the FPU's registers is nobody's: the first use traps (CR0.TS).
 /// - Alignment checks (CR0.AM) are a guest application's own business: on, they cost nothing below ring 3.
 /// - `sysenter` faults: it would enter the hypervisor by no gate.
 pub fn set_control_registers() {
     let cr0 = Cr0Flags::PROTECTED_MODE_ENABLE
         | Cr0Flags::MONITOR_COPROCESSOR
+        | Cr0Flags::TASK_SWITCHED
         | Cr0Flags::EXTENSION_TYPE
         | Cr0Flags::NUMERIC_ERROR
         | Cr0Flags::WRITE_PROTECT
