@@ -46,6 +46,7 @@ pub mod segments;
 pub mod sim;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim_hw;
+pub mod speculation;
 pub mod store;
 pub mod teardown;
 pub mod timekeeping;

@@ -38,6 +38,7 @@ use options::Provocation;
 extern "C" fn kmain() -> ! {
     acpi::init();
     time::init();
+    cpu::speculation::report();
     irq::open_console();
     // One of them needs a domain.
     if let Some(what) = boot::options().provoke.filter(|&what| what != Provocation::LostReference) {

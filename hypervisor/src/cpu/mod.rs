@@ -8,3 +8,4 @@ pub mod gdt;
 pub mod idt;
 pub mod nmi;
 pub mod percpu;
+pub mod speculation;
