@@ -49,6 +49,7 @@ pub mod shootdown;
 pub mod sim;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim_hw;
+pub mod speculation;
 pub mod store;
 pub mod sync;
 pub mod teardown;

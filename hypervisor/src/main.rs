@@ -41,6 +41,7 @@ use options::CpuCheck;
 extern "C" fn kmain() -> ! {
     acpi::init();
     time::init();
+    cpu::speculation::report();
     smp::start();
     irq::open_console();
     if boot::options().cpu_check == CpuCheck::Run {

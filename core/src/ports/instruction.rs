@@ -94,16 +94,32 @@ impl PortAccess {
     }
 }
 
-/// The `in` or `out` that a guest stands at, if it does.
+/// An instruction that a guest has executed, as far as it can be read.
+#[derive(Clone, Copy, Debug)]
+pub struct Fetched {
+    bytes: [u8; LONGEST],
+    length: usize,
+}
+
+impl Fetched {
+    /// Its bytes, and others behind it.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+/// Reads what a guest stands at.
 #[must_use]
-pub fn at<P: Personality, H: Hardware>(
+pub fn fetch<P: Personality, H: Hardware>(
     host: &Host<H>,
     segments: &CodeSegments,
     registers: &impl RegisterFile,
-) -> Option<PortAccess> {
+) -> Option<Fetched> {
     let at = segments.linear(segments.code, registers.ip());
     let mut bytes = [0; LONGEST];
-    PortAccess::decode(code::fetch::<P, H>(&host.hw, at, &mut bytes)?, segments.width)
+    let length = code::fetch::<P, H>(&host.hw, at, &mut bytes)?.len();
+    Some(Fetched { bytes, length })
 }
 
 #[cfg(test)]

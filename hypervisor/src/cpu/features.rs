@@ -139,7 +139,7 @@ const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 /// - Paging protections bind the hypervisor too: CR0.WP and EFER.NXE on.
 /// - Off, whatever the firmware left: SMEP, SMAP and UMIP, which would change what an x86_32 kernel in ring 1
 ///   (supervisor to the CPU) sees; OSXSAVE, since guests of this interface save with FXSAVE; PGE, since nothing is
-///   global; PCID; FSGSBASE; TSD, so guests read the TSC.
+///   global; PCID; FSGSBASE, PKE and CET; PCE; TSD, so guests read the TSC.
 /// - What is in the FPU's registers is nobody's: the first use traps (CR0.TS).
 /// - Alignment checks (CR0.AM) are a guest application's own business: on, they cost nothing below ring 3.
 /// - `sysenter` faults: it would enter the hypervisor by no gate.
@@ -170,4 +170,5 @@ pub fn set_control_registers() {
             Msr::new(IA32_PAT).write(PAT_RESET);
         }
     }
+    super::speculation::apply();
 }

@@ -11,5 +11,6 @@ pub mod ipi;
 pub mod nmi;
 pub mod percpu;
 pub mod smp;
+pub mod speculation;
 pub mod tlb;
 mod trampoline;

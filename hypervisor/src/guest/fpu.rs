@@ -4,9 +4,16 @@
 //! CR0.TS is set whenever what is in the registers is not the running guest's. Its first use of the FPU then traps, which is when
 //! its state is loaded, or made; from then on the registers are its own, and TS is set again only because it asks for that
 //! (`fpu_taskswitch`), or is switched from. A domain that has not used the FPU in its turn costs nothing.
+//!
+//! On CPUs that let registers be read by speculation in spite of TS (LazyFP) they are loaded with the CPU instead ([`enter`]).
+//!
+//! FXSAVE's state is all there is: CR4.OSXSAVE is off, so no guest can make or read any other (AVX is #UD), and XCR0 stays as reset
+//! left it.
 
+use crate::cpu::speculation;
 use alloc::boxed::Box;
 use core::arch::asm;
+use proxenos_core::speculation::{ErrorPointers, FpuSwitch};
 use proxenos_core::vcpu::Fpu;
 use x86_64::registers::control::{Cr0, Cr0Flags};
 
@@ -40,6 +47,35 @@ pub fn save(fpu: &mut Fpu, state: &mut State) {
     trap_next_use();
 }
 
+/// The guest gets the CPU, in which another's registers may be.
+pub fn enter(fpu: &mut Fpu, state: &State) {
+    if speculation::policy().fpu == FpuSwitch::Eager {
+        load(fpu, state);
+        // If it wants to be told of the next use, TS is needed for that.
+        if fpu.guest_trap {
+            trap_next_use();
+        }
+    }
+}
+
+/// Loads a guest's registers, or a clean state if it has none yet. TS is clear when this returns.
+fn load(fpu: &mut Fpu, state: &State) {
+    let image = if core::mem::replace(&mut fpu.initialised, true) { &*state.0 } else { &CLEAN };
+    fpu.loaded = true;
+    // SAFETY: clears TS, and CR4.OSFXSR is set. An error that is pending is another guest's, and is dropped; what is loaded for that
+    // is a constant, and replaced at once. The image is aligned, and what FXSAVE wrote or a valid constant.
+    unsafe {
+        asm!("clts", options(nomem, nostack, preserves_flags));
+        if speculation::policy().error_pointers == ErrorPointers::Overwrite {
+            asm!("fnclex", "emms", "fild dword ptr [{}]", in(reg) &raw const CLEAN_WORD, options(nostack, preserves_flags));
+        }
+        asm!("fxrstor64 [{}]", in(reg) &raw const *image, options(nostack, preserves_flags));
+    }
+}
+
+/// What is loaded so that an address of this is what is left, and not one of a guest's.
+static CLEAN_WORD: u32 = 0;
+
 /// Makes the next use of the FPU trap.
 pub fn trap_next_use() {
     // SAFETY: TS affects FPU instructions only, and the hypervisor has none outside this module.
@@ -48,12 +84,11 @@ pub fn trap_next_use() {
 
 /// The guest used the FPU while TS was set. TS is clear when this returns.
 pub fn device_not_available(fpu: &mut Fpu, state: &State) -> DeviceNotAvailable {
-    // SAFETY: clears TS, nothing else.
-    unsafe { asm!("clts", options(nomem, nostack, preserves_flags)) }
-    if !core::mem::replace(&mut fpu.loaded, true) {
-        let image = if core::mem::replace(&mut fpu.initialised, true) { &*state.0 } else { &CLEAN };
-        // SAFETY: TS is clear and CR4.OSFXSR set; the image is aligned, and what FXSAVE wrote or a valid constant.
-        unsafe { asm!("fxrstor64 [{}]", in(reg) &raw const *image, options(nostack, preserves_flags)) }
+    if fpu.loaded {
+        // SAFETY: clears TS, nothing else.
+        unsafe { asm!("clts", options(nomem, nostack, preserves_flags)) }
+    } else {
+        load(fpu, state);
     }
     match core::mem::take(&mut fpu.guest_trap) {
         true => DeviceNotAvailable::ForGuest,

@@ -11,6 +11,7 @@ use super::{CpuLocal, Running, deliver, faults, fpu, syscall};
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::gdt;
 use crate::cpu::percpu::Cpu;
+use crate::cpu::speculation;
 use crate::cpu::tlb;
 use crate::ex_table;
 use core::arch::asm;
@@ -90,6 +91,8 @@ pub fn load(local: &CpuLocal, run: &mut Running, frame: &mut TrapFrame) {
     if run.vcpu.debug.control() != 0 || local.breakpoints.get() {
         run.host.hw.load_breakpoints(&run.vcpu.debug);
     }
+    speculation::enter_domain();
+    fpu::enter(&mut run.vcpu.fpu, &run.context.fpu);
     *frame = run.context.frame;
     let data = run.context.data;
     map_local_segments(run, &data);
