@@ -9,6 +9,7 @@
 //! [`page_fault`] and [`repair_access`] take the paging lock themselves; instructions are fetched without it.
 
 use crate::addr::{GuestVirt, PAGE_SIZE};
+use crate::code::LONGEST;
 use crate::domain::{Arch, Domain};
 use crate::host::{Hardware, Host};
 use crate::image::PageTableMode;
@@ -19,7 +20,7 @@ use crate::paging::format::{FourLevel, TwoLevel};
 use crate::paging::shadow::Access;
 use crate::paging::writable::{TableFault, Written};
 use crate::personality::Personality;
-use crate::store::{CodeWidth, LONGEST, Move, NotDecoded, RegisterFile, Repeat, Store, decode};
+use crate::store::{CodeWidth, Move, NotDecoded, RegisterFile, Repeat, Store, decode};
 use proxenos_abi::Errno;
 use proxenos_abi::hypercall::{VmAssistCommand, VmAssistType};
 

@@ -17,6 +17,7 @@ mod tests;
 
 use crate::addr::GuestVirt;
 use crate::bounce::DataSegments;
+use crate::code::{self, LONGEST};
 use crate::descriptor::{self, CallGate};
 use crate::domain::Domain;
 use crate::far_call::{self, FarTransfer, General, Kind, SegmentRegister, Size, Target};
@@ -183,17 +184,10 @@ impl<H: Hardware> Attempt<'_, H> {
     fn instruction(&mut self) -> Option<FarTransfer> {
         let raw = self.descriptor(self.registers.cs)?;
         let at = GuestVirt(descriptor::base(raw).wrapping_add(self.registers.ip).into());
-        let mut code = [0; far_call::MAX_LENGTH];
-        // It may end right before a page that is not there.
-        let in_page = (4096 - at.page_offset()).min(code.len());
-        let read = if self.copy(at, &mut code).is_some() {
-            code.len()
-        } else {
-            self.copy(at, &mut code[..in_page])?;
-            in_page
-        };
+        let mut bytes = [0; LONGEST];
+        let code = code::fetch::<X86_32, H>(&self.host.hw, at, &mut bytes)?;
         let size = if descriptor::is_wide(raw) { Size::Wide } else { Size::Narrow };
-        far_call::decode(&code[..read], size, &self.registers.general)
+        far_call::decode(code, size, &self.registers.general)
     }
 
     fn copy(&self, at: GuestVirt, into: &mut [u8]) -> Option<()> {

@@ -46,7 +46,7 @@ pub enum Command {
 impl Command {
     /// All of them, with their keys and what a user is told of them.
     pub const ALL: [(u8, Self, &'static str); 4] = [
-        (b'd', Self::Registers, "registers of what is interrupted"),
+        (b'd', Self::Registers, "registers of all domains"),
         (b'h', Self::Help, "this list"),
         (b'q', Self::Domains, "domains' states; each gets VIRQ_DEBUG"),
         (b'R', Self::Reboot, "reboot the machine"),

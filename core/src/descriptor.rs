@@ -227,11 +227,25 @@ const fn is_writable(raw: u64) -> bool {
 /// the checks that the CPU makes before it pushes to a stack (Intel SDM vol. 3 §5.3, §5.4).
 #[must_use]
 pub const fn writable_at(raw: u64, offset: u32, bytes: u32) -> Option<GuestVirt> {
-    if !is_writable(raw) || bytes == 0 {
+    if !is_writable(raw) { None } else { within(raw, offset, bytes) }
+}
+
+/// The same for reading: data of any kind, or code that can be read.
+#[must_use]
+pub const fn readable_at(raw: u64, offset: u32, bytes: u32) -> Option<GuestVirt> {
+    const NEEDED: u64 = bits::PRESENT | bits::SEGMENT;
+    // The bit that makes data writable makes code readable.
+    let readable = raw & bits::CODE == 0 || raw & bits::WRITABLE != 0;
+    if raw & NEEDED != NEEDED || !readable { None } else { within(raw, offset, bytes) }
+}
+
+/// Where `bytes` at an offset lie, if they are all within the segment. Code does not expand down.
+const fn within(raw: u64, offset: u32, bytes: u32) -> Option<GuestVirt> {
+    if bytes == 0 {
         return None;
     }
     let (first, Some(last)) = (offset, offset.checked_add(bytes - 1)) else { return None };
-    let inside = if raw & bits::EXPAND_DOWN == 0 {
+    let inside = if raw & bits::EXPAND_DOWN == 0 || raw & bits::CODE != 0 {
         last <= limit(raw)
     } else {
         first > limit(raw) && (raw & bits::BIG != 0 || last <= 0xffff)
@@ -348,6 +362,13 @@ mod tests {
         assert_eq!(at(down & !(1 << 54), 0xfffd, 4), None, "a 16-bit stack ends at 64 KiB");
         assert_eq!(at(down, 0xf000_0000, 4), Some(0x0234_5678), "addresses wrap at 4 GiB");
         assert_eq!(limit(FLAT_DATA_RING3), u32::MAX);
+        let readable = |raw, offset, bytes| readable_at(raw, offset, bytes).map(|at| at.0);
+        assert_eq!(readable(FLAT_CODE_RING1, 0x1000, 4), Some(0x1000), "code that can be read");
+        assert_eq!(readable(FLAT_CODE_RING1 & !(1 << 41), 0x1000, 4), None, "and some that cannot");
+        assert_eq!(readable(FLAT_DATA_RING3 & !(1 << 41), 0xffff_fffc, 4), Some(0xffff_fffc), "read-only data");
+        assert_eq!(readable(FLAT_CODE_RING1 | 1 << 42, 0x1000, 4), Some(0x1000), "conforming code has no other end");
+        assert_eq!(readable(small, 0xfd, 4), None);
+        assert_eq!((readable(0, 0, 4), readable(FLAT_DATA_RING3, 0, 0)), (None, None));
     }
 
     proptest! {

@@ -1,23 +1,26 @@
 //! A domain: a guest, its memory and its channels, apart from the virtual CPU that executes it ([`crate::vcpu`]).
 //!
 //! A domain is shared between CPUs and changed through the locks inside it: [`Domain::paging`] for page tables,
-//! the mutex within [`Domain::channels`] for ports; what has no lock is atomic or never changes. Lock order: paging
-//! locks, then port mutexes (both by domain number), then the frame allocator's.
+//! the mutex within [`Domain::channels`] for ports, those within [`Domain::grants`]; what has no lock is atomic or never
+//! changes. Lock order: paging locks, then port mutexes (both by domain number), then grants', then the frame allocator's.
 
 pub use crate::run_state::RunState;
 
 use crate::addr::{DomId, Mfn};
 use crate::event::{EventChannels, EventDomain, EventError, PirqSharing};
 use crate::frame::WritableOf;
+use crate::grant::Grants;
 use crate::paging::PagingState;
 use crate::paging::log_dirty::DirtyLog;
 use crate::physdev::Sizing;
 use crate::pirq::Pirqs;
 use crate::run_state::RunWord;
+use crate::sched::Home;
+use crate::sync::Mutex;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use proxenos_abi::Pirq;
 use proxenos_abi::hypercall::VmAssistType;
-use spin::{Mutex, Once};
+use spin::Once;
 
 /// A guest's architecture, where it is chosen at run time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,8 +40,25 @@ bitflags::bitflags! {
         const CONTROL = 1 << 0;
         /// Touches I/O memory and devices.
         const DEVICES = 1 << 1;
+        /// May write lines to the machine's console, for whoever looks for a fault in it (option `guest-console`). (Domain 0 has
+        /// that console anyway.)
+        const LOG = 1 << 2;
     }
 }
+
+/// What whoever schedules a domain is told of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum News {
+    /// It waited, and need not any more.
+    Woken,
+    /// It has an event to take an upcall for, and did not wait.
+    Event,
+    /// It is to stop, or may go on, as its run state says.
+    RunState,
+}
+
+/// Who schedules a domain. It may be called with port mutexes held, and from interrupts.
+pub type Scheduler = fn(&Domain, News);
 
 /// A domain.
 pub struct Domain {
@@ -60,6 +80,8 @@ pub struct Domain {
     pub log: DirtyLog,
     /// Its event channels.
     pub channels: EventChannels,
+    /// What it grants, and what it has mapped of others' grants.
+    pub grants: Grants,
     /// Frames it has been given.
     pub total_pages: AtomicU32,
     /// The most frames that it may ask for (`dom_mem_op`); `u32::MAX` is no limit. It can have more, if they are forced
@@ -76,6 +98,10 @@ pub struct Domain {
     /// Base addresses whose size it is finding out.
     pub(crate) sizing: Sizing,
     pub(crate) run: RunWord,
+    /// Where it is scheduled ([`Home::to_bits`]).
+    home: AtomicU32,
+    /// Who is told when that changes which the scheduler goes by.
+    scheduler: Once<Scheduler>,
     /// Why it shut down, once it has (SCHEDOP_shutdown's reason).
     reason: AtomicU32,
 }
@@ -94,6 +120,7 @@ impl Domain {
             paging: Mutex::new(PagingState::new()),
             log: DirtyLog::new(),
             channels: EventChannels::new(),
+            grants: Grants::new(),
             total_pages: AtomicU32::new(0),
             max_pages: AtomicU32::new(u32::MAX),
             unsettled: AtomicBool::new(false),
@@ -102,6 +129,8 @@ impl Domain {
             pirqs: Once::new(),
             sizing: Sizing::new(),
             run: RunWord::new(),
+            home: AtomicU32::new(u32::MAX),
+            scheduler: Once::new(),
             reason: AtomicU32::new(0),
         }
     }
@@ -175,14 +204,45 @@ impl Domain {
         self.run_state().contains(RunState::SHUTDOWN).then(|| self.reason.load(Ordering::Relaxed) as u8)
     }
 
-    /// Adds to its run state.
+    /// Adds to its run state: for whoever runs it, and looks.
     pub fn set_state(&self, state: RunState) {
         self.run.set(state);
     }
 
-    /// Removes from its run state.
-    pub fn clear_state(&self, state: RunState) {
+    /// Removes from its run state: for tests, which schedule nobody.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn clear_state(&self, state: RunState) {
         self.run.clear(state);
+    }
+
+    /// Another domain stops it.
+    pub fn pause(&self) {
+        self.run.set(RunState::PAUSED);
+        self.tell(News::RunState);
+    }
+
+    /// It may go on, as far as [`pause`](Self::pause) is concerned.
+    pub fn unpause(&self) {
+        self.run.clear(RunState::PAUSED);
+        self.tell(News::RunState);
+    }
+
+    /// Where it is scheduled, once it is.
+    #[inline]
+    pub fn home(&self) -> Option<Home> {
+        Home::from_bits(self.home.load(Ordering::Relaxed))
+    }
+
+    /// It has been given a place in a run queue, or another one. From now on that scheduler is told.
+    pub fn set_home(&self, home: Home, scheduler: Scheduler) {
+        self.home.store(home.to_bits(), Ordering::Relaxed);
+        self.scheduler.call_once(|| scheduler);
+    }
+
+    fn tell(&self, news: News) {
+        if let Some(scheduler) = self.scheduler.get() {
+            scheduler(self, news);
+        }
     }
 }
 
@@ -204,7 +264,13 @@ impl EventDomain for Domain {
     }
 
     fn notify(&self) {
-        self.clear_state(RunState::BLOCKED);
+        let was_blocked = self.run.take(RunState::BLOCKED).contains(RunState::BLOCKED);
+        self.tell(if was_blocked { News::Woken } else { News::Event });
+    }
+
+    #[inline]
+    fn notify_self(&self) {
+        self.run.clear(RunState::BLOCKED);
     }
 
     fn route_pirq(&self, pirq: Pirq, sharing: PirqSharing) -> Result<(), EventError> {

@@ -3,10 +3,8 @@
 //! Pure arithmetic on bytes and registers (Intel SDM vol. 2 §2.1, CALL, JMP): the direct forms (9A, EA) and those through memory
 //! (FF /3, FF /5), with 16-bit and 32-bit operands and addresses, as an x86_32 guest's code may have them. No lock.
 
+use crate::code::LONGEST;
 use proxenos_abi::Selector;
-
-/// The longest instruction.
-pub const MAX_LENGTH: usize = 15;
 
 /// What a code segment's D bit says of operands and addresses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -115,7 +113,7 @@ impl Bytes<'_> {
 /// What an instruction of a code segment of this size is, if it is a far transfer.
 #[must_use]
 pub fn decode(code: &[u8], default: Size, general: &General) -> Option<FarTransfer> {
-    let mut bytes = Bytes { all: &code[..code.len().min(MAX_LENGTH)], at: 0 };
+    let mut bytes = Bytes { all: &code[..code.len().min(LONGEST)], at: 0 };
     let (mut operand, mut address, mut segment) = (default, default, None);
     let opcode = loop {
         match bytes.byte()? {
@@ -287,7 +285,7 @@ mod tests {
         fn any_bytes_are_read_within_their_bounds(code in proptest::collection::vec(any::<u8>(), 0..24), narrow in any::<bool>()) {
             let size = if narrow { Size::Narrow } else { Size::Wide };
             if let Some(far) = decode(&code, size, &REGISTERS) {
-                prop_assert!(far.length as usize <= code.len().min(MAX_LENGTH));
+                prop_assert!(far.length as usize <= code.len().min(LONGEST));
                 prop_assert_eq!(decode(&code[..far.length as usize], size, &REGISTERS), Some(far), "no byte behind it counts");
             }
         }

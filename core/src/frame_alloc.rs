@@ -129,6 +129,14 @@ impl FrameAllocator {
         Some(mfn)
     }
 
+    /// As [`alloc_shared`](Self::alloc_shared), for what a guest's request costs: see [`alloc_for_guest`](Self::alloc_for_guest).
+    pub fn alloc_shared_for_guest<M: MachineMemory + Tlb>(&mut self, owner: DomId, machine: &M) -> Option<Mfn> {
+        if self.free_frames(Zone::Any) < self.reserve + 1 {
+            return None;
+        }
+        self.alloc_shared(owner, machine)
+    }
+
     /// Takes 2^`order` frames for the hypervisor itself, cleared; owned by DOMID_XEN, which no guest can name. What is known
     /// to be zeroes is not cleared again.
     pub fn alloc_hypervisor<M: MachineMemory + Tlb>(&mut self, order: u32, zone: Zone, machine: &M) -> Option<Mfn> {
@@ -148,10 +156,16 @@ impl FrameAllocator {
     /// As [`alloc_hypervisor`](Self::alloc_hypervisor), for what a guest's request costs: refused while the
     /// hypervisor's own reserve would be touched, so that no guest can use up what the hypervisor needs to go on.
     pub fn alloc_for_guest<M: MachineMemory + Tlb>(&mut self, order: u32, machine: &M) -> Option<Mfn> {
-        if self.free_frames(Zone::Any) < self.reserve + (1 << order) {
-            return None;
-        }
-        self.alloc_hypervisor(order, Zone::Any, machine)
+        if self.leaves_reserve(order) { self.alloc_hypervisor(order, Zone::Any, machine) } else { None }
+    }
+
+    /// As [`alloc`](Self::alloc), for memory that a guest asks for: it leaves the reserve, too.
+    pub fn alloc_memory<M: MachineMemory + Tlb>(&mut self, order: u32, zone: Zone, machine: &M) -> Option<Mfn> {
+        if self.leaves_reserve(order) { self.alloc(order, zone, machine) } else { None }
+    }
+
+    fn leaves_reserve(&self, order: u32) -> bool {
+        self.free_frames(Zone::Any) >= self.reserve + (1 << order)
     }
 
     /// Takes back 2^`order` frames that nobody refers to any more.

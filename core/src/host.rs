@@ -12,10 +12,10 @@ use crate::paging::Target;
 use crate::paging::format::HYPERVISOR_L4_SLOTS;
 use crate::paging::types::is_low_io;
 use crate::pci::PciConfig;
+use crate::sync::Mutex;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering};
-use spin::Mutex;
 
 /// All that `core` asks of the machine.
 pub trait Hardware: MachineMemory + GuestMemory + Tlb + CpuTables + Console + Clock + Preemption + PciConfig {}
@@ -68,6 +68,11 @@ impl MachineToPhys {
         (pfn != NO_PFN_NARROW).then_some(Pfn(pfn.into()))
     }
 
+    /// Makes the entry of a frame of the frame table say that it has no pfn.
+    pub fn forget(&self, memory: &impl MachineMemory, frame: Mfn) {
+        self.set(memory, frame, NO_PFN);
+    }
+
     /// Sets the entry of a frame of the frame table.
     pub fn set(&self, memory: &impl MachineMemory, frame: Mfn, pfn: Pfn) {
         if let Some(table) = self.narrow.filter(|_| frame.0 < FRAMES_BELOW_4G) {
@@ -93,6 +98,11 @@ impl Domains {
     /// Adds one.
     pub fn insert(&self, domain: Arc<Domain>) {
         self.0.lock().push(domain);
+    }
+
+    /// Removes one.
+    pub fn remove(&self, id: DomId) {
+        self.0.lock().retain(|domain| domain.id != id);
     }
 
     /// How many there are.
@@ -202,6 +212,14 @@ impl<H: Hardware> Host<H> {
         }
     }
 
+    /// The hypervisor and a domain share a frame no more (`FrameAllocator::alloc_shared`). It stays the domain's until nothing
+    /// else refers to it; nobody but those who do can use it meanwhile.
+    pub fn give_up_shared(&self, mfn: Mfn, info: &FrameInfo) {
+        if info.put_shared() == Some(true) {
+            self.free_frame(mfn, info);
+        }
+    }
+
     /// A frame lost its last reference: scrubs it, so that nobody sees what was there, forgets which pfn it was, and frees
     /// it.
     #[cold]
@@ -216,7 +234,7 @@ impl<H: Hardware> Host<H> {
             self.hw.flush_frame(mfn);
         }
         self.hw.clear_frame(mfn);
-        self.m2p.set(&self.hw, mfn, NO_PFN);
+        self.m2p.forget(&self.hw, mfn);
         info.set_stamp(self.hw.stamp());
         self.alloc.lock().free(mfn, 0);
     }

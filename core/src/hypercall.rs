@@ -8,8 +8,9 @@ use crate::assist;
 use crate::bounce::Callback;
 use crate::debugreg::Changed;
 use crate::dom0_op;
-use crate::domain::{Arch, Domain, RunState};
+use crate::domain::{Arch, Domain, Privileges, RunState};
 use crate::event::{self, Reply};
+use crate::grant;
 use crate::host::{Hardware, Host};
 use crate::machine::BadPointer;
 use crate::mmu::{self, Abandoned, Course};
@@ -150,6 +151,9 @@ impl<H: Hardware> Caller<'_, H> {
             Hypercall::DomMemOp => {
                 return reservation::dom_mem_op::<P, H>(self, a as u32, GuestVirt(b), c, d as u32, DomId(e as u16));
             }
+            Hypercall::GrantTableOp => {
+                return grant::ops::grant_table_op::<P, H>(self, a as u32, GuestVirt(b), c as u32);
+            }
             Hypercall::EventChannelOp => self.event_channel_op::<P>(GuestVirt(a)),
             Hypercall::SchedOp => self.sched_op(a as u32),
             Hypercall::Multicall if nesting == Nesting::Alone => return self.multicall::<P>(GuestVirt(a), b as u32),
@@ -173,7 +177,6 @@ impl<H: Hardware> Caller<'_, H> {
             Hypercall::Dom0Op => dom0_op::dom0_op::<P, H>(self, GuestVirt(a)),
             Hypercall::VmAssist => assist::vm_assist(self.host, self.dom, a as u32, b as u32),
             // Of the rest none exists, rather than half of one (SPECIFICATION.md says which issue brings it).
-            Hypercall::GrantTableOp => Err(Errno::ENOSYS),
             Hypercall::SetSegmentBase => {
                 user_mode::set_segment_base::<P, H>(self.host, self.dom, self.vcpu, a as u32, b)
             }
@@ -352,9 +355,12 @@ impl<H: Hardware> Caller<'_, H> {
         Ok(0)
     }
 
-    /// `console_io(command, count, buffer)`: the machine's own console, for domain 0.
+    /// `console_io(command, count, buffer)`: the machine's own console, for domain 0. Others may at most write to it, and that only
+    /// where the host's options let them (in 2.0, where it was built so).
     fn console_io<P: Personality>(&mut self, command: u32, count: i32, buffer: GuestVirt) -> Result<u64, Errno> {
-        if self.dom.id != DomId::DOM0 {
+        let is_domain0 = self.dom.id == DomId::DOM0;
+        let may_write = is_domain0 || self.dom.privileges.contains(Privileges::LOG);
+        if !is_domain0 && (!may_write || ConsoleIo::from_raw(command) != Some(ConsoleIo::Write)) {
             return Err(Errno::EPERM);
         }
         let command = ConsoleIo::from_raw(command).ok_or(Errno::ENOSYS)?;
@@ -371,7 +377,10 @@ impl<H: Hardware> Caller<'_, H> {
                     let chunk = &mut chunk[..(count - done).min(128)];
                     self.copy_from_guest::<P>(buffer.offset(done as u64), chunk)?;
                     let text = chunk.split(|&byte| byte == 0).next().unwrap_or_default();
-                    self.host.hw.console_write(text);
+                    match is_domain0 {
+                        true => self.host.hw.console_write(text),
+                        false => self.host.hw.console_log(self.dom.id, text),
+                    }
                     if text.len() < chunk.len() {
                         break;
                     }

@@ -15,6 +15,7 @@ pub mod audit;
 pub mod bounce;
 pub mod builder;
 pub mod call_gate;
+pub mod code;
 pub mod console_keys;
 pub mod debugreg;
 pub mod descriptor;
@@ -26,6 +27,7 @@ pub mod frame;
 pub mod frame_alloc;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+pub mod grant;
 pub mod host;
 pub mod hypercall;
 pub mod image;
@@ -42,13 +44,17 @@ pub mod reservation;
 pub mod run_state;
 pub mod sched;
 pub mod segments;
+pub mod shootdown;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim_hw;
+pub mod speculation;
 pub mod store;
+pub mod sync;
 pub mod teardown;
 pub mod timekeeping;
+pub mod tsc_sync;
 pub mod user_mode;
 pub mod vcpu;
 pub mod virq;

@@ -49,6 +49,15 @@ pub trait MachineMemory {
     }
     /// Atomically sets `bits`, returns the value before.
     fn or32(&self, at: MachineAddr, bits: u32) -> u32;
+    /// Atomically clears all but `bits`, returns the value before.
+    #[inline]
+    fn and32(&self, at: MachineAddr, bits: u32) -> u32 {
+        let mut old = self.load32(at);
+        while let Err(seen) = self.cas32(at, old, old & bits) {
+            old = seen;
+        }
+        old
+    }
     /// Fills a frame with zeroes.
     fn clear_frame(&self, frame: Mfn);
     /// Copies a frame to another.
@@ -122,9 +131,16 @@ pub trait Tlb {
     fn flush_caches(&self);
     /// Writes back and drops what the data caches of all CPUs hold of a frame of RAM (`clflush`).
     fn flush_frame(&self, frame: Mfn);
-    /// The global flush clock: a stamp taken now is older than every later flush.
+    /// The global flush clock: a stamp taken now is older than every later flush. What the caller has unmapped before is unmapped for
+    /// every walk behind such a flush, whatever access it was done by (a full barrier).
     fn stamp(&self) -> u32;
-    /// Flushes every TLB that was last flushed before `stamp` was taken.
+    /// [`stamp`](Self::stamp), for a caller whose last access to memory was an atomic exchange, which is the barrier.
+    #[inline]
+    fn stamp_behind_exchange(&self) -> u32 {
+        self.stamp()
+    }
+    /// Flushes every TLB, of all CPUs, that was last flushed before `stamp` was taken; when it returns all have. May be called
+    /// with any lock held ([`crate::shootdown`]).
     fn flush_if_older(&self, stamp: u32);
 }
 
@@ -172,8 +188,10 @@ pub enum DescriptorPage {
 
 /// The machine's own console.
 pub trait Console {
-    /// Writes a domain's bytes.
+    /// Writes domain 0's bytes.
     fn console_write(&self, bytes: &[u8]);
+    /// Writes another domain's, whose lines are told apart from others'.
+    fn console_log(&self, domain: DomId, bytes: &[u8]);
     /// Reads what was typed, up to the buffer's size; returns how much.
     fn console_read(&self, into: &mut [u8]) -> usize;
 }

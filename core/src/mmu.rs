@@ -12,6 +12,7 @@ use crate::addr::{DomId, FRAMES_BELOW_4G, GuestVirt, MachineAddr, Mfn};
 use crate::domain::{Arch, Domain, Privileges};
 use crate::event::EventDomains;
 use crate::frame::FrameType;
+use crate::grant;
 use crate::host::{Hardware, Host};
 use crate::hypercall::Caller;
 use crate::paging::format::{Format, FourLevel, TwoLevel};
@@ -316,9 +317,8 @@ impl Batch {
                 Ok(())
             }
             MmuExtCommand::TransferPage => {
-                // A frame goes only where a grant table accepts it, and no domain has one: any reference is bad.
-                caller.host.domains.find(request.ext_domain()).ok_or(Refused)?;
-                Err(Refused)
+                let (to, grant) = (request.ext_domain(), request.ext_grant_ref());
+                grant::transfer::transfer(caller.host, caller.dom, frame, to, grant).map_err(|_| Refused)
             }
             MmuExtCommand::ReassignPage => self.reassign(caller, frame),
         }
@@ -474,7 +474,7 @@ pub fn settle<H: Hardware>(host: &Host<H>, dom: &Domain, poll: &mut Poll, abando
     let pager = Pager::new(host, dom);
     let mut state = pager.lock();
     if abandoned == Abandoned::Undo {
-        pager.condemn_suspended(&mut state);
+        pager.abandon_suspended(&mut state);
     }
     state.poll = *poll;
     let drained = match dom.arch {

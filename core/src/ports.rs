@@ -2,13 +2,13 @@
 //!
 //! A guest's I/O privilege level is virtual. The CPU's own stays 0, since a ring-1 kernel at level 1 could clear the interrupt
 //! flag for good; so every `in` and `out` of a guest faults, and those that its level allows are carried out by the hypervisor
-//! ([`instruction`]). A kernel cannot see the level in its flags, which Xen 2.0 showed there.
-//!
-//! String instructions (`ins`, `outs`) are not among them: they stay a fault.
+//! ([`instruction`], [`string`]). A kernel cannot see the level in its flags, which Xen 2.0 showed there, neither by `pushf` nor in
+//! frames: what the two say agrees.
 //!
 //! No lock: the rights are the virtual CPU's own.
 
 pub mod instruction;
+pub mod string;
 
 /// A port, by its number.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

@@ -27,8 +27,16 @@ pub mod cost {
     pub const EMPTY: u32 = 1;
     /// A request or an entry that takes or drops a reference.
     pub const ENTRY: u32 = 16;
-    /// A frame that is scrubbed, or a table of the lowest level.
-    pub const TABLE: u32 = 128;
+    /// A frame that is scrubbed.
+    pub const FRAME: u32 = 128;
+    /// A table of the lowest level that is empty.
+    pub const TABLE: u32 = 200;
+    /// Each entry of such a table, in a line of which any is present.
+    pub const PLACE: u32 = 2;
+    /// One that is present and does not map what most do, besides.
+    pub const OTHER: u32 = 6;
+    /// One that is mapped uncached, besides: its frame is flushed from all caches.
+    pub const FLUSH: u32 = 64;
 }
 
 /// Between two looks at the clock. In tests few, so that a small table has many points at which it can be interrupted.
@@ -58,6 +66,12 @@ impl Poll {
     #[inline]
     pub const fn step(&mut self, cost: u32) {
         self.steps = self.steps.saturating_add(cost);
+    }
+
+    /// How much was done since the last look at the clock.
+    #[cfg(test)]
+    pub(crate) const fn steps(&self) -> u32 {
+        self.steps
     }
 
     /// Whether to make way now. Once it said so, it says so to the end.
@@ -139,6 +153,8 @@ pub enum Progress {
     },
     /// `dom_mem_op`: extents done.
     Reservation(u64),
+    /// `grant_table_op`: operations done.
+    Grants(u32),
     /// `multicall`: calls done.
     Multicall(u32),
 }

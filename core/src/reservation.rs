@@ -5,6 +5,8 @@
 //! cannot be read or written, a frame that is not the domain's, a limit that is reached end the request where they are met.
 //!
 //! - An extent is taken or given back whole or not at all (2.0 gave back part of one).
+//! - What is pinned of an extent is unpinned first, which can take long and makes way; an extent that is half unpinned has not been
+//!   given back. Then all of its frames go at once.
 //! - A frame that is given back is unpinned. While something else refers to it (a mapping, a table, a page-table base) it
 //!   stays the domain's and counts against its limit; with the last reference it is scrubbed, loses its
 //!   machine-to-physical entry and is free. Giving it back twice is refused, and so is giving back what only looks like
@@ -97,14 +99,18 @@ pub fn dom_mem_op<P: Personality, H: Hardware>(
             break;
         }
         let result = match op {
-            DomMemOp::IncreaseReservation => increase::<P, H>(caller, subject, list, done, order),
+            DomMemOp::IncreaseReservation => increase::<P, H>(caller, subject, list, done, order).ok_or(Unfit::Refused),
             DomMemOp::DecreaseReservation => decrease::<P, H>(caller, subject, list, done, order, &mut poll),
         };
-        if result.is_none() {
-            break;
+        match result {
+            Ok(()) => done += 1,
+            Err(Unfit::Refused) => break,
+            Err(Unfit::NotYet) => {
+                preempted = true;
+                break;
+            }
         }
-        done += 1;
-        poll.step(cost::TABLE.saturating_mul(order.frames() as u32));
+        poll.step(cost::FRAME.saturating_mul(order.frames() as u32));
         preempted = mmu::settle(caller.host, subject, &mut poll, Abandoned::Keep) == Drained::Partly;
     }
     caller.vcpu.segments.refresh_ldt::<P, H>(caller.host, caller.dom);
@@ -153,7 +159,7 @@ fn take<H: Hardware>(host: &Host<H>, subject: &Domain, order: Order) -> Option<M
     };
     // Nobody can refer to the frames before they are the domain's, so what is in them is dealt with first.
     let mut alloc = host.alloc.lock();
-    let first = alloc.alloc(order.0, zone, &host.hw);
+    let first = alloc.alloc_memory(order.0, zone, &host.hw);
     drop(alloc);
     let Some(first) = first else {
         subject.total_pages.fetch_sub(pages, Relaxed);
@@ -165,7 +171,16 @@ fn take<H: Hardware>(host: &Host<H>, subject: &Domain, order: Order) -> Option<M
     Some(first)
 }
 
-/// Gives back the extent that the list names; `None` when that cannot be.
+/// Why an extent was not given back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Unfit {
+    /// It cannot be had from the list, or not all of it is the domain's to give.
+    Refused,
+    /// There was no time to unpin all of it.
+    NotYet,
+}
+
+/// Gives back the extent that the list names.
 fn decrease<P: Personality, H: Hardware>(
     caller: &Caller<'_, H>,
     subject: &Domain,
@@ -173,31 +188,42 @@ fn decrease<P: Personality, H: Hardware>(
     index: u64,
     order: Order,
     poll: &mut Poll,
-) -> Option<()> {
+) -> Result<(), Unfit> {
     let mut word = P::Word::ZERO;
-    caller.host.hw.copy_from_guest(list.slot::<P>(index), word.as_mut_bytes()).ok()?;
+    caller.host.hw.copy_from_guest(list.slot::<P>(index), word.as_mut_bytes()).map_err(|_| Unfit::Refused)?;
     give_back(caller.host, subject, Mfn(word.to_u64()), order, poll)
 }
 
-/// Gives an extent back; `None` when not all of it is the domain's to give.
-fn give_back<H: Hardware>(host: &Host<H>, subject: &Domain, first: Mfn, order: Order, poll: &mut Poll) -> Option<()> {
-    first.0.checked_add(order.frames()).filter(|&end| end <= host.frames.len())?;
+fn give_back<H: Hardware>(
+    host: &Host<H>,
+    subject: &Domain,
+    first: Mfn,
+    order: Order,
+    poll: &mut Poll,
+) -> Result<(), Unfit> {
+    first.0.checked_add(order.frames()).filter(|&end| end <= host.frames.len()).ok_or(Unfit::Refused)?;
     for mfn in frames_of(first, order) {
-        let refs = host.frames.info(mfn)?.refs();
+        let refs = host.frames.info(mfn).ok_or(Unfit::Refused)?.refs();
         if refs.owner() != subject.id || !refs.is_allocated() || refs.is_shared() {
-            return None;
+            return Err(Unfit::Refused);
+        }
+    }
+    for mfn in frames_of(first, order) {
+        if host.frames.info(mfn).is_some_and(|info| info.type_word().is_pinned()) {
+            // Only after that: each go is to get something done.
+            unpin(host, subject, mfn, poll);
+            if poll.is_due(&host.hw) {
+                return Err(Unfit::NotYet);
+            }
         }
     }
     for mfn in frames_of(first, order) {
         // Another CPU may have given the frame away meanwhile. Then the rest stays.
-        let info = host.frames.get(mfn, subject.id).ok()?;
-        if info.type_word().is_pinned() {
-            unpin(host, subject, mfn, poll);
-        }
+        let info = host.frames.get(mfn, subject.id).map_err(|_| Unfit::Refused)?;
         host.give_up_frame(mfn, info);
         host.put_frame(mfn, info);
     }
-    Some(())
+    Ok(())
 }
 
 fn unpin<H: Hardware>(host: &Host<H>, subject: &Domain, mfn: Mfn, poll: &mut Poll) {

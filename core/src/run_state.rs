@@ -16,6 +16,8 @@ bitflags::bitflags! {
         const SHUTDOWN = 1 << 1;
         /// The hypervisor stopped it for what it did.
         const CRASHED = 1 << 2;
+        /// Another domain has stopped it, and may let it go on.
+        const PAUSED = 1 << 3;
     }
 }
 
@@ -48,7 +50,14 @@ impl RunWord {
     }
 
     /// Removes from the state.
+    #[inline]
     pub fn clear(&self, state: RunState) {
         self.0.fetch_and(!state.bits(), Ordering::AcqRel);
+    }
+
+    /// Removes from the state, and says what it was.
+    #[inline]
+    pub fn take(&self, state: RunState) -> RunState {
+        RunState::from_bits_retain(self.0.fetch_and(!state.bits(), Ordering::AcqRel))
     }
 }

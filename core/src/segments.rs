@@ -12,16 +12,20 @@
 //!
 //! Owned by whoever runs the virtual CPU; no lock, but taking a frame as a descriptor table takes the paging lock.
 
+mod flat;
+
 use crate::addr::{GuestVirt, MachineAddr, Mfn};
 use crate::assist::CodeSegments;
 use crate::descriptor;
 use crate::domain::{Arch, Domain};
-use crate::frame::FrameType;
+use crate::frame::{FrameType, TypeRest};
 use crate::host::{Hardware, Host};
 use crate::machine::DescriptorPage;
 use crate::paging::Pager;
 use crate::personality::Personality;
 use crate::store::CodeWidth;
+use core::mem::offset_of;
+use flat::FlatStacks;
 use proxenos_abi::arch::{FIRST_RESERVED_GDT_ENTRY, LAST_RESERVED_GDT_ENTRY};
 use proxenos_abi::{Errno, Selector};
 
@@ -41,8 +45,8 @@ pub const LDT_DESCRIPTOR: u16 = 266;
 pub struct Segments {
     gdt: [Option<Mfn>; TABLE_PAGES],
     gdt_entries: u16,
-    /// A selector of the GDT that was last found to name a stack segment that begins at 0; none, if the table has changed since.
-    flat_stack: Option<Selector>,
+    /// Which stacks are known to be flat.
+    stacks: FlatStacks,
     ldt_base: GuestVirt,
     ldt_entries: u16,
     ldt: [Option<Mfn>; TABLE_PAGES],
@@ -65,7 +69,7 @@ impl Segments {
         Self {
             gdt: [None; TABLE_PAGES],
             gdt_entries: INITIAL_GDT_ENTRIES,
-            flat_stack: None,
+            stacks: FlatStacks::new(),
             ldt_base: GuestVirt(0),
             ldt_entries: 0,
             ldt: [None; TABLE_PAGES],
@@ -103,10 +107,11 @@ impl Segments {
     ) -> Result<(), Errno> {
         let pager = Pager::new(host, dom);
         let mut state = pager.lock();
-        for (taken, &frame) in frames.iter().enumerate() {
-            let result = pager.get_frame_and_type::<P::Tables>(&mut state, frame, dom.id, FrameType::Descriptor);
-            if result.is_err() {
-                for &frame in &frames[..taken] {
+        // The first page last: once something has been cleared there, nothing may be refused.
+        for (first, &frame) in frames.iter().enumerate().rev() {
+            let mut take = || pager.get_frame_and_type::<P::Tables>(&mut state, frame, dom.id, FrameType::Descriptor);
+            if take().is_err() && !(first == 0 && clear_reserved(host, dom, frame) && take().is_ok()) {
+                for &frame in &frames[first + 1..] {
                     pager.put_frame_and_type::<P::Tables>(&mut state, frame);
                 }
                 return Err(Errno::EINVAL);
@@ -128,7 +133,7 @@ impl Segments {
             host.hw.store64(entry(dom.gdt_page, index), value);
         }
         self.gdt_entries = entries;
-        self.flat_stack = None;
+        self.stacks.forget();
         host.hw.load_gdt(dom.id, entries);
         Ok(())
     }
@@ -161,7 +166,7 @@ impl Segments {
         let result = pager.get_frame_and_type::<P::Tables>(&mut state, mfn, dom.id, kind);
         if result.is_ok() {
             host.hw.store64(at, value);
-            self.flat_stack = None;
+            self.stacks.forget_entry(index);
             pager.mark_dirty(mfn);
             if is_first_page {
                 host.hw.store64(entry(dom.gdt_page, index), value);
@@ -225,7 +230,7 @@ impl Segments {
         self.drop_ldt::<P, H>(host, dom);
         self.ldt_entries = 0;
         self.gdt_entries = INITIAL_GDT_ENTRIES;
-        self.flat_stack = None;
+        self.stacks.forget();
         let pager = Pager::new(host, dom);
         let mut state = pager.lock();
         for (page, slot) in self.gdt.iter_mut().enumerate() {
@@ -295,31 +300,70 @@ impl Segments {
         self.ldt_base.offset(offset)
     }
 
+    /// Where entries from ring 3 begin, for the short way of x86_32 guests' system calls.
+    #[inline]
+    pub(crate) fn set_kernel_stack(&mut self, ss: Selector, sp: GuestVirt) {
+        self.stacks.set_kernel(ss, sp);
+    }
+
     /// Linear address of a kernel's stack segment, for a frame that is pushed on its behalf; `None` if it is no segment that the
-    /// guest could use as one.
+    /// guest could use as one. One that begins at 0 is remembered ([`is_flat_stack`](Self::is_flat_stack)).
     pub fn stack_base<P: Personality, H: Hardware>(
         &mut self,
         host: &Host<H>,
         dom: &Domain,
         ss: Selector,
     ) -> Option<u64> {
-        if ss == P::FLAT_GUESTOS_DS {
-            return Some(0);
-        }
-        let raw = self.descriptor::<P, H>(host, dom, ss)?;
-        let base = writable_data_base(raw)?;
-        // Pages of the GDT in use change by requests only, all of which forget this.
-        if base == 0 && !ss.is_local() {
-            self.flat_stack = Some(ss);
+        let base = self.data_base::<P, H>(host, dom, ss)?;
+        if base == 0 {
+            self.stacks.learn(ss);
         }
         Some(base)
+    }
+
+    /// Linear address of a segment of writable data.
+    fn data_base<P: Personality, H: Hardware>(
+        &mut self,
+        host: &Host<H>,
+        dom: &Domain,
+        selector: Selector,
+    ) -> Option<u64> {
+        if selector == P::FLAT_GUESTOS_DS {
+            return Some(0);
+        }
+        writable_data_base(self.descriptor::<P, H>(host, dom, selector)?)
     }
 
     /// Whether [`stack_base`](Self::stack_base) would say 0, as far as that is known without a look at the tables.
     #[inline]
     #[must_use]
     pub fn is_flat_stack<P: Personality>(&self, ss: Selector) -> bool {
-        ss == P::FLAT_GUESTOS_DS || self.flat_stack == Some(ss)
+        self.stacks.is_flat::<P>(ss)
+    }
+
+    /// For the entry in assembly: where in this the frame of a system call from an x86_32 guest's application is found to lie, if
+    /// its kernel's stack is known to be flat, aligned and the guest's, else 0. Like the next two, 32 bits wide.
+    pub const SYSTEM_CALL_FRAME: usize = offset_of!(Self, stacks) + FlatStacks::SYSTEM_CALL_FRAME;
+    /// Where in this that stack's selector is.
+    pub const KERNEL_STACK: usize = offset_of!(Self, stacks) + FlatStacks::KERNEL;
+    /// Where in this a selector of the guest's own is that is known to be flat; or what is none.
+    pub const FLAT_STACK: usize = offset_of!(Self, stacks) + FlatStacks::KNOWN;
+
+    /// What [`stack_base`](Self::stack_base) says, without remembering it.
+    #[cfg(test)]
+    pub(crate) fn looked_up_base<P: Personality, H: Hardware>(
+        &mut self,
+        host: &Host<H>,
+        dom: &Domain,
+        ss: Selector,
+    ) -> Option<u64> {
+        self.data_base::<P, H>(host, dom, ss)
+    }
+
+    /// What the entry of system calls finds.
+    #[cfg(test)]
+    pub(crate) const fn system_call_frame(&self) -> u32 {
+        self.stacks.system_call_frame()
     }
 
     /// Where the guest's code and data segments lie, to look at the instruction that it executes; `None` if that is none that
@@ -343,7 +387,7 @@ impl Segments {
                 _ => return None,
             }
         };
-        let data = if width == CodeWidth::Bits64 { Some(0) } else { self.stack_base::<P, H>(host, dom, ds) };
+        let data = if width == CodeWidth::Bits64 { Some(0) } else { self.data_base::<P, H>(host, dom, ds) };
         Some(CodeSegments { width, code, data })
     }
 
@@ -398,6 +442,26 @@ const fn writable_data_base(raw: u64) -> Option<u64> {
 /// Linear base of a code or data segment.
 const fn base(raw: u64) -> u64 {
     raw >> 16 & 0xff_ffff | (raw >> 56) << 24
+}
+
+/// Clears the slots of a GDT's first page that are not the guest's, where nothing but those keeps it from being one, as 2.0 does: a
+/// kernel need never have written there. True if it may be one now.
+fn clear_reserved<H: Hardware>(host: &Host<H>, dom: &Domain, frame: Mfn) -> bool {
+    let Ok(info) = host.frames.get(frame, dom.id) else { return false };
+    let writable = info.get_type(FrameType::Writable, |stamp| host.hw.flush_if_older(stamp)).is_ok();
+    let mut others = (0..PER_PAGE).filter(|&index| !is_reserved(index));
+    // If it is mapped writable, it cannot be one whatever lies there.
+    let good = writable
+        && info.type_word().count() == 1
+        && others.all(|index| descriptor::check(dom.arch, host.hw.load64(entry(frame, index))).is_ok());
+    if good {
+        (FIRST_RESERVED_GDT_ENTRY..=LAST_RESERVED_GDT_ENTRY).for_each(|index| host.hw.store64(entry(frame, index), 0));
+    }
+    if writable {
+        let _: TypeRest = info.put_type(|| host.hw.stamp());
+    }
+    host.put_frame(frame, info);
+    good
 }
 
 fn is_reserved(index: u16) -> bool {

@@ -5,7 +5,9 @@
 //! `xchg`, `cmpxchg`, `xadd`, `bts`/`btr`/`btc`, and the arithmetic that takes memory as its destination. Anything else
 //! is [`NotDecoded`], which is no error: the caller has another way.
 //!
-//! Where the operand lies is not worked out: the page fault has said it. So of an address only its length matters here.
+//! Where the operand lies is not worked out: the page fault has said it. So of an address only its length matters here. (For a
+//! store that begins in the page before the table, the fault names the table's first byte. All of it is then stored there, checked
+//! like any other, and nothing in the page before: on hardware, and in 2.0, it would be divided. A kernel that writes entries never does that.)
 //! Promises: any bytes at all give a result, and registers change only as the manual says (Intel SDM vol. 2; flags it
 //! calls undefined stay as they are). No state, no lock.
 
@@ -14,6 +16,7 @@ mod registers;
 #[cfg(test)]
 mod tests;
 
+use crate::code::LONGEST;
 pub use quick::Move;
 pub use registers::{RegisterFile, Registers};
 
@@ -152,9 +155,6 @@ const RAX: u8 = 0;
 const RCX: u8 = 1;
 const RSI: u8 = 6;
 const RDI: u8 = 7;
-
-/// The longest instruction there is.
-pub const LONGEST: usize = 15;
 
 /// Reads an instruction's bytes one after the other.
 struct Code<'a> {

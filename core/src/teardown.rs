@@ -3,7 +3,8 @@
 //! [`Teardown`] says how far that has come, and belongs to whoever takes the domain down. First everything that makes tables tables
 //! is given up: descriptor tables, the page-table base, pins; then the domain's own reference to each of its frames. What
 //! another domain still maps stays the dead domain's until that ends, as with `dom_mem_op`; everything else is scrubbed and free.
-//! The pages that are the hypervisor's (shared_info, the GDT's first page) go with the domain itself.
+//! The pages that are the hypervisor's (shared_info, the GDT's first page) go with the domain itself; those of its grant table
+//! are given up at the beginning, and what it has mapped of other domains' grants when it has no page tables any more.
 //!
 //! The domain runs nowhere, no CPU has its tables loaded, and nobody makes requests in its name any more. Others may map its
 //! frames meanwhile, and may go on to.
@@ -12,6 +13,7 @@
 
 use crate::addr::Mfn;
 use crate::domain::{Arch, Domain};
+use crate::grant::{self, Released};
 use crate::host::{Hardware, Host};
 use crate::mmu::{Abandoned, settle};
 use crate::paging::format::{FourLevel, TwoLevel};
@@ -30,7 +32,9 @@ pub enum Teardown {
     Pins(Mfn),
     /// Directories that name each other are taken apart, frames before this one.
     Links(Mfn),
-    /// Nothing is a table any more. Frames are given up, those before this one.
+    /// Nothing is a table any more. What was mapped of other domains' grants is given up.
+    Grants,
+    /// Frames are given up, those before this one.
     Frames(Mfn),
     /// The domain has no memory of its own.
     Done,
@@ -45,6 +49,7 @@ impl Teardown {
             }
             *self = match *self {
                 Self::Begun => {
+                    grant::close(host, dom);
                     give_up_roots(host, dom, segments, poll);
                     Self::Pins(Mfn(0))
                 }
@@ -57,7 +62,11 @@ impl Teardown {
                     unlink(host, dom, mfn, poll);
                     Self::Links(Mfn(mfn.0 + 1))
                 }
-                Self::Links(_) => Self::Frames(Mfn(0)),
+                Self::Links(_) => Self::Grants,
+                Self::Grants => match grant::release(host, dom, poll) {
+                    Released::Wholly => Self::Frames(Mfn(0)),
+                    Released::Partly => return,
+                },
                 Self::Frames(mfn) if mfn.0 < host.frames.len() => {
                     give_up(host, dom, mfn, poll);
                     Self::Frames(Mfn(mfn.0 + 1))
@@ -121,7 +130,7 @@ fn give_up<H: Hardware>(host: &Host<H>, dom: &Domain, mfn: Mfn, poll: &mut Poll)
     let refs = info.refs();
     if refs.owner() == dom.id && refs.is_allocated() && !refs.is_shared() {
         host.give_up_frame(mfn, info);
-        poll.step(cost::TABLE);
+        poll.step(cost::FRAME);
     }
 }
 

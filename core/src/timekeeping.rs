@@ -5,8 +5,17 @@
 //! bracket them: `time_version1` is bumped before a change, `time_version2` after it, and what was read between equal
 //! versions is consistent (xen.h, "Time").
 //!
+//! | module | what |
+//! |---|---|
+//! | [`clock`] | the machine's clock, and how its rate is found |
+//! | [`timers`] | a domain's own time, its tick, and what it asked to be told |
+//!
 //! No lock: the CPU that runs the domain is the only writer.
 
+pub mod clock;
+pub mod timers;
+
+use self::timers::Timeouts;
 use crate::addr::{MachineAddr, Mfn};
 use crate::machine::MachineMemory;
 use proxenos_abi::shared_info::SharedInfo;
@@ -16,7 +25,8 @@ pub const NS_PER_SEC: u64 = 1_000_000_000;
 
 /// A factor in 64.64 fixed point: what turns ticks of one clock into ticks of another, such as cycles into nanoseconds.
 ///
-/// What comes out is the exact product rounded down, or one less: the factor is short by less than a part in 2^64.
+/// What comes out is the exact product rounded down, or one more: the factor is too great by less than a part in 2^64. So who adds to
+/// an earlier result the exact product of what has passed since, rounded down, is never ahead of a later one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ratio {
     whole: u64,
@@ -28,7 +38,7 @@ impl Ratio {
     #[must_use]
     pub const fn new(numerator: u64, denominator: u64) -> Self {
         let fraction = ((numerator % denominator) as u128) << 64;
-        Self { whole: numerator / denominator, fraction: (fraction / denominator as u128) as u64 }
+        Self { whole: numerator / denominator, fraction: fraction.div_ceil(denominator as u128) as u64 }
     }
 
     /// `ticks` times the factor, rounded down; wraps as the clock itself would.
@@ -45,6 +55,8 @@ impl Ratio {
 pub struct Moment {
     /// The time-stamp counter, in cycles.
     pub tsc: u64,
+    /// How many of those there are in a second. Guests divide by it.
+    pub hz: u64,
     /// System time: nanoseconds since the machine booted.
     pub system_ns: u64,
     /// Wall clock: nanoseconds since 1970-01-01 00:00:00 UTC.
@@ -57,9 +69,13 @@ fn field(shared_info: Mfn, offset: usize) -> MachineAddr {
     MachineAddr(shared_info.addr().0 + offset as u64)
 }
 
-/// Says how fast the time-stamp counter runs, in Hz. Guests divide by it.
-pub fn write_frequency(memory: &impl MachineMemory, shared_info: Mfn, hz: u64) {
-    memory.store64(field(shared_info, SharedInfo::CPU_FREQ), hz);
+/// The timeouts that a guest has in its page. It may be changing them.
+#[must_use]
+pub fn read_timeouts(memory: &impl MachineMemory, shared_info: Mfn) -> Timeouts {
+    Timeouts {
+        system: memory.load64(field(shared_info, SharedInfo::WALL_TIMEOUT)),
+        domain: memory.load64(field(shared_info, SharedInfo::DOMAIN_TIMEOUT)),
+    }
 }
 
 /// Writes a moment, between the two versions. The guest may have scribbled on the page: the versions still end equal.
@@ -68,6 +84,7 @@ pub fn write_moment(memory: &impl MachineMemory, shared_info: Mfn, moment: &Mome
         (field(shared_info, SharedInfo::TIME_VERSION1), field(shared_info, SharedInfo::TIME_VERSION2));
     let next = memory.load32(version1).wrapping_add(1);
     memory.store32(version1, next);
+    memory.store64(field(shared_info, SharedInfo::CPU_FREQ), moment.hz);
     memory.store64(field(shared_info, SharedInfo::TSC_TIMESTAMP), moment.tsc);
     memory.store64(field(shared_info, SharedInfo::SYSTEM_TIME), moment.system_ns);
     memory.store32(field(shared_info, SharedInfo::WC_SEC), (moment.wall_ns / NS_PER_SEC) as u32);
@@ -83,13 +100,17 @@ mod tests {
     use proptest::prelude::*;
 
     const PAGE: Mfn = Mfn(2);
-    const NOON: Moment =
-        Moment { tsc: 77, system_ns: 5_000_000_123, wall_ns: 1_100_000_000_654_321_999, domain_ns: 42 };
+    const NOON: Moment = Moment {
+        tsc: 77,
+        hz: 2_400_000_000,
+        system_ns: 5_000_000_123,
+        wall_ns: 1_100_000_000_654_321_999,
+        domain_ns: 42,
+    };
 
     #[test]
     fn fields_are_where_the_header_has_them() {
         let machine = SimMachine::new(4);
-        write_frequency(&machine, PAGE, 2_400_000_000);
         write_moment(&machine, PAGE, &NOON);
         let at = |offset| MachineAddr(PAGE.addr().0 + offset);
         assert_eq!(machine.load64(at(264)), 2_400_000_000);
@@ -97,6 +118,9 @@ mod tests {
         assert_eq!(machine.load64(at(288)), 5_000_000_123);
         assert_eq!((machine.load32(at(296)), machine.load32(at(300))), (1_100_000_000, 654_321));
         assert_eq!(machine.load64(at(304)), 42);
+        machine.store64(at(312), 1 << 40);
+        machine.store64(at(320), 9);
+        assert_eq!(read_timeouts(&machine, PAGE), Timeouts { system: 1 << 40, domain: 9 });
     }
 
     #[test]
@@ -117,10 +141,18 @@ mod tests {
         fn ratios_are_exact_to_a_nanosecond(hz in 1_000_000u64..10_000_000_000, ns in 0u64..3_200_000_000_000_000_000) {
             let exact = |n: u64, to: u64, from: u64| (u128::from(n) * u128::from(to) / u128::from(from)) as u64;
             let cycles = Ratio::new(hz, NS_PER_SEC).apply(ns);
-            prop_assert!(exact(ns, hz, NS_PER_SEC).wrapping_sub(cycles) <= 1);
+            prop_assert!(cycles.wrapping_sub(exact(ns, hz, NS_PER_SEC)) <= 1);
             let ticks = ns / 10;
             let back = Ratio::new(NS_PER_SEC, hz).apply(ticks);
-            prop_assert!(exact(ticks, NS_PER_SEC, hz).wrapping_sub(back) <= 1);
+            prop_assert!(back.wrapping_sub(exact(ticks, NS_PER_SEC, hz)) <= 1);
+        }
+
+        /// A guest that carries the clock on by itself, exactly, never meets a later reading that shows less.
+        #[test]
+        fn ratios_keep_up_with_guests(hz in 1_000_000u64..10_000_000_000, ticks in 0u64..1 << 55, more in 0u64..1 << 40) {
+            let ratio = Ratio::new(NS_PER_SEC, hz);
+            let carried = u128::from(more) * u128::from(NS_PER_SEC) / u128::from(hz);
+            prop_assert!(u128::from(ratio.apply(ticks + more)) >= u128::from(ratio.apply(ticks)) + carried);
         }
 
         /// A clock that is read later never shows less.

@@ -7,17 +7,18 @@ use crate::addr::GuestVirt;
 use crate::bounce::{Callback, Mode, TrapTable};
 use crate::debugreg::DebugRegisters;
 use crate::mmu::Course;
-use crate::personality::Personality;
 use crate::ports;
 use crate::preempt::Unfinished;
 use crate::segments::Segments;
-use proxenos_abi::{GuestArch, Selector, X86_32};
+use proxenos_abi::Selector;
 
 /// What a domain's use of the FPU has come to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Fpu {
-    /// The guest has used it: its registers hold the guest's values.
+    /// The guest has used it: it has values of its own.
     pub initialised: bool,
+    /// Those are in this CPU's registers. Else the next use traps.
+    pub loaded: bool,
     /// The guest wants to be told of the next use (`fpu_taskswitch`).
     pub guest_trap: bool,
 }
@@ -44,9 +45,6 @@ pub struct Vcpu {
     pub mode: Mode,
     /// The kernel's stack for entries from ring 3 (the virtual TSS). Changed by [`set_kernel_stack`](Self::set_kernel_stack).
     pub kernel_stack: (Selector, GuestVirt),
-    /// Where the frame of an x86_32 guest's system call by `int 0x80` from an application lies, if that stack is in the flat
-    /// segment and the whole frame is at addresses of the guest's. Else 0, where no frame is.
-    pub system_call_frame: u32,
     /// Descriptor tables.
     pub segments: Segments,
     /// The FPU.
@@ -86,9 +84,8 @@ impl Vcpu {
             system_call: None,
             mode: Mode::Kernel,
             kernel_stack: (Selector::NULL, GuestVirt(0)),
-            system_call_frame: 0,
             segments: Segments::new(),
-            fpu: Fpu { initialised: false, guest_trap: false },
+            fpu: Fpu { initialised: false, loaded: false, guest_trap: false },
             debug: DebugRegisters::new(),
             ports: ports::Rights::NONE,
             timer: None,
@@ -108,11 +105,7 @@ impl Vcpu {
 
     /// `stack_switch`: where entries from ring 3 begin.
     pub fn set_kernel_stack(&mut self, ss: Selector, sp: GuestVirt) {
-        /// eip, cs, eflags, esp, ss.
-        const FRAME: u64 = 5 * 4;
         self.kernel_stack = (ss, sp);
-        let at = GuestVirt(sp.0.wrapping_sub(FRAME));
-        let plain = ss == X86_32::FLAT_GUESTOS_DS && sp.0 > FRAME && X86_32::in_guest_range(at, FRAME);
-        self.system_call_frame = if plain { at.0 as u32 } else { 0 };
+        self.segments.set_kernel_stack(ss, sp);
     }
 }

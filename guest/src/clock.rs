@@ -13,6 +13,8 @@ pub struct TimeSnapshot {
     pub wc_sec: u32,
     /// Wall clock then: microseconds within the second.
     pub wc_usec: u32,
+    /// Virtual time of the domain then: nanoseconds that it had run.
+    pub domain_time: u64,
 }
 
 /// A moment of the wall clock.
@@ -49,6 +51,12 @@ impl TimeSnapshot {
     #[must_use]
     pub fn system_time_at(&self, tsc: u64) -> u64 {
         self.system_time.saturating_add(self.ns_since(tsc))
+    }
+
+    /// Virtual time, in nanoseconds, when the counter showed `tsc`, if the domain has run since the snapshot.
+    #[must_use]
+    pub fn domain_time_at(&self, tsc: u64) -> u64 {
+        self.domain_time.saturating_add(self.ns_since(tsc))
     }
 
     /// Wall clock when the counter showed `tsc`.
@@ -92,10 +100,12 @@ mod tests {
             system_time: 50,
             wc_sec: 10,
             wc_usec: 999_999,
+            domain_time: 20,
         };
         assert_eq!(snapshot.system_time_at(1_000), 50);
         assert_eq!(snapshot.system_time_at(3_000), 1_050);
         assert_eq!(snapshot.system_time_at(0), 50, "a counter from before the snapshot does not go back");
+        assert_eq!(snapshot.domain_time_at(3_000), 1_020);
         assert_eq!(snapshot.wall_clock_at(1_000), WallClock { seconds: 10, microseconds: 999_999 });
         assert_eq!(snapshot.wall_clock_at(3_000), WallClock { seconds: 11, microseconds: 0 });
     }

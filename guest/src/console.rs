@@ -1,4 +1,5 @@
-//! Where `print!` goes: the emergency console for domain 0, the control interface's console for every other domain.
+//! Where `print!` goes: the emergency console for domain 0 and whomever the hypervisor lets use it, the control interface's console
+//! for a domain that has a controller, and nowhere for one that has neither.
 //!
 //! A `print!` is gathered on the stack and handed over in pieces of up to [`CHUNK`] bytes, so that an upcall that prints
 //! while other code does leaves whole pieces. The ring has no lock: it is used with upcalls masked.
@@ -21,8 +22,13 @@ static KIND: AtomicU8 = AtomicU8::new(NOWHERE);
 
 /// Chooses the console by what the domain is. The ring carries nothing until the shared page is mapped.
 pub(crate) fn attach(si: &StartInfo) {
-    let initial = si.flags().contains(StartInfoFlags::INITDOMAIN);
-    KIND.store(if initial { EMERGENCY } else { RING }, Ordering::Relaxed);
+    let may_write = si.flags().contains(StartInfoFlags::INITDOMAIN) || hypercall::console_write(&[]).is_ok();
+    let kind = match { si.domain_controller_evtchn } {
+        _ if may_write => EMERGENCY,
+        0 => NOWHERE,
+        _ => RING,
+    };
+    KIND.store(kind, Ordering::Relaxed);
 }
 
 /// Writes bytes. What the console does not take is dropped: there is nowhere to complain.

@@ -160,6 +160,12 @@ pub fn bind_loopback() -> Result<(Port, Port), Errno> {
     hypercall::event_channel_op(request).map(|bound| (bound.port1, bound.port2))
 }
 
+/// Connects fresh ports of two domains; both but ourselves are a privileged domain's to connect. Returns both ports.
+pub fn bind_interdomain(one: DomId, other: DomId) -> Result<(Port, Port), Errno> {
+    let request = EvtchnBindInterdomain { dom1: one, dom2: other, port1: Port(0), port2: Port(0) };
+    hypercall::event_channel_op(request).map(|bound| (bound.port1, bound.port2))
+}
+
 /// Sends an event to the other end of a port's channel.
 pub fn send(port: Port) -> Result<(), Errno> {
     hypercall::event_channel_send(EvtchnSend { local_port: port })

@@ -27,6 +27,24 @@ macro_rules! __fixup {
     };
 }
 
+/// The name of the stack pointer, for `concat!` in assembly that is the same on both architectures.
+#[cfg(target_arch = "x86")]
+#[macro_export]
+macro_rules! stack_pointer {
+    () => {
+        "esp"
+    };
+}
+
+/// The name of the stack pointer, for `concat!` in assembly that is the same on both architectures.
+#[cfg(target_arch = "x86_64")]
+#[macro_export]
+macro_rules! stack_pointer {
+    () => {
+        "rsp"
+    };
+}
+
 /// Executes one instruction of inline assembly and tells whether it completed: `false` if it trapped.
 ///
 /// `attempt!("hlt")`, or with operands as `asm!` takes them: `attempt!("mov cr3, {0}", in(reg) 0usize)`. An

@@ -22,6 +22,7 @@ pub fn snapshot() -> TimeSnapshot {
             system_time: shared_info::double_word(SharedInfo::SYSTEM_TIME),
             wc_sec: word(SharedInfo::WC_SEC),
             wc_usec: word(SharedInfo::WC_USEC),
+            domain_time: shared_info::double_word(SharedInfo::DOMAIN_TIME),
         };
         fence(Ordering::Acquire);
         if word(SharedInfo::TIME_VERSION1) == before {
@@ -33,6 +34,32 @@ pub fn snapshot() -> TimeSnapshot {
 /// Nanoseconds since the machine booted.
 pub fn system_time() -> u64 {
     snapshot().system_time_at(read_tsc())
+}
+
+/// Nanoseconds that this domain has run.
+pub fn domain_time() -> u64 {
+    snapshot().domain_time_at(read_tsc())
+}
+
+/// A timeout of the shared page: a time at which this domain wants a timer event.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Timeout {
+    /// `wall_timeout`, in system time.
+    System,
+    /// `domain_timeout`, in the domain's virtual time.
+    Domain,
+}
+
+/// Sets a timeout of the shared page, in nanoseconds; 0 asks for nothing. The hypervisor notices when it looks next: at the next tick,
+/// or when the domain waits.
+pub fn set_timeout(which: Timeout, ns: u64) {
+    let offset = match which {
+        Timeout::System => SharedInfo::WALL_TIMEOUT,
+        Timeout::Domain => SharedInfo::DOMAIN_TIMEOUT,
+    };
+    for (offset, half) in [(offset, ns as u32), (offset + 4, (ns >> 32) as u32)] {
+        shared_info::word(offset).store(half, Ordering::Relaxed);
+    }
 }
 
 /// The wall clock.

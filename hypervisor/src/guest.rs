@@ -1,12 +1,16 @@
 //! Guests on this CPU: who runs, what becomes of its traps, and what happens on every way back to it.
 //!
 //! [`trap`] takes whatever a guest's code did, hands it to `core` or back to the guest, and [`leave`] then looks at what is
-//! due before the guest goes on: time, its end, its sleep, an upcall. The domain that runs belongs to this CPU until it
-//! stops: its virtual CPU is owned here ([`Running`]), so none of this takes a lock.
+//! due before the guest goes on: time, its end, its sleep, another domain's turn, an upcall. The domain that runs belongs to this
+//! CPU until it stops: its virtual CPU is owned here ([`Running`]), so none of this takes a lock.
 //!
 //! | module | what |
 //! |---|---|
-//! | [`start`] | builds domain 0 and enters it |
+//! | [`start`] | which domains there are at first |
+//! | [`build`] | makes a domain from an image |
+//! | [`host`] | the machine's memory as `core` knows it |
+//! | [`sched`] | who runs, and until when |
+//! | [`switch`] | the context switch |
 //! | [`calls`] | hypercalls: the fast path of `int 0x82` and `syscall` |
 //! | [`syscall`] | where `syscall` arrives |
 //! | [`user`] | x86_64 applications: the way to them, and back by `syscall` |
@@ -21,30 +25,37 @@
 //! | [`end`] | a domain that shuts down or has to be stopped |
 
 mod audit;
+mod build;
 mod calls;
 mod deliver;
 mod end;
 mod faults;
 mod fpu;
+mod host;
 mod hw;
 mod memory;
 mod ports;
 mod quick;
+mod sched;
 mod sources;
 mod start;
+mod switch;
 mod syscall;
 mod timer;
 mod user;
 
 pub use calls::enters_guest;
 pub use end::stop_lawless;
+pub use host::line_interrupted;
 pub use sources::console_interrupted;
-pub use start::{line_interrupted, start};
+pub use start::start;
 
-use crate::cpu::entry::TrapFrame;
+use crate::cpu::entry::{TrapFrame, resume_guest};
 use crate::cpu::idt::Vector;
 use crate::cpu::percpu::{Cpu, Pending};
+use crate::cpu::smp;
 use crate::mm::layout;
+use crate::time;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::cell::{Cell, UnsafeCell};
@@ -55,12 +66,16 @@ use proxenos_abi::hypercall::VmAssistType;
 use proxenos_abi::shared_info::SharedInfo;
 use proxenos_core::addr::{GuestVirt, MachineAddr};
 use proxenos_core::assist;
+use proxenos_core::builder::InitialState;
 use proxenos_core::domain::{Arch, Domain, RunState};
 use proxenos_core::event;
 use proxenos_core::host::Host;
 use proxenos_core::hypercall::Caller;
 use proxenos_core::preempt::Place;
+use proxenos_core::sched::Slot;
 use proxenos_core::vcpu::Vcpu;
+use sched::Turn;
+use switch::Context;
 use timer::Timer;
 use x86_64::VirtAddr;
 use x86_64::registers::control::Cr2;
@@ -71,12 +86,12 @@ pub struct Running {
     dom: Arc<Domain>,
     vcpu: Box<Vcpu>,
     timer: Timer,
+    /// The rest of its state: while it runs, what of that is not in the CPU.
+    context: Box<Context>,
 }
 
 /// What guest code keeps per CPU, in [`Cpu::local`].
 pub struct CpuLocal {
-    /// The flush clock when this CPU's TLB was last emptied.
-    last_flush: AtomicU32,
     /// Who runs here. Only its own CPU touches it, with interrupts disabled.
     running: UnsafeCell<Option<Running>>,
     /// The same domain, for traps that come while the hypervisor works on `running`.
@@ -94,6 +109,16 @@ pub struct CpuLocal {
     syscall_to: Cell<unsafe extern "C" fn()>,
     /// Not zero: a call left something to do before its guest goes on (see [`calls`]).
     attention: AtomicU32,
+    /// When the turn of the domain that runs here ends, in nanoseconds of system time; `u64::MAX`: not by itself.
+    turn_ends: Cell<u64>,
+    /// When the first alarm of those that wait rings; `u64::MAX`: none does.
+    alarm: Cell<u64>,
+    /// Nobody else can run here.
+    alone: Cell<bool>,
+    /// For whom `syscall` was last opened or closed.
+    syscall: Cell<Option<Arch>>,
+    /// Breakpoints of who ran last are armed.
+    breakpoints: Cell<bool>,
 }
 
 /// No page fault has this code.
@@ -102,7 +127,6 @@ const NO_CODE: u8 = 0xff;
 impl Default for CpuLocal {
     fn default() -> Self {
         Self {
-            last_flush: AtomicU32::new(0),
             running: UnsafeCell::new(None),
             domain: Cell::new(None),
             shared: Cell::new(VirtAddr::zero()),
@@ -111,24 +135,22 @@ impl Default for CpuLocal {
             vcpu: Cell::new(core::ptr::null()),
             syscall_to: Cell::new(user::nobody),
             attention: AtomicU32::new(0),
+            turn_ends: Cell::new(u64::MAX),
+            alarm: Cell::new(u64::MAX),
+            alone: Cell::new(true),
+            syscall: Cell::new(None),
+            breakpoints: Cell::new(false),
         }
     }
 }
 
 impl CpuLocal {
-    fn last_flush(&self) -> u32 {
-        self.last_flush.load(Ordering::Relaxed)
-    }
-
-    fn set_last_flush(&self, now: u32) {
-        self.last_flush.store(now, Ordering::Relaxed);
-    }
-
     /// Who runs here.
     ///
     /// # Safety
     /// At most one reference at a time: taken by [`trap`], by a call's handler or behind it, once for each entry from a guest (interrupts
-    /// are disabled and the hypervisor's own traps never come here, but through [`Self::domain`]).
+    /// are disabled and the hypervisor's own traps never come here, but through [`Self::domain`]). Where another domain's turn
+    /// begins, that reference ends, and [`install`](Self::install) gives the next.
     #[expect(clippy::mut_from_ref, reason = "the contents of a cell, exclusive by this function's contract")]
     unsafe fn running(&self) -> Option<&mut Running> {
         // SAFETY: as the caller promises; the CPU's own data is touched by no other CPU.
@@ -144,8 +166,19 @@ impl CpuLocal {
         self.note_assists(&running.dom);
         self.vcpu.set(&raw const *running.vcpu);
         self.note_mode(running.vcpu.mode);
-        // SAFETY: nothing of a guest's runs on this CPU yet, so there is no other reference.
+        // SAFETY: nothing of a guest's runs on this CPU, so there is no other reference.
         unsafe { (*self.running.get()).insert(running) }
+    }
+
+    /// Takes back the domain that runs here.
+    ///
+    /// # Safety
+    /// No reference to it is used any more.
+    unsafe fn uninstall(&self) -> Option<Running> {
+        self.domain.set(None);
+        self.vcpu.set(core::ptr::null());
+        // SAFETY: as the caller promises.
+        unsafe { (*self.running.get()).take() }
     }
 
     /// Masks the upcalls of the domain that runs here.
@@ -173,6 +206,22 @@ impl CpuLocal {
     }
 }
 
+/// What each CPU but the boot CPU needs before it can run guests. ([`start`] does this for that one.)
+pub fn init_cpu() {
+    syscall::init();
+}
+
+/// The domains that run on the other CPUs.
+///
+/// # Safety
+/// Those CPUs stand still, for as long as the result is used ([`crate::cpu::ipi::while_others_stand_still`]).
+unsafe fn running_elsewhere<'a>() -> impl Iterator<Item = &'a Running> {
+    let here = Cpu::current().id;
+    let others = smp::cpus().filter(move |cpu| cpu.id != here);
+    // SAFETY: a CPU stands still in the handler of an interrupt from a guest or the idle loop, where it has no reference to this.
+    others.filter_map(|cpu| unsafe { (*cpu.local.running.get()).as_ref() })
+}
+
 /// A trap from a guest.
 pub fn trap(frame: &mut TrapFrame) {
     let cpu = Cpu::current();
@@ -193,6 +242,13 @@ pub fn trap(frame: &mut TrapFrame) {
 }
 
 impl Running {
+    /// A domain that has not run yet.
+    fn at_start(host: &'static Host<Hw>, dom: Arc<Domain>, state: &InitialState) -> Self {
+        let mut vcpu = Box::new(Vcpu::new());
+        vcpu.set_kernel_stack(state.kernel_ss, state.kernel_sp);
+        Self { host, dom, vcpu, timer: Timer::new(), context: Box::new(Context::at_start(state)) }
+    }
+
     /// The guest as it makes a call: `frame` is where it stands behind it.
     fn caller(&mut self, frame: &TrapFrame) -> Caller<'_, Hw> {
         let place = Place { ip: frame.rip, sp: frame.rsp, entry: None };
@@ -206,8 +262,8 @@ impl Running {
 
     /// Giving up the CPU changes nothing where there is nobody to have it.
     #[inline]
-    fn yield_to_others(&mut self) {
-        if self.vcpu.reschedule && self.host.domains.count() == 1 {
+    fn yield_to_others(&mut self, cpu: &Cpu) {
+        if cpu.local.alone.get() {
             self.vcpu.reschedule = false;
         }
     }
@@ -218,63 +274,123 @@ impl Running {
     }
 }
 
-/// What is due before the guest goes on. When this returns, `frame` is what it goes on with.
+/// What is due before a guest goes on. When this returns, `frame` is what it goes on with; it may be another's than before.
 #[inline]
-fn leave(cpu: &Cpu, run: &mut Running, frame: &mut TrapFrame) {
-    if cpu.has_pending() || run.vcpu.timer_changed || run.vcpu.reschedule || !run.dom.run_state().is_empty() {
-        attend(cpu, run, frame);
-    }
-    if run.upcall_is_due() {
+fn leave(cpu: &'static Cpu, mut run: &'static mut Running, frame: &mut TrapFrame) {
+    loop {
+        if cpu.has_pending() || run.vcpu.timer_changed || run.vcpu.reschedule || !run.dom.run_state().is_empty() {
+            run = attend(cpu, run, frame);
+        }
+        if !run.upcall_is_due() {
+            return;
+        }
         deliver::event(run, frame);
-        if run.dom.run_state().contains(RunState::CRASHED) {
-            end::ended(run);
+        if !run.dom.run_state().contains(RunState::CRASHED) {
+            return;
         }
     }
 }
 
-/// Time has come for something, or the domain does not go on by itself.
+/// Time has come for something, or the domain does not go on by itself. Returns who runs then.
 #[cold]
 #[inline(never)]
-fn attend(cpu: &Cpu, run: &mut Running, frame: &TrapFrame) {
+fn attend(cpu: &'static Cpu, mut run: &'static mut Running, frame: &mut TrapFrame) -> &'static mut Running {
+    let local = &cpu.local;
+    let mut is_armed = true;
     loop {
         let pending = cpu.take_pending();
-        if pending.contains(Pending::TIMER) || core::mem::take(&mut run.vcpu.timer_changed) {
-            timer::serve(run);
+        let now = time::now_ns();
+        // Before it waits, it is looked what it asks for in its page.
+        let waits = run.dom.run_state() == RunState::BLOCKED;
+        let changed = core::mem::take(&mut run.vcpu.timer_changed);
+        if pending.contains(Pending::TIMER) || changed || waits {
+            timer::serve(run, now);
+            is_armed = false;
         }
-        if !pending.difference(Pending::TIMER).is_empty() {
-            sources::serve(run, frame, pending);
+        if local.alarm.get() <= now {
+            sched::sound_alarms(cpu, now);
         }
-        let state = run.dom.run_state();
-        if state.is_empty() {
-            break;
-        }
-        if state.intersects(RunState::SHUTDOWN | RunState::CRASHED) {
+        sources::serve(run.host, Some((run, frame)), pending);
+        if run.dom.run_state().intersects(RunState::SHUTDOWN | RunState::CRASHED) {
             end::explain(run, frame);
             end::ended(run);
         }
-        // Within a multicall, what follows a call that waits is done first.
-        if run.vcpu.call_made_way {
+        if sched::is_due(cpu, run, pending, now) {
+            is_armed = false;
+            if let Turn::Next(next) = sched::reconsider(cpu, run, now) {
+                run = change(cpu, frame, next, now);
+            }
+        }
+        if !cpu.has_pending() && !run.must_stop() {
             break;
         }
-        idle(cpu, run, frame);
     }
-    // Giving up the CPU changes nothing where nobody else wants it.
-    run.vcpu.reschedule = false;
+    if !is_armed {
+        timer::program(local, Some(run));
+    }
+    local.attention.store(0, Ordering::Relaxed);
+    run
 }
 
-/// Waits until the domain has something to do.
-fn idle(cpu: &Cpu, run: &mut Running, frame: &TrapFrame) {
-    timer::pause(run);
-    while run.dom.run_state() == RunState::BLOCKED {
-        let pending = cpu.wait_for_interrupt();
-        if pending.contains(Pending::TIMER) {
-            timer::serve(run);
+/// The turn of the domain that runs here has ended. Returns who runs next: at once, or when there is somebody.
+///
+/// No reference to the domain that ran is used any more.
+fn change(cpu: &'static Cpu, frame: &mut TrapFrame, next: Option<Slot>, now: u64) -> &'static mut Running {
+    // SAFETY: the caller's reference has ended.
+    let mut old = unsafe { cpu.local.uninstall() }.expect("a domain runs here");
+    switch::save(&cpu.local, &mut old, frame);
+    timer::pause(&mut old, now);
+    match next {
+        Some(next) => {
+            let run = cpu.local.install(sched::unpark(cpu, next));
+            switch::load(&cpu.local, run, frame);
+            sched::park(old);
+            timer::resume(run, now);
+            run
         }
-        if !pending.difference(Pending::TIMER).is_empty() {
-            sources::serve(run, frame, pending);
+        None => {
+            switch::unload(cpu);
+            let host = old.host;
+            sched::park(old);
+            idle(cpu, host, frame)
         }
     }
-    timer::resume(run);
+}
+
+/// Waits, with nothing of any domain's in this CPU, until there is somebody to run.
+fn idle(cpu: &'static Cpu, host: &Host<Hw>, frame: &mut TrapFrame) -> &'static mut Running {
+    let mut pending = Pending::SCHEDULE;
+    loop {
+        let now = time::now_ns();
+        if cpu.local.alarm.get() <= now {
+            sched::sound_alarms(cpu, now);
+        }
+        sources::serve(host, None, pending);
+        if let Some(next) = sched::pick(cpu, now) {
+            let run = cpu.local.install(sched::unpark(cpu, next));
+            switch::load(&cpu.local, run, frame);
+            timer::resume(run, now);
+            return run;
+        }
+        timer::program(&cpu.local, None);
+        pending = cpu.wait_for_interrupt();
+    }
+}
+
+/// A CPU is ready to run domains: it does so from now on.
+fn enter(cpu: &'static Cpu, host: &Host<Hw>) -> ! {
+    // Nobody's values are in the FPU yet.
+    fpu::trap_next_use();
+    let mut frame = TrapFrame::default();
+    let run = idle(cpu, host, &mut frame);
+    timer::program(&cpu.local, Some(run));
+    leave(cpu, run, &mut frame);
+    // SAFETY: page tables and descriptor tables are the domain's, validated; the frame is that of a guest at its start, or as it was
+    // when it was last interrupted. Nothing on the stack below it is needed.
+    unsafe {
+        cpu.guest_frame().write(frame);
+        resume_guest()
+    }
 }
 
 /// A page fault while the hypervisor ran: one at an address of the guest's, that shadowing or an open page table caused, is
@@ -283,14 +399,15 @@ pub fn repair_access(fault: &TrapFrame) -> Repair {
     let at = GuestVirt(Cr2::read_raw());
     let cpu = Cpu::current();
     let Some((host, dom)) = cpu.local.domain() else { return Repair::None };
-    // A four-level guest's tables are the CPU's own: nothing but writable ones can be in the way.
-    if dom.arch == Arch::X86_64 && !dom.is_assisted(VmAssistType::WritablePagetables) {
+    // A four-level guest's tables are the CPU's own, unless it is watched: else nothing but writable ones can be in the way.
+    if dom.arch == Arch::X86_64 && !dom.is_assisted(VmAssistType::WritablePagetables) && !dom.log.is_on() {
         return Repair::None;
     }
     let repaired = assist::repair_access(host, dom, at, faults::access(fault.error_code));
     // What was found in a page table that had to be closed may be the domain's end, which whoever makes the access does not look for.
-    if !dom.run_state().is_empty() {
+    if dom.run_state().contains(RunState::CRASHED) {
         cpu.local.attention.store(1, Ordering::Relaxed);
+        return Repair::None;
     }
     if repaired { Repair::TryAgain } else { Repair::None }
 }

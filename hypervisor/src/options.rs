@@ -12,13 +12,20 @@
 //! | `debug-exit=PORT`  | there is an isa-debug-exit device at this I/O port: leave QEMU through it          |
 //! | `audit`            | when a domain ends, check the memory of the whole machine; a fault is fatal        |
 //! | `audit=calls`      | and whenever a guest makes the debugging call 31                                   |
+//! | `sched=NAME[,N]`   | scheduler: `bvt` (default; N: context switch allowance), `rrobin` (N: slice) or `atropos`; N in µs |
+//! | `guest-console`    | for tests: all domains may write to the console; their lines begin with `(dN) `      |
+//! | `maxcpus=N`        | use this many CPUs at most; `nosmp` is `maxcpus=1`                                 |
+//! | `check-cpus`       | before any guest runs, have all CPUs flush for one another                         |
 //! | `provoke=FAULT`    | for tests of the fault reports only: once booted, fault like this ([`Provocation`])  |
+//! | `tsc-skew=PPM`     | for tests of the clock only: take the TSC to be so many parts in a million faster than measured, until it is measured again |
+//! | `tsc-skew=PPM,kept` | and do not measure it again                                                       |
 //!
 //! What follows the word `--` is not ours but domain 0's ([`split_guest_part`]).
 //!
 //! This module uses nothing but `core`, so that host tests can include it.
 
 use core::fmt;
+use core::num::NonZeroU16;
 
 /// A size in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -77,6 +84,39 @@ pub enum Audit {
     OnCall,
 }
 
+/// Whether all CPUs are checked at boot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CpuCheck {
+    /// They are not.
+    Skip,
+    /// They are.
+    Run,
+}
+
+/// A number of microseconds.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Micros(pub u32);
+
+/// The scheduler, and its own parameter where it has one and that is given.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Scheduler {
+    /// Borrowed virtual time; its context switch allowance.
+    Bvt(Option<Micros>),
+    /// Round robin; its slice.
+    RoundRobin(Option<Micros>),
+    /// Atropos.
+    Atropos,
+}
+
+/// Who may write to the machine's console.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GuestConsole {
+    /// Domain 0 only.
+    Domain0,
+    /// All domains.
+    All,
+}
+
 /// A fault that the hypervisor makes on purpose once it has booted, for tests of the reports.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Provocation {
@@ -94,8 +134,32 @@ pub enum Provocation {
     ExecuteData,
     /// `double-fault`: a fault without a stack for it.
     DoubleFault,
+    /// `cpu-panic`: a panic on the last CPU, while the others are anywhere.
+    CpuPanic,
+    /// `lost-cpu`: the other CPUs are not told to start. They have to be left out.
+    LostCpu,
+    /// `tsc-apart`: the other CPUs' time stamp counters are an hour ahead. They have to be set, or left out.
+    TscApart,
     /// `lost-reference`: a reference to a frame of domain 0's that nobody has. The audit has to find it.
     LostReference,
+}
+
+/// For how long the clock's rate is wrong on purpose.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kept {
+    /// Until it is measured again.
+    AtFirst,
+    /// For good.
+    Always,
+}
+
+/// A rate that is wrong on purpose, for tests of the clock.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Skew {
+    /// By how much the TSC is taken to be faster than it is, in parts in a million.
+    pub ppm: u32,
+    /// For how long.
+    pub kept: Kept,
 }
 
 /// An I/O port.
@@ -121,8 +185,18 @@ pub struct Options {
     pub debug_exit: Option<IoPort>,
     /// `audit`.
     pub audit: Audit,
+    /// `sched`.
+    pub scheduler: Scheduler,
+    /// `guest-console`.
+    pub guest_console: GuestConsole,
+    /// `maxcpus`: how many CPUs may be used; all that there are if it is not said.
+    pub max_cpus: Option<NonZeroU16>,
+    /// `check-cpus`.
+    pub cpu_check: CpuCheck,
     /// `provoke`.
     pub provoke: Option<Provocation>,
+    /// `tsc-skew`.
+    pub tsc_skew: Option<Skew>,
 }
 
 /// A word of the command line that was not understood, and is ignored.
@@ -154,7 +228,12 @@ impl Options {
         p2m: P2m::Natural,
         debug_exit: None,
         audit: if cfg!(debug_assertions) { Audit::AtEnd } else { Audit::Off },
+        scheduler: Scheduler::Bvt(None),
+        guest_console: GuestConsole::Domain0,
+        max_cpus: None,
+        cpu_check: CpuCheck::Skip,
         provoke: None,
+        tsc_skew: None,
     };
 
     /// Reads a command line, up to the word `--`. Each word that is not understood is passed to `complain` and
@@ -187,10 +266,16 @@ impl Options {
             ("debug-exit", Some(value)) => self.debug_exit = Some(IoPort(port(value).ok_or(bad)?)),
             ("audit", None) => self.audit = Audit::AtEnd,
             ("audit", Some("calls")) => self.audit = Audit::OnCall,
+            ("sched", Some(value)) => self.scheduler = scheduler(value).ok_or(bad)?,
+            ("guest-console", None) => self.guest_console = GuestConsole::All,
+            ("maxcpus", Some(value)) => self.max_cpus = Some(cpus(value).ok_or(bad)?),
+            ("nosmp", None) => self.max_cpus = Some(NonZeroU16::MIN),
+            ("check-cpus", None) => self.cpu_check = CpuCheck::Run,
             ("provoke", Some(value)) => self.provoke = Some(provocation(value).ok_or(bad)?),
+            ("tsc-skew", Some(value)) => self.tsc_skew = Some(skew(value).ok_or(bad)?),
             (
-                "noreboot" | "dom0_mem" | "dom0_shadow" | "com1" | "loglvl" | "p2m" | "debug-exit" | "audit"
-                | "provoke",
+                "noreboot" | "dom0_mem" | "dom0_shadow" | "com1" | "loglvl" | "p2m" | "debug-exit" | "audit" | "sched"
+                | "guest-console" | "maxcpus" | "nosmp" | "check-cpus" | "provoke" | "tsc-skew",
                 _,
             ) => {
                 return Err(bad);
@@ -201,7 +286,7 @@ impl Options {
     }
 }
 
-/// Splits a command line at the first word `--`: what is ours, and what is domain 0's (`None` without such a word).
+/// Splits a command line at the first word `--`: what is ours, and what is domain 0's (`None` without such a word). (A module's command line is split alike: `domain_options`.)
 #[must_use]
 pub fn split_guest_part(command_line: &str) -> (&str, Option<&str>) {
     for (at, _) in command_line.match_indices("--") {
@@ -215,8 +300,28 @@ pub fn split_guest_part(command_line: &str) -> (&str, Option<&str>) {
     (command_line, None)
 }
 
+/// A scheduler's name as Xen 2.0 has it, and a number of microseconds where there is something to set.
+fn scheduler(text: &str) -> Option<Scheduler> {
+    let (name, number) = match text.split_once(',') {
+        Some((name, number)) => (name, Some(micros(number)?)),
+        None => (text, None),
+    };
+    match (name, number) {
+        ("bvt", allowance) => Some(Scheduler::Bvt(allowance)),
+        ("rrobin", slice) => Some(Scheduler::RoundRobin(slice)),
+        ("atropos", None) => Some(Scheduler::Atropos),
+        _ => None,
+    }
+}
+
+/// A number of microseconds above 0, less than a second.
+pub fn micros(text: &str) -> Option<Micros> {
+    let number = u32::try_from(decimal(text)?).ok()?;
+    (1..1_000_000).contains(&number).then_some(Micros(number))
+}
+
 /// A size: a whole number above 0 and a suffix, K without one.
-fn size(text: &str) -> Option<Bytes> {
+pub fn size(text: &str) -> Option<Bytes> {
     let (digits, shift) = match text.as_bytes().last()? {
         b'k' | b'K' => (&text[..text.len() - 1], 10),
         b'm' | b'M' => (&text[..text.len() - 1], 20),
@@ -233,6 +338,10 @@ fn baud(text: &str) -> Option<u32> {
     let number = text.split_once(',').map_or(text, |(number, _)| number);
     let baud = u32::try_from(decimal(number)?).ok()?;
     ((2..=115_200).contains(&baud) && 115_200 % baud == 0).then_some(baud)
+}
+
+fn cpus(text: &str) -> Option<NonZeroU16> {
+    NonZeroU16::new(u16::try_from(decimal(text)?).ok()?)
 }
 
 fn log_level(text: &str) -> Option<LogLevel> {
@@ -255,9 +364,23 @@ fn provocation(text: &str) -> Option<Provocation> {
         "write-text" => Some(Provocation::WriteText),
         "execute-data" => Some(Provocation::ExecuteData),
         "double-fault" => Some(Provocation::DoubleFault),
+        "cpu-panic" => Some(Provocation::CpuPanic),
+        "lost-cpu" => Some(Provocation::LostCpu),
+        "tsc-apart" => Some(Provocation::TscApart),
         "lost-reference" => Some(Provocation::LostReference),
         _ => None,
     }
+}
+
+/// Parts in a million, up to a hundredth, and perhaps `,kept`.
+fn skew(text: &str) -> Option<Skew> {
+    let (number, kept) = match text.split_once(',') {
+        Some((number, "kept")) => (number, Kept::Always),
+        Some(_) => return None,
+        None => (text, Kept::AtFirst),
+    };
+    let ppm = u32::try_from(decimal(number)?).ok()?;
+    (1..=10_000).contains(&ppm).then_some(Skew { ppm, kept })
 }
 
 /// A port: hexadecimal with `0x`, else decimal; not 0.
@@ -271,7 +394,7 @@ fn port(text: &str) -> Option<u16> {
 }
 
 /// A decimal number: digits only, where `u64`'s own parser would take a sign.
-fn decimal(text: &str) -> Option<u64> {
+pub fn decimal(text: &str) -> Option<u64> {
     if !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }

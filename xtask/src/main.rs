@@ -9,6 +9,8 @@ mod cargo;
 mod compile;
 mod console;
 mod elf;
+mod further;
+mod fuzz_guest;
 mod guest_meta;
 mod iso;
 mod lint;
@@ -48,6 +50,8 @@ enum Command {
     Test(TestArgs),
     /// Measure what operations cost a guest, in instructions; fails where a budget or the baseline is exceeded
     Bench(BenchArgs),
+    /// Boot the blind guest, seed after seed; fails where the host does not outlive it, with the command that repeats it
+    FuzzGuest(FuzzGuestArgs),
     /// Make a bootable ISO image with the hypervisor and a guest
     Image(ImageArgs),
     /// Draw what each scheduler does with the same loads, on a simulated machine
@@ -101,6 +105,9 @@ struct DomainArgs {
     /// The guest's command line
     #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
     cmdline: String,
+    /// A further domain: `GUEST[/ARCH] [options] [-- command line]`; may be repeated
+    #[arg(long = "domain", value_name = "TEXT")]
+    further: Vec<further::Further>,
     /// Options for the hypervisor
     #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
     hv_args: String,
@@ -115,6 +122,9 @@ struct RunArgs {
     /// The machine's memory in MiB
     #[arg(long, value_name = "MiB", default_value_t = 128)]
     memory: u32,
+    /// The machine's CPUs
+    #[arg(long, value_name = "CPUS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    smp: u16,
     /// The machine QEMU makes
     #[arg(long, default_value = "pc")]
     machine: Machine,
@@ -158,6 +168,19 @@ struct BenchArgs {
 }
 
 #[derive(Args)]
+struct FuzzGuestArgs {
+    /// Only this architecture; both, in turn, without it
+    #[arg(long)]
+    arch: Option<Arch>,
+    /// How long to begin new seeds
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    seconds: u64,
+    /// The first seed; the time of day without it
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+#[derive(Args)]
 struct ImageArgs {
     #[command(flatten)]
     domain: DomainArgs,
@@ -179,6 +202,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::command(&args),
         Command::Test(args) => suite::command(args.filter.as_deref(), args.list),
         Command::Bench(args) => bench::command(&args),
+        Command::FuzzGuest(args) => fuzz_guest::command(&args),
         Command::Image(args) => iso::command(&args).map(|()| 0),
         Command::PlotShares(args) => plot::command(args.output.as_deref()).map(|()| 0),
         Command::Lint => lint::command(),

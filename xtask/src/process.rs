@@ -54,6 +54,19 @@ const STUCK: &str = "KVM internal error";
 pub fn stream(
     command: &mut Command,
     limit: Option<Duration>,
+    sink: impl Write + Send + 'static,
+) -> Result<(End, String)> {
+    let start = Instant::now();
+    stream_until(command, || limit.is_some_and(|limit| start.elapsed() > limit), sink)
+}
+
+/// As [`stream`], until `over` says that it has taken too long.
+///
+/// # Errors
+/// See [`stream`].
+pub fn stream_until(
+    command: &mut Command,
+    over: impl Fn() -> bool,
     mut sink: impl Write + Send + 'static,
 ) -> Result<(End, String)> {
     let program = command.get_program().to_string_lossy().into_owned();
@@ -70,7 +83,7 @@ pub fn stream(
         let mut said = said.clone();
         move || copy_live(&mut stderr, &mut said)
     });
-    let end = wait(&mut child, limit, &said)?;
+    let end = wait(&mut child, over, &said)?;
     // Both threads end with their pipes, whose other ends are closed by now.
     drop(copier.join());
     drop(errors.join());
@@ -86,15 +99,14 @@ fn copy_live(mut from: impl Read, to: &mut impl Write) {
     }
 }
 
-fn wait(child: &mut Child, limit: Option<Duration>, said: &Capture) -> Result<End> {
-    let start = Instant::now();
+fn wait(child: &mut Child, over: impl Fn() -> bool, said: &Capture) -> Result<End> {
     let mut stopping: Option<Instant> = None;
     loop {
         if let Some(status) = child.try_wait()? {
             // The terminal sends the interrupt to the child as well, which may be quicker than this loop.
             return Ok(if interrupted() { End::Interrupted } else { End::Exited(status) });
         }
-        if limit.is_some_and(|limit| start.elapsed() > limit) {
+        if over() {
             kill(child)?;
             return Ok(End::TimedOut);
         }

@@ -13,10 +13,11 @@
 //! allocated, since a heap that grows takes frames, which are what is being counted.
 //!
 //! Locks: takes every domain's paging lock, in the order given, then the allocator's, which it does not hold while it
-//! calls anything that might lock or allocate. The caller holds none of them. References to frames that are no tables
+//! calls anything that might lock or allocate, and those of grants for one domain at a time. The caller holds none of them. References to frames that are no tables
 //! change without a lock, so all other CPUs stand still meanwhile.
 
 mod allocator;
+mod grants;
 mod shadows;
 mod tables;
 #[cfg(test)]
@@ -29,11 +30,10 @@ use crate::frame::{FrameInfo, FrameType};
 use crate::host::{Hardware, Host};
 use crate::paging::{Pager, PagingState};
 use crate::segments::Segments;
-use alloc::collections::BTreeMap;
+use crate::sync::MutexGuard;
 use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::Ordering;
-use spin::MutexGuard;
 
 /// The invariants, by the names that the design gives them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -165,8 +165,8 @@ struct Audit<'a, H> {
     afresh: bool,
     violations: Vec<Violation>,
     census: Census,
-    /// Frames of shadows and views found, by domain.
-    shadows: BTreeMap<u16, u64>,
+    /// Frames of shadows and views found, of each subject.
+    shadows: Vec<u64>,
 }
 
 /// Checks all invariants that memory alone shows.
@@ -188,9 +188,9 @@ fn audit_in_steps<H: Hardware>(
     tallies.resize(step.min(frames as usize), Tally::default());
     let mut states = Vec::with_capacity(subjects.len());
     let violations = Vec::with_capacity(REPORTED);
+    let shadows = alloc::vec![0; subjects.len()];
     states.extend(subjects.iter().map(|subject| subject.dom.paging.lock()));
     let census = Census::default();
-    let shadows = BTreeMap::new();
     let mut audit = Audit { host, subjects, states, tallies, first: 0, afresh: true, violations, census, shadows };
     for first in (0..frames).step_by(step) {
         (audit.first, audit.afresh) = (first, first == 0);
@@ -308,7 +308,7 @@ impl<'a, H: Hardware> Audit<'a, H> {
         if refs.is_allocated() {
             self.refer(mfn);
         }
-        if refs.is_shared() {
+        if refs.is_shared() && refs.is_allocated() {
             // The hypervisor writes to it for good.
             self.use_as(mfn, FrameType::Writable);
         }
@@ -345,6 +345,7 @@ impl<'a, H: Hardware> Audit<'a, H> {
             self.check_partial(dom, index);
             self.check_pool(dom, index);
             self.tally_windows(dom, index);
+            self.tally_grants(dom);
         }
         let listed: usize = self
             .states

@@ -108,26 +108,30 @@ impl<H: Hardware> Audit<'_, H> {
         let named = self.info(first).shadow().map_or(0, |mfn| mfn.0);
         self.expect(Invariant::ShadowFollows, first, "table of a shadow", table.0, named);
         let owner = self.info(table).refs().owner();
-        *self.shadows.entry(owner.0).or_default() += frames;
+        if let Some(index) = self.subjects.iter().position(|subject| subject.dom.id == owner) {
+            self.shadows[index] += frames;
+        }
     }
 
-    /// A domain's shadows are those that are on its list, and their frames are counted, with those of the two tables above.
+    /// A domain's shadows are those that are on the lists of their levels, and their frames are counted, with those of the two tables above.
     pub(super) fn check_pool(&mut self, dom: &Domain, index: usize) {
-        let listed: u64 = Pager::new(self.host, dom)
-            .shadows(&self.states[index])
-            .map(|(first, table)| {
-                let info = self.info(table);
-                let level = info.type_word().kind().level();
-                match (info.shadow() == Some(first), level) {
-                    (true, Some(level)) if dom.arch == Arch::X86_32 => Self::shadow_frames::<TwoLevel>(level),
-                    (true, Some(level)) => Self::shadow_frames::<FourLevel>(level),
-                    (false, Some(2)) if info.view() == Some(first) => 2,
-                    _ => 0xffff,
-                }
-            })
-            .sum();
+        let frames = |list: u8, first: Mfn, table: Mfn| {
+            let info = self.info(table);
+            let level = info.type_word().kind().level();
+            match (info.shadow() == Some(first), level) {
+                (true, Some(level)) if level != list => 0xffff,
+                (true, Some(level)) if dom.arch == Arch::X86_32 => Self::shadow_frames::<TwoLevel>(level),
+                (true, Some(level)) => Self::shadow_frames::<FourLevel>(level),
+                (false, Some(2)) if info.view() == Some(first) && list == 1 => 2,
+                _ => 0xffff,
+            }
+        };
+        let pager = Pager::new(self.host, dom);
+        let on_list =
+            |level| pager.shadows(&self.states[index], level).map(move |(first, table)| (level, first, table));
+        let listed: u64 = (1..=4).flat_map(on_list).map(|(list, first, table)| frames(list, first, table)).sum();
         let at = Mfn(dom.id.0.into());
-        let claimed = self.shadows.get(&dom.id.0).copied().unwrap_or_default();
+        let claimed = self.shadows[index];
         self.expect(Invariant::ShadowFollows, at, "frames of the shadows listed", claimed, listed);
         let upper = if self.states[index].upper.is_some() { 2 } else { 0 };
         let used = self.states[index].pool.used().0.into();

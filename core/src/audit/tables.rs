@@ -50,7 +50,7 @@ impl<H: Hardware> Audit<'_, H> {
                 self.report(Invariant::TypeIsHeld, table, "refused bits", 0, refused);
             }
             if level == 1 {
-                self.tally_mapping(table, dom, entry);
+                self.tally_mapping(table, index, dom, entry);
             } else {
                 self.tally_child(table, dom, entry, level);
             }
@@ -101,7 +101,7 @@ impl<H: Hardware> Audit<'_, H> {
         }
     }
 
-    fn tally_mapping(&mut self, table: Mfn, dom: &Domain, entry: Pte) {
+    fn tally_mapping(&mut self, table: Mfn, index: usize, dom: &Domain, entry: Pte) {
         let mfn = entry.mfn();
         self.count(Invariant::Rightful);
         if mfn.0 >= self.host.machine_frames {
@@ -120,6 +120,7 @@ impl<H: Hardware> Audit<'_, H> {
         let rightful = match owner {
             _ if owner == dom.id => true,
             DomId::XEN => dom.is_privileged() && info.refs().is_shared() && !entry.writable(),
+            _ if self.is_granted(dom, owner, table, index, entry) => true,
             _ => dom.is_privileged() && self.subject(owner).is_some(),
         };
         if !rightful {
@@ -137,10 +138,17 @@ impl<H: Hardware> Audit<'_, H> {
 
     /// A domain's half-validated tables are its own, above the lowest level, and what their list says.
     pub(super) fn check_partial(&mut self, dom: &Domain, index: usize) {
-        let mut nth = 0;
+        let (mut nth, mut before) = (0, None);
+        let mut abandoned = self.states[index].suspended.abandoned();
         // One by one: a list of them might make the heap grow.
         while let Some((mfn, condition)) = self.partial_table(dom, index, nth) {
             nth += 1;
+            if condition == Condition::Suspended {
+                let found = Pager::new(self.host, dom).suspended_before(mfn);
+                self.expect(Invariant::TypeIsHeld, mfn, "link back to the one before", number(before), number(found));
+                before = Some(mfn);
+                abandoned = abandoned.filter(|&first| first != mfn);
+            }
             self.expect_owner(mfn, dom);
             let word = self.info(mfn).type_word();
             let found = word.partial().is_some_and(|(_, found)| found == condition);
@@ -149,6 +157,7 @@ impl<H: Hardware> Audit<'_, H> {
             self.expect(Invariant::TypeIsHeld, mfn, "half-validated and above the lowest level", 1, upper.into());
         }
         let at = Mfn(dom.id.0.into());
+        self.expect(Invariant::TypeIsHeld, at, "the abandoned, which is no suspended one", 0, number(abandoned));
         self.expect(Invariant::TypeIsHeld, at, "unsettled", (nth > 0).into(), dom.is_unsettled().into());
     }
 
@@ -183,4 +192,9 @@ impl<H: Hardware> Audit<'_, H> {
             }
         }
     }
+}
+
+/// For a report. Frame 0 is never a table.
+fn number(mfn: Option<Mfn>) -> u64 {
+    mfn.map_or(0, |mfn| mfn.0)
 }

@@ -81,9 +81,11 @@ pub struct TrapTable {
     fast_vector: u8,
     /// Its handler, as it was when that was asked for.
     fast: Option<TrapHandler>,
-    /// Address of an x86_32 guest's handler of [`SYSTEM_CALL`], if it is of the plainest kind: in the flat code segment, open to
-    /// every ring, and not masking events. Else 0, which is no handler's address (it ends the list of `set_trap_table`).
+    /// Address of an x86_32 guest's handler of [`SYSTEM_CALL`], if it is of the plainest kind: open to every ring, and not
+    /// masking events. Else 0, which is no handler's address (it ends the list of `set_trap_table`).
     plain_system_call: u32,
+    /// Its code selector.
+    plain_system_call_cs: u32,
 }
 
 impl Default for TrapTable {
@@ -96,11 +98,13 @@ impl TrapTable {
     /// No handlers.
     #[must_use]
     pub const fn new() -> Self {
-        Self { handlers: [None; NR_TRAPS], fast_vector: 0, fast: None, plain_system_call: 0 }
+        Self { handlers: [None; NR_TRAPS], fast_vector: 0, fast: None, plain_system_call: 0, plain_system_call_cs: 0 }
     }
 
     /// Where the address of a plain handler of [`SYSTEM_CALL`] lies in this, for the entry in assembly.
     pub const PLAIN_SYSTEM_CALL: usize = offset_of!(Self, plain_system_call);
+    /// Where its code selector does. Both are 32 bits wide.
+    pub const PLAIN_SYSTEM_CALL_CS: usize = offset_of!(Self, plain_system_call_cs);
 
     /// Installs one entry of `set_trap_table`.
     ///
@@ -121,19 +125,18 @@ impl TrapTable {
 
     /// What the entry in assembly finds.
     #[cfg(test)]
-    pub(super) const fn plain_system_call(&self) -> u32 {
-        self.plain_system_call
+    pub(super) const fn plain_system_call(&self) -> (u32, u32) {
+        (self.plain_system_call_cs, self.plain_system_call)
     }
 
     /// Works out anew where a plain [`SYSTEM_CALL`] goes.
     fn note_system_call<P: Personality>(&mut self) {
         let fast = self.fast.filter(|_| self.fast_vector == SYSTEM_CALL);
         let handler = fast.or(self.get(SYSTEM_CALL));
-        let plain = handler.filter(|handler| {
-            let open = handler.dpl == 3 && !handler.masks_events;
-            P::ARCH == Arch::X86_32 && handler.at.cs == P::FLAT_GUESTOS_CS && open
-        });
-        self.plain_system_call = plain.map_or(0, |handler| handler.at.ip.0 as u32);
+        let plain = handler.filter(|handler| P::ARCH == Arch::X86_32 && handler.dpl == 3 && !handler.masks_events);
+        // Whether its segment can be entered is for `iretq` to find out, as for any handler.
+        let (cs, ip) = plain.map_or((0, 0), |handler| (handler.at.cs.0.into(), handler.at.ip.0 as u32));
+        (self.plain_system_call_cs, self.plain_system_call) = (cs, ip);
     }
 
     /// `set_fast_trap(vector)`: from now on `int` of this vector goes to the handler that the table has for it now, whatever

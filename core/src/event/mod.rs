@@ -22,12 +22,12 @@ pub use page::{block, is_masked, signal, upcall_is_due};
 pub use wire::{Reply, event_channel_op};
 
 use crate::addr::Mfn;
+use crate::sync::{Mutex, MutexGuard};
 use alloc::vec::Vec;
 use core::ops::Deref;
 use core::sync::atomic::{AtomicU16, Ordering};
 use proxenos_abi::ids::NR_VIRQS;
 use proxenos_abi::{DomId, Errno, Pirq, Port, Virq};
-use spin::{Mutex, MutexGuard};
 
 /// Ports of a domain (`NR_EVENT_CHANNELS`).
 pub const PORTS: usize = 1024;
@@ -47,6 +47,10 @@ pub trait EventDomain {
     /// `upcall_pending` was just set: wake the domain if it is blocked, interrupt its CPU if it runs on another.
     /// May be called with another domain's port mutex held, and from interrupt context.
     fn notify(&self);
+    /// The same, if it is the domain that runs on this CPU which has sent the event: it looks for itself on its way back.
+    fn notify_self(&self) {
+        self.notify();
+    }
     /// Routes a physical interrupt to the domain. Called with its port mutex held.
     ///
     /// # Errors

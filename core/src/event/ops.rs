@@ -1,6 +1,5 @@
 //! The seven operations on event channels, and the eighth that a guest cannot call: closing all of a dying domain's.
 
-use super::deliver::raise;
 use super::page::signal;
 use super::{Channel, EventDomain, EventDomains, EventError, EventPorts, Pair, PirqSharing};
 use crate::addr::Mfn;
@@ -265,7 +264,9 @@ pub fn send<S: EventDomains, M: MachineMemory>(
     // Held to the end: the remote domain cannot take its end away, and free its page, in between.
     let ports = caller.events().lock();
     match *ports.state(port)? {
-        Channel::Interdomain { remote, port, .. } if remote == caller.id() => raise(caller, memory, port),
+        Channel::Interdomain { remote, port, .. } if remote == caller.id() => {
+            signal(memory, caller.shared_info(), port, || caller.notify_self());
+        }
         Channel::Interdomain { remote, port, shared_info } => send_to(domains, memory, remote, port, shared_info),
         _ => return Err(EventError::PortState),
     }

@@ -331,11 +331,33 @@ impl FrameInfo {
         Some(before & REFS == ONE_REF)
     }
 
+    /// Gives up the owner's own reference to a frame that is shared with the hypervisor, and the hypervisor's use of it as
+    /// writable memory; the result is as [`put_allocation`](Self::put_allocation)'s. It stays outside the owner's reservation.
+    #[must_use]
+    pub(crate) fn put_shared(&self) -> Option<bool> {
+        let before = self.change_if(|now| {
+            let state = if type_count(now) == 1 { STATE } else { 0 };
+            let both = ALLOCATED | SHARED;
+            (now & both == both).then(|| ((now & !ALLOCATED) - (ONE_REF + ONE_TYPE)) & !state)
+        })?;
+        Some(before & REFS == ONE_REF)
+    }
+
     /// Hands the frame from one owner to another, if owning it is the only reference there is. False when it is not.
     /// `flush` is called with the frame's stamp while it is nobody's: the old owner's last mapping may still be in a TLB,
     /// and the new one can refer to the frame as soon as it has it (invariant I5).
     #[must_use]
     pub fn reassign(&self, from: DomId, to: DomId, flush: impl FnOnce(u32)) -> bool {
+        self.hand_on(from, to, |stamp| {
+            flush(stamp);
+            true
+        })
+    }
+
+    /// As [`reassign`](Self::reassign), if `flush` says, when the frame is nobody's, that it is to be done; else the old owner
+    /// has it back.
+    #[must_use]
+    pub(crate) fn hand_on(&self, from: DomId, to: DomId, flush: impl FnOnce(u32) -> bool) -> bool {
         const SEEN: u64 = OWNER | REFS | TYPES | STATE | ALLOCATED | SHARED;
         let owned_by = |owner| owner_field(owner) | ONE_REF | ALLOCATED;
         let now = self.word.load(Ordering::Acquire);
@@ -345,10 +367,10 @@ impl FrameInfo {
         {
             return false;
         }
-        flush(self.stamp());
+        let done = flush(self.stamp());
         // Nobody could refer to it meanwhile.
-        self.word.store(now & KIND | owned_by(to), Ordering::Release);
-        true
+        self.word.store(now & KIND | owned_by(if done { to } else { from }), Ordering::Release);
+        done
     }
 
     /// Takes a reference to the frame *as* `kind`. The caller already holds a plain reference. `flush` is called with

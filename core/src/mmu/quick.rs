@@ -69,14 +69,21 @@ impl Course {
             }
             let mut table = L1Table::NONE;
             let mut state = pager.lock();
+            let base = state.base;
             let mut done = 0;
+            let mut stopped = false;
             for request in &*requests {
-                let carried_out = if is_store(request) {
-                    store::<P, H>(pager, &mut table, request)
+                if is_store(request) {
+                    stopped = !store::<P, H>(pager, &mut table, request);
                 } else {
-                    others::<P, H>(pager, &mut state, vcpu, &mut self.flush_tlb, request)
-                };
-                if !carried_out {
+                    stopped = !others::<P, H>(pager, &mut state, vcpu, &mut self.flush_tlb, request);
+                    // What follows lies in another address space now, and is read anew.
+                    if state.base != base {
+                        done += 1;
+                        break;
+                    }
+                }
+                if stopped {
                     break;
                 }
                 done += 1;
@@ -84,7 +91,7 @@ impl Course {
             drop(state);
             self.completed += done;
             self.poll.step(done * cost::ENTRY);
-            if (done as usize) < requests.len() {
+            if stopped {
                 break;
             }
         }

@@ -21,7 +21,7 @@
 //! the address where the guest reads.
 //!
 //! **Where it is noted.** A frame's free-list links are idle while it is in use. Of a validated directory's, `prev` is the view's first
-//! frame and `next` counts the linear entries that lead to it (of one that is half validated, `next` is a list's link,
+//! frame and `next` counts the linear entries that lead to it (of one that is half validated, both are a list's links,
 //! [`super::partial`]'s). The view itself may be absent, as any shadow ([`super::pool`]).
 //!
 //! **Taking down.** The last reference to a directory may be an entry of another that is being taken down itself, and so on,
@@ -31,7 +31,7 @@
 //! [`Pager::unlink_directory`] does that.
 
 use super::format::{Format, Pte, bits};
-use super::pool::Need;
+use super::pool::{Need, Part};
 use super::shadow::slot;
 use super::{Pager, PagingError, PagingState, Target};
 use crate::addr::Mfn;
@@ -158,7 +158,7 @@ impl<H: Hardware> Pager<'_, H> {
     /// Makes the view of a directory that has none.
     pub(super) fn build_view<F: Format>(&self, state: &mut PagingState, table: Mfn, need: Need) -> Option<Mfn> {
         let hw = &self.host.hw;
-        let view = self.take_shadow::<F>(state, table, VIEW_ORDER, need)?;
+        let view = self.take_shadow::<F>(state, table, Part::View, need)?;
         for index in (0..F::ENTRIES).filter(|&index| F::is_guest_slot(2, index)) {
             hw.store64(slot(view, index), view_entry(F::load(hw, table, index)));
         }
@@ -179,7 +179,7 @@ impl<H: Hardware> Pager<'_, H> {
     pub(super) fn destroy_view(&self, state: &mut PagingState, info: &FrameInfo) {
         if let Some(view) = info.view() {
             info.set_view(None);
-            self.release_shadow(state, view, VIEW_ORDER);
+            self.release_view(state, view);
         }
     }
 

@@ -32,11 +32,11 @@ use crate::domain::{Arch, Domain};
 use crate::event::EventDomains;
 use crate::frame::FrameInfo;
 use crate::host::{Hardware, Host};
+use crate::sync::Mutex;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use proxenos_abi::Errno;
 use proxenos_abi::dom0_ops::args::ShadowControlOp;
-use spin::Mutex;
 
 /// What shadows are for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -170,7 +170,7 @@ pub fn control<H: Hardware>(
 
 /// Notes that another domain than a frame's owner may write to it, or could until now.
 #[cold]
-pub(super) fn foreign_writer<H: Hardware>(host: &Host<H>, writer: DomId, mfn: Mfn, info: &FrameInfo) {
+pub(crate) fn foreign_writer<H: Hardware>(host: &Host<H>, writer: DomId, mfn: Mfn, info: &FrameInfo) {
     let owner = info.refs().owner();
     if owner != writer
         && let Some(dom) = host.domains.find(owner)
@@ -341,7 +341,7 @@ impl<H: Hardware> Pager<'_, H> {
 
     /// Does something with each L1 table that has a shadow, and that shadow.
     fn each_l1(&self, state: &PagingState, mut action: impl FnMut(Mfn, Mfn)) {
-        for (first, table) in self.shadows(state) {
+        for (first, table) in self.shadows(state, 1) {
             if self.part(first, table) == Part::Shadow(1) {
                 action(table, first);
             }

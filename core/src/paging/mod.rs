@@ -37,6 +37,7 @@ use crate::host::{Hardware, Host};
 use crate::preempt::Poll;
 use entry::L1Table;
 use format::{Format, Pte, bits};
+use partial::Suspended;
 use pool::ShadowPool;
 use proxenos_abi::Errno;
 use user_base::UserBase;
@@ -104,8 +105,8 @@ pub struct PagingState {
     pub(crate) root: Option<Mfn>,
     /// What a four-level guest's applications run on.
     pub user: UserBase,
-    /// First of the half-validated tables that wait for somebody to go on with them ([`partial`]).
-    pub(crate) suspended: Option<Mfn>,
+    /// The half-validated tables that wait for somebody to go on with them ([`partial`]).
+    pub(crate) suspended: Suspended,
     /// First of those that wait to be undone.
     pub(crate) condemned: Option<Mfn>,
     /// Whether what is done now may make way: that of the request that holds the lock.
@@ -125,7 +126,7 @@ impl PagingState {
             upper: None,
             root: None,
             user: UserBase::new(),
-            suspended: None,
+            suspended: Suspended::NONE,
             condemned: None,
             poll: Poll::NEVER,
             writable: WritableTables::new(),
@@ -136,7 +137,7 @@ impl PagingState {
     /// Whether tables wait to be undone.
     #[must_use]
     pub const fn has_condemned(&self) -> bool {
-        self.condemned.is_some()
+        self.condemned.is_some() || self.suspended.abandoned().is_some()
     }
 
     /// The L4 table for the CPU: the guest's own, or the one its shadows hang in.

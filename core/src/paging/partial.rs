@@ -13,14 +13,19 @@
 //! - A *condemned* one has failed, or lost its last use, and waits for its entries to be dropped ([`Pager::drain`]). A child that
 //!   loses its last use in this is condemned in turn. So no recursion goes deep, and each step leaves everything counted.
 //!
-//! Only tables above the lowest level are ever partial: one of the lowest is done in one go (about 50,000 instructions).
+//! Only tables above the lowest level are ever partial: one of the lowest is done in one go.
 //!
 //! Each domain has a list of either kind, linked through the frames' records. A request drains what it has condemned before it
 //! returns to the guest for good. What a guest suspends and never comes back for stays suspended, accounted for, until a request
-//! is refused: that may be its fault, so it is condemned and drained, and the request tried again.
+//! is refused: that may be its fault, so all of it is *abandoned*, and drained before the request is tried again.
 //!
-//! The list's link is the record's `next`. A directory's `prev` is its view, and its `next` how many entries lead there
-//! ([`super::linear`]), only while it is validated. Tables are dropped only with none open ([`Pager::lock`]).
+//! A guest can make very many of these tables, so nothing here walks a list in one go. The suspended are linked both ways, to
+//! be taken out wherever they stand, the youngest first; one of them and all that are older are abandoned, so that to
+//! abandon is to note which. They go the oldest first, and so what hung together from below. An abandoned table is suspended like any other (it may still be gone on with) until it is condemned
+//! in its turn. Each table that is drained counts as a step, whether it had entries or not.
+//!
+//! The links are the record's `next` and, of the suspended, `prev`. A directory's `prev` is its view, and its `next` how many
+//! entries lead there ([`super::linear`]), only while it is validated. Tables are dropped only with none open ([`Pager::lock`]).
 //!
 //! Lock: the owner's paging lock.
 
@@ -34,6 +39,39 @@ use core::sync::atomic::Ordering::Relaxed;
 
 /// The end of a list.
 const NIL: u32 = u32::MAX;
+
+/// What a link says.
+fn link(word: u32) -> Option<Mfn> {
+    (word != NIL).then_some(Mfn(word.into()))
+}
+
+fn word(link: Option<Mfn>) -> u32 {
+    link.map_or(NIL, |mfn| mfn.0 as u32)
+}
+
+/// The list of the suspended.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Suspended {
+    youngest: Option<Mfn>,
+    oldest: Option<Mfn>,
+    /// For this one and all that are older nobody is waited for any more.
+    abandoned: Option<Mfn>,
+}
+
+impl Suspended {
+    /// None.
+    pub const NONE: Self = Self { youngest: None, oldest: None, abandoned: None };
+
+    /// Whether there is none.
+    pub const fn is_empty(&self) -> bool {
+        self.youngest.is_none()
+    }
+
+    /// The youngest for which nobody is waited for any more.
+    pub const fn abandoned(&self) -> Option<Mfn> {
+        self.abandoned
+    }
+}
 
 /// What [`Pager::drain`] came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,30 +88,46 @@ impl<H: Hardware> Pager<'_, H> {
         let info = self.host.frames.info(mfn).expect("a table is RAM");
         info.set_partial(done, condition);
         let list = match condition {
-            Condition::Suspended => &mut state.suspended,
+            Condition::Suspended => {
+                match state.suspended.youngest {
+                    Some(next) => self.set_prev(next, Some(mfn)),
+                    None => state.suspended.oldest = Some(mfn),
+                }
+                self.set_prev(mfn, None);
+                &mut state.suspended.youngest
+            }
             Condition::Condemned => &mut state.condemned,
         };
-        info.next.store(list.map_or(NIL, |next| next.0 as u32), Relaxed);
+        info.next.store(word(*list), Relaxed);
         *list = Some(mfn);
         self.note_unsettled(state);
+    }
+
+    /// Takes a table off the list of the suspended, on which it is.
+    fn unlink_suspended(&self, state: &mut PagingState, mfn: Mfn) {
+        let (prev, next) = (self.prev(mfn), self.next(mfn));
+        match prev {
+            Some(prev) => self.set_next(prev, next),
+            None => state.suspended.youngest = next,
+        }
+        match next {
+            Some(next) => self.set_prev(next, prev),
+            None => state.suspended.oldest = prev,
+        }
+        if state.suspended.abandoned == Some(mfn) {
+            state.suspended.abandoned = next;
+        }
     }
 
     /// A table that is suspended on its way to be `kind`: takes its references over, and says how many entries are done.
     pub(super) fn adopt(&self, state: &mut PagingState, mfn: Mfn, kind: FrameType) -> Option<usize> {
         let info = self.host.frames.info(mfn)?;
         let word = info.type_word();
-        let (done, _) = word.partial().filter(|&(_, how)| how == Condition::Suspended && word.kind() == kind)?;
-        let mut last = None;
-        let mut at = state.suspended;
-        while at != Some(mfn) {
-            last = at;
-            at = self.next(at?);
-        }
-        let next = self.next(mfn);
-        match last {
-            None => state.suspended = next,
-            Some(last) => self.set_next(last, next),
-        }
+        // What is suspended is on its owner's list.
+        let (done, _) = word.partial().filter(|&(_, how)| {
+            how == Condition::Suspended && word.kind() == kind && info.refs().owner() == self.dom.id
+        })?;
+        self.unlink_suspended(state, mfn);
         info.resume_validation();
         self.note_unsettled(state);
         Some(done)
@@ -87,22 +141,24 @@ impl<H: Hardware> Pager<'_, H> {
         self.set_aside(state, mfn, F::ENTRIES, Condition::Condemned);
     }
 
-    /// Nobody comes back for what is suspended.
-    pub fn condemn_suspended(&self, state: &mut PagingState) {
-        while let Some(mfn) = state.suspended {
-            state.suspended = self.next(mfn);
-            let info = self.host.frames.info(mfn).expect("a table is RAM");
-            let (done, _) = info.type_word().partial().expect("what is on the list is partial");
-            self.set_aside(state, mfn, done, Condition::Condemned);
-        }
+    /// Nobody comes back for what is suspended now: [`drain`](Self::drain) sees to it.
+    pub const fn abandon_suspended(&self, state: &mut PagingState) {
+        state.suspended.abandoned = state.suspended.youngest;
     }
 
-    /// Drops the entries of all condemned tables, and then the tables.
+    /// Drops the entries of all tables that are condemned or abandoned, and then the tables.
     pub fn drain<F: Format>(&self, state: &mut PagingState) -> Drained {
-        while let Some(mfn) = state.condemned {
+        while let Some(mfn) = state.condemned.or(state.suspended.abandoned.and(state.suspended.oldest)) {
+            if state.poll.is_due(&self.host.hw) {
+                return Drained::Partly;
+            }
             let info = self.host.frames.info(mfn).expect("a table is RAM");
-            let (mut done, _) = info.type_word().partial().expect("what is on the list is partial");
-            state.condemned = self.next(mfn);
+            let (mut done, condition) = info.type_word().partial().expect("what is on a list is partial");
+            match condition {
+                Condition::Condemned => state.condemned = self.next(mfn),
+                // From here on it is on no list, as one that is being validated.
+                Condition::Suspended => self.unlink_suspended(state, mfn),
+            }
             let level = info.type_word().kind().level().unwrap_or_default();
             while done > 0 {
                 if state.poll.is_due(&self.host.hw) {
@@ -114,6 +170,7 @@ impl<H: Hardware> Pager<'_, H> {
             }
             let _: TypeRest = info.put_type(|| self.host.hw.stamp());
             self.host.put_frame(mfn, info);
+            state.poll.step(cost::ENTRY);
         }
         self.note_unsettled(state);
         Drained::Wholly
@@ -136,13 +193,22 @@ impl<H: Hardware> Pager<'_, H> {
     }
 
     fn next(&self, mfn: Mfn) -> Option<Mfn> {
-        let next = self.host.frames.info(mfn)?.next.load(Relaxed);
-        (next != NIL).then_some(Mfn(next.into()))
+        link(self.host.frames.info(mfn)?.next.load(Relaxed))
+    }
+
+    fn prev(&self, mfn: Mfn) -> Option<Mfn> {
+        link(self.host.frames.info(mfn)?.prev.load(Relaxed))
     }
 
     fn set_next(&self, mfn: Mfn, next: Option<Mfn>) {
         if let Some(info) = self.host.frames.info(mfn) {
-            info.next.store(next.map_or(NIL, |next| next.0 as u32), Relaxed);
+            info.next.store(word(next), Relaxed);
+        }
+    }
+
+    fn set_prev(&self, mfn: Mfn, prev: Option<Mfn>) {
+        if let Some(info) = self.host.frames.info(mfn) {
+            info.prev.store(word(prev), Relaxed);
         }
     }
 
@@ -150,11 +216,16 @@ impl<H: Hardware> Pager<'_, H> {
     pub(crate) fn partial_tables(&self, state: &PagingState) -> impl Iterator<Item = (Mfn, Condition)> {
         let list =
             |head, condition| core::iter::successors(head, |&mfn| self.next(mfn)).map(move |mfn| (mfn, condition));
-        list(state.suspended, Condition::Suspended).chain(list(state.condemned, Condition::Condemned))
+        list(state.suspended.youngest, Condition::Suspended).chain(list(state.condemned, Condition::Condemned))
+    }
+
+    /// For the audit: which table links to a suspended one, or `None` if it is the first.
+    pub(crate) fn suspended_before(&self, mfn: Mfn) -> Option<Mfn> {
+        self.prev(mfn)
     }
 
     /// Says where it can be read without the lock whether anything is half done.
     fn note_unsettled(&self, state: &PagingState) {
-        self.dom.unsettled.store(state.suspended.is_some() || state.condemned.is_some(), Relaxed);
+        self.dom.unsettled.store(!state.suspended.is_empty() || state.condemned.is_some(), Relaxed);
     }
 }

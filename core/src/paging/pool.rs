@@ -9,32 +9,40 @@
 //! request fails for want of a shadow: one for which there is no room when its table is validated is made later.
 //! Only [`MINIMUM`] is needed to go on, and that much may come out of the hypervisor's own reserve.
 //!
-//! **What goes first.** Shadows are listed by age. When one is needed and there is no room, at least [`RECLAIM`] frames are
+//! **What goes first.** There is a list for each level, of shadows in the order in which they were made. When one is needed and
+//! there is no room, at least [`RECLAIM`] frames are
 //! freed, level by level from the top: first the shadows of top-level tables other than the current base's, which nobody
 //! walks. Only when those are gone does a lower level follow; then only the base's shadow can lead to what is dropped, so that
 //! one table is all that must be looked through. Of a two-level guest's L1 tables those go first that do not hang under the base,
-//! and then the oldest.
+//! and then those that do; of each kind the oldest, that is the one that was made first, used lately or not.
+//!
+//! **How long that takes.** Nearly everything that is looked at is dropped. What is not is bounded: the base's own shadow and those that open
+//! tables need, and of a two-level guest's L1 tables those under the base, for each of which it has one entry.
 //!
 //! **Why that ends.** An instruction can need half a dozen pages at once, and so as many paths of shadows. What is freed at one go
-//! is enough for all of them: whatever is dropped for the first is not needed for the last.
+//! is enough for all of them: whatever is dropped for the first is not needed for the last. Where less than that can be freed, a
+//! domain has little, and what it lacks up to [`MINIMUM`] comes out of the reserve; when that is used up too, it ends.
 //!
 //! A dropped shadow may still be in a TLB. The allocator flushes before its frames are used again, and until then they are
 //! empty: nothing can be reached through them that the guest's tables did not show when it was last flushed (I5).
 //!
 //! An open table and the one that maps it keep their shadows: what is in an open table has not been looked at.
 //!
-//! The list runs through the records of the shadows' first frames, whose `shadow` names the table. Lock: the owner's paging lock.
+//! The lists run through the records of the shadows' first frames, whose `shadow` names the table. Lock: the owner's paging lock.
 
 use super::format::Format;
+use super::linear::VIEW_ORDER;
 use super::shadow::order;
 use super::{Pager, PagingState};
 use crate::addr::Mfn;
 use crate::frame::FrameInfo;
+use crate::frame_alloc::Zone;
 use crate::host::{Hardware, Walked};
+use crate::preempt::cost;
 use core::sync::atomic::Ordering::Relaxed;
 
 /// The least that a limit may be: what the widest instruction needs and what can never be dropped, with room to spare.
-/// (In tests, whose instructions need one page each, it is small, so that small domains meet it.)
+/// (In tests, whose instructions need two pages at most, it is small, so that small domains meet it.)
 pub const MINIMUM: ShadowFrames = ShadowFrames(if cfg!(test) { 22 } else { 96 });
 /// What is freed at least, when something must be, if there is that much.
 const RECLAIM: u32 = if cfg!(test) { 4 } else { 32 };
@@ -61,7 +69,7 @@ pub(super) enum Need {
     Now,
 }
 
-/// What a node of the list is.
+/// What a node of a list is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Part {
     /// The shadow of a table of a level.
@@ -70,13 +78,52 @@ pub(crate) enum Part {
     View,
 }
 
+impl Part {
+    /// The level on whose list it is: a view stands in the place of an L1's shadow.
+    const fn level(self) -> u8 {
+        match self {
+            Self::Shadow(level) => level,
+            Self::View => 1,
+        }
+    }
+
+    /// log2 of its frames.
+    const fn order<F: Format>(self) -> u32 {
+        match self {
+            Self::Shadow(level) => order::<F>(level),
+            Self::View => VIEW_ORDER,
+        }
+    }
+}
+
+/// Levels that there are.
+const LEVELS: usize = 4;
+
+/// Shadows of one level.
+#[derive(Clone, Copy, Debug, Default)]
+struct List {
+    oldest: Option<Mfn>,
+    youngest: Option<Mfn>,
+}
+
+/// Which shadows of a level may go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Choice {
+    /// Those that do not have the mark of this round.
+    Unmarked(u32),
+    /// Any.
+    Any,
+}
+
 /// A domain's shadow memory.
 #[derive(Debug, Default)]
 pub struct ShadowPool {
     used: u32,
     limit: Option<u32>,
-    oldest: Option<Mfn>,
-    youngest: Option<Mfn>,
+    /// Of each level, from the lowest.
+    lists: [List; LEVELS],
+    /// How often what is in use has been marked.
+    rounds: u32,
     /// How often a shadow was dropped while its table was one, or not made when it became one.
     absences: u32,
 }
@@ -85,7 +132,8 @@ impl ShadowPool {
     /// Nothing yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self { used: 0, limit: None, oldest: None, youngest: None, absences: 0 }
+        let none = List { oldest: None, youngest: None };
+        Self { used: 0, limit: None, lists: [none; LEVELS], rounds: 0, absences: 0 }
     }
 
     /// Frames in use.
@@ -98,6 +146,10 @@ impl ShadowPool {
     #[must_use]
     pub const fn was_short(&self) -> bool {
         self.absences != 0
+    }
+
+    const fn list(&mut self, level: u8) -> &mut List {
+        &mut self.lists[level as usize - 1]
     }
 
     pub(super) const fn note_absence(&mut self) {
@@ -150,59 +202,69 @@ impl<H: Hardware> Pager<'_, H> {
         Ok(())
     }
 
-    /// Takes 2^`order` frames for a shadow of `table`, cleared, and puts them on the list.
+    /// Takes the frames for a shadow or a view of `table`, cleared, and puts them on the list of their level.
     pub(super) fn take_shadow<F: Format>(
         &self,
         state: &mut PagingState,
         table: Mfn,
-        order: u32,
+        part: Part,
         need: Need,
     ) -> Option<Mfn> {
+        let order = part.order::<F>();
         let frames = 1 << order;
         loop {
-            if state.pool.used + frames <= self.shadow_limit(state).0 {
-                let first = self.host.alloc.lock().alloc_for_guest(order, &self.host.hw);
-                if let Some(first) = first {
-                    self.enlist(state, table, first, frames);
-                    return Some(first);
-                }
+            let wanted = state.pool.used + frames;
+            let mut first = None;
+            if wanted <= self.shadow_limit(state).0 {
+                first = self.host.alloc.lock().alloc_for_guest(order, &self.host.hw);
             }
-            if need == Need::Later || self.reclaim::<F>(state) == 0 {
-                break;
+            if first.is_none() && need == Need::Now && wanted <= MINIMUM.0 {
+                first = self.host.alloc.lock().alloc_hypervisor(order, Zone::Any, &self.host.hw);
+            }
+            if let Some(first) = first {
+                self.enlist(state, table, first, part, frames);
+                return Some(first);
+            }
+            // To drop a few and go on would be to drop, for one page, what the same instruction needs for another.
+            if need == Need::Later || self.reclaim::<F>(state) < RECLAIM {
+                return None;
             }
         }
-        if need == Need::Later || state.pool.used + frames > MINIMUM.0 {
-            return None;
-        }
-        let first = self.host.alloc.lock().alloc_hypervisor(order, crate::frame_alloc::Zone::Any, &self.host.hw)?;
-        self.enlist(state, table, first, frames);
-        Some(first)
     }
 
-    fn enlist(&self, state: &mut PagingState, table: Mfn, first: Mfn, frames: u32) {
+    fn enlist(&self, state: &mut PagingState, table: Mfn, first: Mfn, part: Part, frames: u32) {
         state.pool.used += frames;
         self.node(first).set_shadow(Some(table));
         if frames > 1 {
             self.second(first).prev.store(0, Relaxed);
+            self.second(first).next.store(0, Relaxed);
         }
-        self.append(state, first);
+        self.append(state, first, part.level());
     }
 
     /// Frees the frames of a shadow, to which no table leads any more. The allocator flushes the TLBs before they are used again.
-    pub(super) fn release_shadow(&self, state: &mut PagingState, first: Mfn, order: u32) {
-        self.delist(state, first, order);
+    pub(super) fn release_shadow<F: Format>(&self, state: &mut PagingState, first: Mfn, level: u8) {
+        let order = order::<F>(level);
+        self.delist(state, first, level, order);
         self.host.free_hypervisor(first, order);
     }
 
-    /// As [`release_shadow`](Self::release_shadow), of a two-level guest's in which the caller has left nothing but zeroes.
-    pub(super) fn release_zeroed_shadow(&self, state: &mut PagingState, first: Mfn, order: u32) {
-        self.delist(state, first, order);
+    /// The same, of a view.
+    pub(super) fn release_view(&self, state: &mut PagingState, first: Mfn) {
+        self.delist(state, first, Part::View.level(), VIEW_ORDER);
+        self.host.free_hypervisor(first, VIEW_ORDER);
+    }
+
+    /// As [`release_shadow`](Self::release_shadow), of a two-level guest's L1 shadow in which the caller has left nothing but zeroes.
+    pub(super) fn release_zeroed_shadow<F: Format>(&self, state: &mut PagingState, first: Mfn) {
+        let order = order::<F>(1);
+        self.delist(state, first, 1, order);
         let walked = if self.was_hung(first) { Walked::Perhaps } else { Walked::Never };
         self.host.free_zeroed(first, order, walked);
     }
 
     /// The second frame of a shadow that has more than one. Its record's `prev` says whether the shadow was ever hung into
-    /// another, where a CPU walks to it.
+    /// another, where a CPU walks to it; its `next` in which round it was last marked as in use.
     fn second(&self, first: Mfn) -> &'static FrameInfo {
         self.node(Mfn(first.0 + 1))
     }
@@ -217,42 +279,43 @@ impl<H: Hardware> Pager<'_, H> {
         self.second(first).prev.load(Relaxed) != 0
     }
 
-    fn delist(&self, state: &mut PagingState, first: Mfn, order: u32) {
-        self.unlink(state, first);
+    fn delist(&self, state: &mut PagingState, first: Mfn, level: u8, order: u32) {
+        self.unlink(state, first, level);
         state.pool.used -= 1 << order;
         self.node(first).set_shadow(None);
     }
 
-    fn append(&self, state: &mut PagingState, first: Mfn) {
-        let node = self.node(first);
+    fn append(&self, state: &mut PagingState, first: Mfn, level: u8) {
+        let (node, list) = (self.node(first), state.pool.list(level));
         node.next.store(0, Relaxed);
-        node.prev.store(word(state.pool.youngest), Relaxed);
-        match state.pool.youngest.replace(first) {
+        node.prev.store(word(list.youngest), Relaxed);
+        match list.youngest.replace(first) {
             Some(before) => self.node(before).next.store(first.0 as u32, Relaxed),
-            None => state.pool.oldest = Some(first),
+            None => list.oldest = Some(first),
         }
     }
 
-    fn unlink(&self, state: &mut PagingState, first: Mfn) {
-        let node = self.node(first);
+    fn unlink(&self, state: &mut PagingState, first: Mfn, level: u8) {
+        let (node, list) = (self.node(first), state.pool.list(level));
         let (next, prev) = (link(node.next.load(Relaxed)), link(node.prev.load(Relaxed)));
         match prev {
             Some(prev) => self.node(prev).next.store(word(next), Relaxed),
-            None => state.pool.oldest = next,
+            None => list.oldest = next,
         }
         match next {
             Some(next) => self.node(next).prev.store(word(prev), Relaxed),
-            None => state.pool.youngest = prev,
+            None => list.youngest = prev,
         }
     }
 
-    /// The domain's shadows and views, the oldest first: each first frame, with the table it belongs to.
-    pub(crate) fn shadows(&self, state: &PagingState) -> impl Iterator<Item = (Mfn, Mfn)> {
+    /// The domain's shadows and views on the list of a level, the oldest first: each first frame, with the table it belongs to.
+    pub(crate) fn shadows(&self, state: &PagingState, level: u8) -> impl Iterator<Item = (Mfn, Mfn)> {
+        let oldest = state.pool.lists[level as usize - 1].oldest;
         let next = |&first: &Mfn| link(self.node(first).next.load(Relaxed));
-        core::iter::successors(state.pool.oldest, next).filter_map(|first| Some((first, self.node(first).shadow()?)))
+        core::iter::successors(oldest, next).filter_map(|first| Some((first, self.node(first).shadow()?)))
     }
 
-    /// What a node of the list is to the table it names.
+    /// What a node of a list is to the table it names.
     pub(crate) fn part(&self, first: Mfn, table: Mfn) -> Part {
         let info = self.node(table);
         if info.shadow() == Some(first) {
@@ -262,30 +325,40 @@ impl<H: Hardware> Pager<'_, H> {
         }
     }
 
-    /// Drops shadows of tables that are not in use, or not lately, until [`RECLAIM`] frames are free. How many it were.
+    /// Drops shadows, first those of tables that are not in use, until [`RECLAIM`] frames are free. How many it were.
     pub(super) fn reclaim<F: Format>(&self, state: &mut PagingState) -> u32 {
         let before = state.pool.used;
+        let goal = before.saturating_sub(RECLAIM);
         for level in (1..=F::TOP).rev() {
-            if level == 1 && F::LINEAR {
-                self.favour_those_in_use::<F>(state);
-            }
             let at_level = state.pool.used;
-            let mut at = state.pool.oldest;
-            while let Some(first) = at.filter(|_| before - state.pool.used < RECLAIM) {
-                at = link(self.node(first).next.load(Relaxed));
-                self.drop_if::<F>(state, first, level);
+            if level == 1 && F::LINEAR {
+                let round = self.mark_those_in_use::<F>(state);
+                self.drop_oldest::<F>(state, level, goal, Choice::Unmarked(round));
             }
+            self.drop_oldest::<F>(state, level, goal, Choice::Any);
             if state.pool.used != at_level {
                 state.pool.note_absence();
                 if level + 1 == F::TOP {
                     self.rewrite_base::<F>(state);
                 }
             }
-            if before - state.pool.used >= RECLAIM {
+            if state.pool.used <= goal {
                 break;
             }
         }
         before - state.pool.used
+    }
+
+    /// Drops shadows of a level, the oldest first, until no more than `goal` frames are in use.
+    fn drop_oldest<F: Format>(&self, state: &mut PagingState, level: u8, goal: u32, choice: Choice) {
+        let mut at = state.pool.list(level).oldest;
+        while let Some(first) = at.filter(|_| state.pool.used > goal) {
+            at = link(self.node(first).next.load(Relaxed));
+            state.poll.step(cost::EMPTY);
+            if choice == Choice::Any || choice != Choice::Unmarked(self.second(first).next.load(Relaxed)) {
+                self.drop_unless_needed::<F>(state, first);
+            }
+        }
     }
 
     /// Drops everything that can be dropped.
@@ -293,46 +366,48 @@ impl<H: Hardware> Pager<'_, H> {
         while self.reclaim::<F>(state) != 0 {}
     }
 
-    /// Drops a shadow, if it is of this level and may go. A view counts as what it stands in the place of, an L1's shadow.
-    fn drop_if<F: Format>(&self, state: &mut PagingState, first: Mfn, level: u8) {
+    /// Drops a shadow, unless it is the base's or one that an open table needs.
+    fn drop_unless_needed<F: Format>(&self, state: &mut PagingState, first: Mfn) {
         let table = self.node(first).shadow().expect("what is on the list names its table");
         match self.part(first, table) {
-            Part::View if level == 1 => {
+            Part::View => {
                 self.node(table).set_view(None);
-                self.release_shadow(state, first, super::linear::VIEW_ORDER);
+                self.release_view(state, first);
             }
-            Part::Shadow(of)
-                if of == level && state.bases().all(|base| base != table) && !state.writable.involves(table) =>
+            Part::Shadow(level)
+                if state.bases().all(|base| base != table) && !state.writable.involves(table) =>
             {
                 self.node(table).set_shadow(None);
-                self.release_shadow(state, first, order::<F>(level));
+                self.release_shadow::<F>(state, first, level);
             }
-            _ => {}
+            Part::Shadow(_) => return,
         }
+        state.poll.step(cost::ENTRY);
     }
 
-    /// Makes the shadows that hang under the base the youngest.
-    fn favour_those_in_use<F: Format>(&self, state: &mut PagingState) {
-        let Some(base) = state.base else { return };
+    /// Marks the shadows and views that hang under the base of a two-level guest: with what.
+    fn mark_those_in_use<F: Format>(&self, state: &mut PagingState) -> u32 {
+        state.pool.rounds = state.pool.rounds.wrapping_add(1);
+        let round = state.pool.rounds;
+        let Some(base) = state.base else { return round };
         for index in (0..F::ENTRIES).filter(|&index| F::is_guest_slot(F::TOP, index)) {
             let entry = F::load(&self.host.hw, base, index);
             if let Some(first) = self.shadow_below::<F>(entry) {
-                self.unlink(state, first);
-                self.append(state, first);
+                self.second(first).next.store(round, Relaxed);
             }
         }
+        round
     }
 
     /// Drops all, the bases' too: the CPU walks the guest's tables.
     pub(super) fn drop_all<F: Format>(&self, state: &mut PagingState) {
-        while let Some(first) = state.pool.oldest {
-            let table = self.node(first).shadow().expect("what is on the list names its table");
-            let level = match self.part(first, table) {
-                Part::Shadow(level) => level,
-                Part::View => unreachable!("only two-level guests have views, and they need their shadows"),
-            };
-            self.node(table).set_shadow(None);
-            self.release_shadow(state, first, order::<F>(level));
+        for level in 1..=F::TOP {
+            while let Some(first) = state.pool.list(level).oldest {
+                let table = self.node(first).shadow().expect("what is on the list names its table");
+                debug_assert_eq!(self.part(first, table), Part::Shadow(level), "who has views needs its shadows");
+                self.node(table).set_shadow(None);
+                self.release_shadow::<F>(state, first, level);
+            }
         }
     }
 

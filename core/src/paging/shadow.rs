@@ -13,7 +13,7 @@
 
 use super::format::{Format, HYPERVISOR_L4_FIRST, Pte, bits};
 use super::linear::view_entry;
-use super::pool::Need;
+use super::pool::{Need, Part};
 use super::{Pager, PagingError, PagingState};
 use crate::addr::{GuestVirt, MachineAddr, Mfn};
 use crate::domain::RunState;
@@ -64,7 +64,7 @@ impl<H: Hardware> Pager<'_, H> {
     /// gets one when it is used.)
     pub(super) fn create_empty_shadow<F: Format>(&self, state: &mut PagingState, table: Mfn) -> Option<Mfn> {
         let wanted = F::SHADOWED && !self.dom.log.is_on();
-        let first = wanted.then(|| self.take_shadow::<F>(state, table, order::<F>(1), Need::Later)).flatten();
+        let first = wanted.then(|| self.take_shadow::<F>(state, table, Part::Shadow(1), Need::Later)).flatten();
         match first {
             Some(_) => self.host.frames.info(table).expect("a table is RAM").set_shadow(first),
             None if F::SHADOWED => state.pool.note_absence(),
@@ -92,7 +92,7 @@ impl<H: Hardware> Pager<'_, H> {
         need: Need,
     ) -> Option<Mfn> {
         debug_assert!(!state.writable.involves(table), "what is in an open table has not been looked at");
-        let first = self.take_shadow::<F>(state, table, order::<F>(level), need)?;
+        let first = self.take_shadow::<F>(state, table, Part::Shadow(level), need)?;
         self.host.frames.info(table).expect("a table is RAM").set_shadow(Some(first));
         for index in 0..F::ENTRIES {
             let entry = F::load(&self.host.hw, table, index);
@@ -120,7 +120,7 @@ impl<H: Hardware> Pager<'_, H> {
         }
         if let Some(first) = info.shadow() {
             info.set_shadow(None);
-            self.release_shadow(state, first, order::<F>(level));
+            self.release_shadow::<F>(state, first, level);
         }
     }
 
@@ -130,7 +130,7 @@ impl<H: Hardware> Pager<'_, H> {
         let info = self.host.frames.info(table).expect("a table is RAM");
         if let Some(first) = info.shadow() {
             info.set_shadow(None);
-            self.release_zeroed_shadow(state, first, order::<F>(1));
+            self.release_zeroed_shadow::<F>(state, first);
         }
     }
 

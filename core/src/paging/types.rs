@@ -32,7 +32,7 @@ impl<H: Hardware> Pager<'_, H> {
         let result = match taken {
             Ok(TypeGrant::Held) => return Ok(()),
             Ok(TypeGrant::MustValidate) => {
-                untouched = state.condemned.is_none() && state.suspended.is_none();
+                untouched = state.condemned.is_none() && state.suspended.is_empty();
                 if info.take_uncached() {
                     self.host.hw.flush_frame(mfn);
                 }
@@ -149,16 +149,16 @@ impl<H: Hardware> Pager<'_, H> {
     #[inline]
     pub fn put_l1_target(&self, entry: Pte) {
         if entry.present() {
-            self.put_mapping(entry, self.host.hw.stamp());
+            let _: bool = self.put_mapping(entry, self.host.hw.stamp());
         }
     }
 
     /// As [`put_l1_target`](Self::put_l1_target), of a present entry that no CPU could walk to any more when the TLB clock
-    /// stood at `stamp`.
+    /// stood at `stamp`. True if that freed the frame.
     #[inline]
-    pub(super) fn put_mapping(&self, entry: Pte, stamp: u32) {
+    pub(super) fn put_mapping(&self, entry: Pte, stamp: u32) -> bool {
         let mfn = entry.mfn();
-        let Some(info) = self.host.frames.above_first_mib(mfn) else { return };
+        let Some(info) = self.host.frames.above_first_mib(mfn) else { return false };
         let was_last = if entry.writable() {
             if self.host.is_any_watched() {
                 log_dirty::foreign_writer(self.host, self.dom.id, mfn, info);
@@ -174,6 +174,7 @@ impl<H: Hardware> Pager<'_, H> {
         if was_last {
             self.host.free_frame(mfn, info);
         }
+        was_last
     }
 
     /// A mapping of a descriptor page is gone, perhaps the one at which its owner's LDT was found.

@@ -20,6 +20,7 @@
 //! Lock: the owner's paging lock.
 
 use super::format::{Format, Pte, bits};
+use super::log_dirty;
 use super::types::get_own_target;
 use super::writable::{RefusedEntry, WINDOWS, Written};
 use super::{Pager, PagingError, PagingState, Target};
@@ -256,6 +257,9 @@ impl<H: Hardware> Pager<'_, H> {
         if old.differs_harmlessly(Pte(new.0 | bits::RW)) && self.host.is_ram(new.mfn()) {
             self.write_shadow::<F>(1, table, index, new);
             let info = self.host.frames.info(new.mfn()).expect("RAM is in the frame table");
+            if self.host.is_any_watched() {
+                log_dirty::foreign_writer(self.host, self.dom.id, new.mfn(), info);
+            }
             let _: TypeRest = info.put_type(|| self.host.hw.stamp());
             return Ok(());
         }

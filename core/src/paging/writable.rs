@@ -29,8 +29,8 @@ use crate::bounce::Mode;
 use crate::domain::{Arch, RunState};
 use crate::frame::FrameType;
 use crate::host::Hardware;
+use crate::sync::MutexGuard;
 use proxenos_abi::hypercall::VmAssistType;
-use spin::MutexGuard;
 
 /// Tables that may be open at a time.
 pub const WINDOWS: usize = 2;
@@ -263,8 +263,11 @@ impl<'a, H: Hardware> Pager<'a, H> {
                 Arch::X86_32 => self.close::<TwoLevel>(state, which),
                 Arch::X86_64 => self.close::<FourLevel>(state, which),
             };
-            if let Some(table) = table.filter(|_| changes == Changes::None) {
-                state.writable.penalise(table);
+            match table {
+                Some(table) if changes == Changes::None => state.writable.penalise(table),
+                // Whatever it was opened for has been done.
+                Some(_) => state.writable.opened_for = None,
+                None => {}
             }
         }
     }
@@ -320,7 +323,8 @@ impl<'a, H: Hardware> Pager<'a, H> {
     }
 
     /// Opens a table for a store, by the instruction at `ip`, that cannot be carried out here; true when the guest can go on
-    /// by itself. The same one is not helped twice if a fault closed the table again: it would fault for ever.
+    /// by itself. The same one is not helped twice if a fault closed the table before anything was written: it would fault
+    /// for ever.
     pub fn open_for<F: Format>(&self, state: &mut PagingState, written: &Written, ip: u64) -> bool {
         if state.writable.opened_for == Some((ip, written.at)) {
             state.writable.opened_for = None;

@@ -3,11 +3,11 @@
 //! Promises: any bytes give a result; nothing but the accumulator and the instruction pointer changes. No state, no lock.
 
 use super::{IoPort, Ports, Width};
-use crate::addr::PAGE_SIZE;
 use crate::assist::CodeSegments;
+use crate::code::{self, LONGEST};
 use crate::host::{Hardware, Host};
 use crate::personality::Personality;
-use crate::store::{CodeWidth, LONGEST, RegisterFile};
+use crate::store::{CodeWidth, RegisterFile};
 
 /// Registers, as instructions number them.
 const ACCUMULATOR: u8 = 0;
@@ -94,23 +94,32 @@ impl PortAccess {
     }
 }
 
-/// The `in` or `out` that a guest stands at, if it does.
+/// An instruction that a guest has executed, as far as it can be read.
+#[derive(Clone, Copy, Debug)]
+pub struct Fetched {
+    bytes: [u8; LONGEST],
+    length: usize,
+}
+
+impl Fetched {
+    /// Its bytes, and others behind it.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+/// Reads what a guest stands at.
 #[must_use]
-pub fn at<P: Personality, H: Hardware>(
+pub fn fetch<P: Personality, H: Hardware>(
     host: &Host<H>,
     segments: &CodeSegments,
     registers: &impl RegisterFile,
-) -> Option<PortAccess> {
+) -> Option<Fetched> {
     let at = segments.linear(segments.code, registers.ip());
     let mut bytes = [0; LONGEST];
-    // It may end right before a page that is not there.
-    let in_page = (PAGE_SIZE - at.page_offset()).min(bytes.len());
-    let mut read = |length: usize| {
-        let allowed = P::in_guest_range(at, length as u64);
-        (allowed && host.hw.copy_from_guest(at, &mut bytes[..length]).is_ok()).then_some(length)
-    };
-    let length = read(LONGEST).or_else(|| read(in_page))?;
-    PortAccess::decode(&bytes[..length], segments.width)
+    let length = code::fetch::<P, H>(&host.hw, at, &mut bytes)?.len();
+    Some(Fetched { bytes, length })
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@
 //! Locks: whoever owns a [`RunQueue`] serialises its use; [`Schedulers`] has a mutex for each. Several are only ever
 //! taken in the order of CPU numbers, and no other lock within.
 
+mod alarms;
 pub mod atropos;
 pub mod bvt;
 mod chosen;
@@ -27,10 +28,13 @@ mod schedulers;
 pub mod sim;
 #[cfg(test)]
 mod tests;
+mod wake_set;
 
+pub use alarms::Alarms;
 pub use chosen::{Chosen, Global, Params};
 pub use run_queue::RunQueue;
 pub use schedulers::{Affinity, CpuId, Home, Schedulers};
+pub use wake_set::WakeSet;
 
 use core::ops::Add;
 use proxenos_abi::Errno;

@@ -25,6 +25,7 @@ pub struct RunQueue<P> {
     policy: P,
     entries: Vec<Entry>,
     occupied: usize,
+    ready: usize,
     running: Option<Slot>,
     /// Up to when the one that runs has been charged.
     since: Time,
@@ -42,7 +43,7 @@ impl<P: Policy> RunQueue<P> {
     /// An empty queue.
     #[must_use]
     pub const fn new(policy: P) -> Self {
-        Self { policy, entries: Vec::new(), occupied: 0, running: None, since: Time(0), until: None }
+        Self { policy, entries: Vec::new(), occupied: 0, ready: 0, running: None, since: Time(0), until: None }
     }
 
     /// The rules.
@@ -90,6 +91,7 @@ impl<P: Policy> RunQueue<P> {
         }
         if entry.state == State::Ready {
             self.policy.sleep(slot);
+            self.ready -= 1;
         }
         self.policy.remove(slot);
         self.entries[slot.index()].state = State::Vacant;
@@ -109,6 +111,7 @@ impl<P: Policy> RunQueue<P> {
         }
         self.charge(now);
         self.entries[slot.index()].state = State::Ready;
+        self.ready += 1;
         self.policy.wake(slot, now);
         // Who runs may have gone to sleep, and be this one: then the pick that follows every such sleep is still to
         // come.
@@ -134,6 +137,7 @@ impl<P: Policy> RunQueue<P> {
         self.charge(now);
         self.policy.sleep(slot);
         self.entries[slot.index()].state = State::Asleep;
+        self.ready -= 1;
         if self.running == Some(slot) { Repick::Now } else { Repick::AsPlanned }
     }
 
@@ -222,6 +226,13 @@ impl<P: Policy> RunQueue<P> {
     #[must_use]
     pub const fn running(&self) -> Option<Slot> {
         self.running
+    }
+
+    /// How many are ready, whoever runs among them.
+    #[inline]
+    #[must_use]
+    pub const fn ready(&self) -> usize {
+        self.ready
     }
 
     /// What is promised, then how many there are: the least is the least loaded.

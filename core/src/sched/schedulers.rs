@@ -7,10 +7,10 @@
 //!
 //! One mutex a queue; of two, the lower CPU's is taken first. Nothing else is locked within.
 
-use super::{Chosen, Policy, Repick, RunQueue, SchedError, Slot, Time};
+use super::{Chosen, MAX_VCPUS, Policy, Repick, RunQueue, SchedError, Slot, Time};
+use crate::sync::{Mutex, MutexGuard};
 use alloc::vec::Vec;
 use proxenos_abi::sched_ctl::SchedulerId;
-use spin::{Mutex, MutexGuard};
 
 /// A physical CPU's number.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
@@ -32,6 +32,21 @@ pub struct Home {
     pub cpu: CpuId,
     /// Its place there.
     pub slot: Slot,
+}
+
+impl Home {
+    /// Both in one word.
+    #[must_use]
+    pub const fn to_bits(self) -> u32 {
+        (self.cpu.0 as u32) << 16 | self.slot.0 as u32
+    }
+
+    /// What [`to_bits`](Self::to_bits) made; `None` if no home gives this.
+    #[must_use]
+    pub const fn from_bits(bits: u32) -> Option<Self> {
+        let slot = Slot(bits as u16);
+        if slot.index() < MAX_VCPUS { Some(Self { cpu: CpuId((bits >> 16) as u16), slot }) } else { None }
+    }
 }
 
 /// The run queues of the machine, all with the same scheduler.
@@ -62,6 +77,12 @@ impl Schedulers<Chosen> {
 }
 
 impl<P: Policy> Schedulers<P> {
+    /// How many CPUs there are.
+    #[must_use]
+    pub fn cpus(&self) -> u16 {
+        self.queues.len() as u16
+    }
+
     /// One CPU's queue.
     ///
     /// # Errors

@@ -264,6 +264,18 @@ impl SimHardware {
         panic!("the access at {:#x} faults for ever, though the fault is said to be resolved", at.0);
     }
 
+    /// As [`access`](Self::access), of an instruction that needs two pages: it begins anew after each fault.
+    pub(super) fn access_both(&self, one: GuestVirt, other: GuestVirt, access: Access) -> Result<(), Fault> {
+        for _ in 0..20 {
+            self.access(one, access)?;
+            self.access(other, access)?;
+            if self.translate(one, access).is_ok() && self.translate(other, access).is_ok() {
+                return Ok(());
+            }
+        }
+        panic!("an access at {:#x} and {:#x} faults for ever: each page is given up for the other", one.0, other.0);
+    }
+
     fn translate(&self, at: GuestVirt, access: Access) -> Result<MachineAddr, Fault> {
         let hit = self.on_cpu(|cpu| cpu.translations.get(&(at.0 >> 12)).copied());
         let found = match hit {

@@ -28,6 +28,7 @@ use crate::machine::{
 use crate::paging::shadow::Access;
 use crate::pci::{PciAddress, PciConfig, Width};
 use crate::sim::SimMachine;
+use crate::sync::Mutex;
 use alloc::collections::BTreeMap;
 use alloc::sync::Weak;
 use alloc::vec::Vec;
@@ -35,7 +36,6 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
 use cpu::Cpu;
 use proxenos_abi::hypercall::SegmentBase;
 use proxenos_abi::{GuestArch, Selector, X86_64};
-use spin::Mutex;
 
 /// The simulated machine's hardware.
 pub struct SimHardware {
@@ -52,6 +52,9 @@ pub struct SimHardware {
     /// The CPU's timer is due at every so many looks; 0 is never.
     preempt_every: AtomicUsize,
     looks: AtomicUsize,
+    /// Accesses to machine memory since the last look at the clock, and the most that there were between two.
+    accesses: AtomicUsize,
+    longest: AtomicUsize,
     host: Mutex<Weak<Host<SimHardware>>>,
     /// What was written past the caches and is in memory, while they still hold what was there before: by address.
     past_caches: Mutex<BTreeMap<u64, PastCaches>>,
@@ -99,6 +102,8 @@ impl SimHardware {
             console: Mutex::new(Vec::new()),
             preempt_every: AtomicUsize::new(0),
             looks: AtomicUsize::new(0),
+            accesses: AtomicUsize::new(0),
+            longest: AtomicUsize::new(0),
             host: Mutex::new(Weak::new()),
             past_caches: Mutex::new(BTreeMap::new()),
             records: &[],
@@ -136,6 +141,27 @@ impl SimHardware {
     pub fn preempt_every(&self, nth: usize) {
         self.preempt_every.store(nth, SeqCst);
         self.looks.store(0, SeqCst);
+    }
+
+    /// Memory is touched by somebody else than the hypervisor: that does not count as its work.
+    pub fn leave_out(&self) {
+        self.accesses.store(0, SeqCst);
+    }
+
+    /// The most accesses to machine memory between two looks at the clock (and since the last) from the last time that this was
+    /// asked. A line that is cleared or flushed is one.
+    pub fn longest_stretch(&self) -> usize {
+        self.end_stretch();
+        self.longest.swap(0, SeqCst)
+    }
+
+    /// The CPU goes back to the guest, or looks at the clock.
+    pub fn end_stretch(&self) {
+        self.longest.fetch_max(self.accesses.swap(0, SeqCst), SeqCst);
+    }
+
+    fn count_accesses(&self, accesses: usize) {
+        self.accesses.fetch_add(accesses, SeqCst);
     }
 
     /// What the machine's console was given.
@@ -187,6 +213,7 @@ impl SimHardware {
 
     /// Notes the words of `bytes` from `at` on, before they change.
     fn note(&self, at: MachineAddr, bytes: u64) {
+        self.count_accesses(bytes.div_ceil(64) as usize);
         // A line that is written to in a cache will overwrite what is in memory.
         const LINE: u64 = 64;
         let mut past = self.past_caches.lock();
@@ -210,6 +237,11 @@ impl SimHardware {
         access: Access,
         mut copy: impl FnMut(MachineAddr, core::ops::Range<usize>),
     ) -> Result<(), BadPointer> {
+        // A few words are read by single instructions, which need both pages at once. (No store of the hypervisor's does.)
+        let last = at.offset(bytes.saturating_sub(1) as u64);
+        if !access.write && bytes <= WIDEST && at.0 >> 12 != last.0 >> 12 {
+            self.access_both(at, last, access).map_err(|_| BadPointer)?;
+        }
         let mut done = 0;
         while done < bytes {
             let here = at.offset(done as u64);
@@ -224,6 +256,9 @@ impl SimHardware {
         Ok(())
     }
 }
+
+/// Bytes that the hypervisor reads at a time.
+const WIDEST: usize = 8;
 
 /// The number of a page of a domain's tables, as it is kept here.
 const fn descriptor_key(page: DescriptorPage) -> u8 {
@@ -248,6 +283,7 @@ impl MachineMemory for SimHardware {
     }
 
     fn load32(&self, at: MachineAddr) -> u32 {
+        self.count_accesses(1);
         self.machine.load32(at)
     }
 
@@ -257,6 +293,7 @@ impl MachineMemory for SimHardware {
     }
 
     fn load64(&self, at: MachineAddr) -> u64 {
+        self.count_accesses(1);
         self.machine.load64(at)
     }
 
@@ -327,6 +364,7 @@ impl Tlb for SimHardware {
 
     fn flush_frame(&self, frame: Mfn) {
         self.machine.flush_frame(frame);
+        self.count_accesses(4096 / 64);
         let start = frame.addr().0;
         let mut past = self.past_caches.lock();
         let of_frame: Vec<_> = past.range(start..start + 4096).map(|(&at, &word)| (at, word)).collect();
@@ -419,6 +457,10 @@ impl Console for SimHardware {
         self.console.lock().extend_from_slice(bytes);
     }
 
+    fn console_log(&self, _: DomId, bytes: &[u8]) {
+        self.console.lock().extend_from_slice(bytes);
+    }
+
     fn console_read(&self, _: &mut [u8]) -> usize {
         0
     }
@@ -426,6 +468,7 @@ impl Console for SimHardware {
 
 impl Preemption for SimHardware {
     fn preemption_wanted(&self) -> bool {
+        self.end_stretch();
         let every = self.preempt_every.load(SeqCst);
         every != 0 && (self.looks.fetch_add(1, SeqCst) + 1).is_multiple_of(every)
     }

@@ -8,7 +8,7 @@ use proxenos_guest::abi::GuestArch;
 use proxenos_guest::arch::trap_stub;
 use proxenos_guest::test::{self, section};
 use proxenos_guest::traps::{self, Outcome, vector};
-use proxenos_guest::{Arch, check, check_eq, hypercall, memory, println};
+use proxenos_guest::{Arch, check, check_eq, hypercall, memory, println, stack_pointer};
 
 const VERSION: usize = 0x0002_0000;
 const XEN_VERSION: usize = 17;
@@ -105,26 +105,12 @@ fn watched_stack() {
     for _ in 0..3 {
         let before = traps::count();
         // SAFETY: traps on the other stack, and comes back to this one.
-        #[cfg(target_arch = "x86")]
         unsafe {
             asm!(
-                "mov {saved}, esp",
-                "mov esp, {top}",
+                concat!("mov {saved}, ", stack_pointer!()),
+                concat!("mov ", stack_pointer!(), ", {top}"),
                 "2: ud2",
-                "3: mov esp, {saved}",
-                proxenos_guest::__fixup!(),
-                saved = out(reg) _,
-                top = in(reg) top,
-            )
-        };
-        // SAFETY: traps on the other stack, and comes back to this one.
-        #[cfg(target_arch = "x86_64")]
-        unsafe {
-            asm!(
-                "mov {saved}, rsp",
-                "mov rsp, {top}",
-                "2: ud2",
-                "3: mov rsp, {saved}",
+                concat!("3: mov ", stack_pointer!(), ", {saved}"),
                 proxenos_guest::__fixup!(),
                 saved = out(reg) _,
                 top = in(reg) top,

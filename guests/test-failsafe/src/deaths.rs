@@ -3,13 +3,14 @@
 use crate::raise::set_handler;
 use crate::tables::RING;
 use crate::{entries, raise};
+use core::arch::asm;
 use proxenos_guest::abi::context::TrapFlags;
 use proxenos_guest::abi::mmu::UpdateVaFlags;
 use proxenos_guest::abi::{GuestArch, Selector};
 use proxenos_guest::memory::Frame;
 use proxenos_guest::pte::{Pte, PteFlags};
 use proxenos_guest::traps::{self, vector};
-use proxenos_guest::{Arch, memory, println, test};
+use proxenos_guest::{Arch, memory, println, stack_pointer, test};
 
 /// Nothing is in this slot of the GDT.
 const EMPTY: Selector = Selector::gdt(40, RING);
@@ -69,17 +70,13 @@ fn unmap(frame: Frame) -> usize {
 /// Raises #UD with a stack pointer that is made of a fresh frame.
 fn raise_on(stack: impl FnOnce(Frame) -> usize) {
     proxenos_guest::init();
-    let sp = stack(memory::alloc_frame().expect("padding"));
+    raise_at(stack(memory::alloc_frame().expect("padding")));
+}
+
+/// Raises #UD with this stack pointer.
+fn raise_at(sp: usize) -> ! {
     // SAFETY: does not come back.
-    #[cfg(target_arch = "x86")]
-    unsafe {
-        core::arch::asm!("mov esp, {}", "ud2", in(reg) sp, options(noreturn))
-    };
-    // SAFETY: does not come back.
-    #[cfg(target_arch = "x86_64")]
-    unsafe {
-        core::arch::asm!("mov rsp, {}", "ud2", in(reg) sp, options(noreturn))
-    };
+    unsafe { asm!(concat!("mov ", stack_pointer!(), ", {}"), "ud2", in(reg) sp, options(noreturn)) }
 }
 
 /// A page fault by a push, whose frame cannot be pushed either.
@@ -87,15 +84,7 @@ fn fault_on_the_stack() {
     proxenos_guest::init();
     let sp = unmap(memory::alloc_frame().expect("padding")) + 4096;
     // SAFETY: does not come back.
-    #[cfg(target_arch = "x86")]
-    unsafe {
-        core::arch::asm!("mov esp, {0}", "push {0}", in(reg) sp, options(noreturn))
-    };
-    // SAFETY: does not come back.
-    #[cfg(target_arch = "x86_64")]
-    unsafe {
-        core::arch::asm!("mov rsp, {0}", "push {0}", in(reg) sp, options(noreturn))
-    };
+    unsafe { asm!(concat!("mov ", stack_pointer!(), ", {0}"), "push {0}", in(reg) sp, options(noreturn)) }
 }
 
 /// The stack has room for the exception's frame, but not for the failsafe frame below it.
@@ -107,17 +96,7 @@ fn failsafe_stack() {
     assert_eq!(below.virt().raw() + 4096, stack.virt().raw());
     // SAFETY: a fresh frame.
     unsafe { memory::update_va_mapping(below.virt(), Pte::NONE, UpdateVaFlags::INVLPG) }.expect("may be unmapped");
-    let sp = stack.virt().raw() as usize + 64;
-    // SAFETY: does not come back.
-    #[cfg(target_arch = "x86")]
-    unsafe {
-        core::arch::asm!("mov esp, {}", "ud2", in(reg) sp, options(noreturn))
-    };
-    // SAFETY: does not come back.
-    #[cfg(target_arch = "x86_64")]
-    unsafe {
-        core::arch::asm!("mov rsp, {}", "ud2", in(reg) sp, options(noreturn))
-    };
+    raise_at(stack.virt().raw() as usize + 64);
 }
 
 #[cfg(target_arch = "x86")]
@@ -127,10 +106,10 @@ mod x86_32 {
     use crate::rings::switch::{self, Start, enter, snippet};
     use crate::tables::{GOOD_DATA, RING, Tables};
     use core::arch::asm;
-    use proxenos_guest::abi::context::TrapFlags;
+    use proxenos_guest::abi::context::{TrapFlags, TrapInfo};
     use proxenos_guest::abi::x86_32::{FLAT_RING1_DS, FLAT_RING3_DS};
     use proxenos_guest::abi::{GuestArch, GuestVirt, Hypercall, Selector};
-    use proxenos_guest::{Arch, hypercall, memory, test};
+    use proxenos_guest::{Arch, hypercall, memory, test, traps};
 
     const SLOT: u16 = 90;
 
@@ -159,6 +138,20 @@ mod x86_32 {
             "kernel-stack-of-ring-3" => stack(FLAT_RING3_DS, sp),
             // The same, with the hypervisor's own data segment.
             "kernel-stack-of-ring-0" => stack(Selector(0x0809), sp),
+            "known-stack-not-present" => {
+                let tables = Tables::install();
+                tables.set(SLOT, GOOD_DATA);
+                stack(Selector::gdt(SLOT, RING), sp);
+                let back =
+                    TrapInfo::new(0x80, TrapFlags::from_dpl(3), Arch::FLAT_GUESTOS_CS, switch::back().raw() as u32);
+                // SAFETY: the vector is raised by what is run by `enter` only.
+                unsafe { hypercall::set_trap_table(&[back, traps::end_of_table()]) }.expect("our entry");
+                let call = Start::ring3(snippet::__ring_int80, 0x1000);
+                enter(&call);
+                enter(&call);
+                tables.set(SLOT, GOOD_DATA & !(0x80 << 40));
+                enter(&call);
+            }
             "stack-taken-away" => take_stack_away(),
             _ => test::error("there is no such end"),
         }

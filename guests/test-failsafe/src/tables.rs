@@ -55,20 +55,37 @@ pub struct Tables {
 impl Tables {
     /// Makes and installs a GDT.
     pub fn install() -> Self {
-        let frame = || memory::alloc_frame().expect("padding");
-        let tables = Self { gdt: [frame(), frame()], ldt: [frame(), frame()] };
-        assert_eq!(tables.ldt[0].virt().raw() + 4096, tables.ldt[1].virt().raw());
-        for frame in tables.gdt {
-            // SAFETY: no reference into the frame exists.
-            unsafe { memory::remap(frame, PteFlags::KERNEL_RO) }.expect("a frame of ours");
-        }
-        let frames = tables.gdt.map(|frame| hypercall::frame_word(frame.mfn()));
-        // SAFETY: the selectors in use are the reserved ones, which the hypervisor fills in.
-        unsafe { hypercall::set_gdt(&frames, ENTRIES) }.expect("frames of ours");
+        let tables = Self::filled(&[]);
         for slot in DATA_SLOTS {
             tables.set(slot, GOOD_DATA);
         }
         tables
+    }
+
+    /// Makes a GDT that holds these descriptors, and installs it.
+    pub fn filled(descriptors: &[(u16, u64)]) -> Self {
+        let frame = || memory::alloc_frame().expect("padding");
+        let tables = Self { gdt: [frame(), frame()], ldt: [frame(), frame()] };
+        assert_eq!(tables.ldt[0].virt().raw() + 4096, tables.ldt[1].virt().raw());
+        for &(slot, descriptor) in descriptors {
+            let at = tables.gdt[usize::from(slot) / 512].words().cast::<u64>();
+            // SAFETY: a fresh frame.
+            unsafe { at.add(usize::from(slot) % 512).write_volatile(descriptor) };
+        }
+        for frame in tables.gdt {
+            // SAFETY: no reference into the frame exists.
+            unsafe { memory::remap(frame, PteFlags::KERNEL_RO) }.expect("a frame of ours");
+        }
+        tables.reinstall();
+        tables
+    }
+
+    /// Makes it the GDT once more.
+    pub fn reinstall(&self) {
+        let frames = self.gdt.map(|frame| hypercall::frame_word(frame.mfn()));
+        // SAFETY: the selectors in use are the reserved ones, which the hypervisor fills in, or the caller wants to see what becomes of
+        // them.
+        unsafe { hypercall::set_gdt(&frames, ENTRIES) }.expect("frames of ours");
     }
 
     /// Selectors for ds, es, fs and gs: four that differ.

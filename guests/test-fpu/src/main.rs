@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use proxenos_guest::abi::{Port, Virq};
 use proxenos_guest::test::section;
 use proxenos_guest::traps::{self, Outcome, vector};
-use proxenos_guest::{StartInfo, TrapFrame, check, check_eq, events, hypercall, time};
+use proxenos_guest::{StartInfo, TrapFrame, attempt, check, check_eq, events, hypercall, println, time};
 
 proxenos_guest::test_guest!(main);
 
@@ -33,10 +33,97 @@ fn traps_seen() -> u32 {
 fn main(_: &StartInfo) {
     proxenos_guest::init();
     traps::set_handler(vector::DEVICE_NOT_AVAILABLE, on_device_not_available);
+    clean();
     initial();
     computes();
     kept();
     taskswitch();
+    errors();
+    alignment();
+}
+
+#[repr(align(16))]
+struct Image([u32; 128]);
+
+/// Nothing of whoever used the unit before, down to the last register.
+fn clean() {
+    section("clean at the start");
+    let mut image = Image([0x5a5a_5a5a; 128]);
+    // SAFETY: stores 512 bytes, aligned to 16.
+    unsafe { asm!("fxsave [{}]", in(reg) &raw mut image) };
+    let Image(words) = image;
+    check_eq!(words[0], 0x037f, "control and status");
+    check_eq!(words[1] & 0xff, 0, "all registers of the stack are empty");
+    check_eq!(words[6], 0x1f80, "mxcsr");
+    // Eight registers of 80 bits in 16 bytes each, and those of 128 bits.
+    let (stack, vectors) = words[8..].split_at(8 * 4);
+    let empty = |register: &[u32]| register[0] == 0 && register[1] == 0 && register[2] & 0xffff == 0;
+    check!(stack.chunks(4).all(empty), "{stack:x?}");
+    let vectors = &vectors[..if cfg!(target_arch = "x86_64") { 16 * 4 } else { 8 * 4 }];
+    check!(vectors.iter().all(|&word| word == 0), "{vectors:x?}");
+}
+
+/// Errors are exceptions of their own: #MF with the next instruction that waits, #XM at once.
+fn errors() {
+    section("errors");
+    let control = 0x037bu16;
+    // SAFETY: divides by zero, with that error unmasked.
+    unsafe { asm!("fninit", "fldcw [{}]", "fld1", "fldz", "fdivp", in(reg) &raw const control) };
+    // SAFETY: raises what is pending.
+    check!(!unsafe { attempt!("fwait") }, "#MF");
+    check_eq!((traps::last_trap().vector, traps::last_trap().error_code), (16, 0));
+    check_eq!(status_word() & 0x84, 0x84, "division by zero, and a summary");
+    // SAFETY: clears it.
+    unsafe { asm!("fninit") };
+    // SAFETY: nothing is pending.
+    check!(unsafe { attempt!("fwait") }, "and then it is gone");
+
+    let (unmasked, masked) = (0x1d80u32, 0x1f80u32);
+    // SAFETY: 1 and 0 as floats, with division by zero unmasked.
+    let divided = unsafe {
+        asm!(
+            "ldmxcsr [{0}]", "mov {1:e}, 0x3f800000", "movd xmm0, {1:e}", "xorps xmm1, xmm1",
+            in(reg) &raw const unmasked, out(reg) _,
+        );
+        attempt!("divss xmm0, xmm1")
+    };
+    let flags = mxcsr();
+    // SAFETY: as it was.
+    unsafe { asm!("ldmxcsr [{}]", in(reg) &raw const masked) };
+    check!(flags & 4 != 0, "the error is noted, {flags:#x}");
+    if divided {
+        println!("this CPU raises no #XM: an emulator");
+    } else {
+        check_eq!((traps::last_trap().vector, traps::last_trap().error_code), (19, 0));
+    }
+}
+
+/// Alignment is checked in ring 3 where the flag is set (CR0.AM): a kernel of x86_64.
+fn alignment() {
+    section("alignment");
+    const CHECKED: usize = 1 << 18;
+    let words = [0u32; 2];
+    let at = words.as_ptr() as usize + 1;
+    let flag = |on: bool| {
+        // SAFETY: changes a flag that only makes accesses fault which no compiled code makes.
+        unsafe {
+            asm!("pushf", "pop {0}", "and {0}, {1}", "or {0}, {2}", "push {0}", "popf",
+                out(reg) _, in(reg) !CHECKED, in(reg) if on { CHECKED } else { 0 });
+        }
+    };
+    // SAFETY: reads within the array.
+    check!(unsafe { attempt!("mov {0:e}, [{1}]", out(reg) _, in(reg) at) }, "unchecked");
+    flag(true);
+    // SAFETY: as above.
+    let read = unsafe { attempt!("mov {0:e}, [{1}]", out(reg) _, in(reg) at) };
+    flag(false);
+    if cfg!(target_arch = "x86") {
+        check!(read, "ring 1 is not checked");
+    } else if read {
+        println!("this CPU checks no alignment: an emulator");
+    } else {
+        check_eq!((traps::last_trap().vector, traps::last_trap().error_code), (17, 0));
+    }
 }
 
 fn control_word() -> u16 {

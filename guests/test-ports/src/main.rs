@@ -9,7 +9,7 @@ use proxenos_guest::arch::hypercall1;
 use proxenos_guest::hypercall::{self, check as result_of};
 use proxenos_guest::test::section;
 use proxenos_guest::traps::{self, vector};
-use proxenos_guest::{StartInfo, attempt, check, check_eq};
+use proxenos_guest::{StartInfo, attempt, check, check_eq, memory};
 
 proxenos_guest::test_guest!(main);
 
@@ -28,8 +28,13 @@ fn main(_: &StartInfo) {
     check_eq!(traps::count(), before + 2);
     let trap = traps::last_trap();
     check_eq!((trap.vector, trap.error_code), (vector::GENERAL_PROTECTION, 0));
+    let mut untouched = [0x77u8; 4];
+    check_eq!(input(0x71, untouched.as_mut_ptr(), 4), (false, 4), "ins");
+    check_eq!(untouched, [0x77; 4]);
+    check_eq!((traps::last_trap().vector, traps::last_trap().error_code), (vector::GENERAL_PROTECTION, 0));
     requests();
     with_the_right();
+    strings();
     section("the level goes back to 0");
     check_eq!(set_level(DomId::SELF, 0), Ok(0));
     check!(read8(CMOS_DATA).is_some(), "a kernel keeps what it was given");
@@ -100,6 +105,59 @@ fn with_the_right() {
     section("no port of the right");
     // SAFETY: privileged, so refused.
     check!(!unsafe { attempt!("hlt") } && !unsafe { attempt!("cli") }, "it is no real level");
+}
+
+/// `rep insb` of so many bytes: whether it came to its end, and how many were left.
+fn input(port: u16, into: *mut u8, bytes: usize) -> (bool, usize) {
+    let mut left = bytes;
+    // SAFETY: writes where the callers say, or faults; their ports have no registers that a read changes.
+    #[cfg(target_arch = "x86")]
+    let done = unsafe { attempt!("rep insb", inout("ecx") left, inout("edi") into => _, in("edx") u32::from(port)) };
+    // SAFETY: as above.
+    #[cfg(target_arch = "x86_64")]
+    let done = unsafe { attempt!("rep insb", inout("rcx") left, inout("rdi") into => _, in("edx") u32::from(port)) };
+    (done, left)
+}
+
+/// `ins` and `outs`, by the clock's memory and by a port of the hypervisor's.
+fn strings() {
+    section("strings");
+    let before = traps::count();
+    let value = [0x3cu8; 4];
+    check!(write8(CMOS_INDEX, SCRATCH));
+    // SAFETY: writes the byte of memory that is chosen.
+    #[cfg(target_arch = "x86")]
+    check!(unsafe {
+        attempt!("xchg esi, {0}\n rep outsb\n xchg esi, {0}", inout(reg) value.as_ptr() => _, inout("ecx") 4u32 => _,
+            in("edx") u32::from(CMOS_DATA))
+    });
+    // SAFETY: as above.
+    #[cfg(target_arch = "x86_64")]
+    check!(unsafe {
+        attempt!("rep outsb", inout("rsi") value.as_ptr() => _, inout("rcx") 4usize => _, in("edx") u32::from(CMOS_DATA))
+    });
+    check!(write8(CMOS_INDEX, SCRATCH));
+    check_eq!(read8(CMOS_DATA), Some(0x3c), "outs");
+    check!(write8(CMOS_INDEX, SCRATCH));
+    let mut few = [0u8; 3];
+    check_eq!(input(CMOS_DATA, few.as_mut_ptr(), few.len()), (true, 0));
+    check_eq!(few[0], 0x3c, "ins");
+    let mut many = [0u8; 3000];
+    check_eq!(input(0x3f8, many.as_mut_ptr(), many.len()), (true, 0), "more than is moved at once");
+    check!(many.iter().all(|&byte| byte == 0xff), "a port of the hypervisor's reads as ones");
+    check_eq!(traps::count(), before, "no fault reached us");
+    // Half of it lies where nothing is.
+    section("strings that fault");
+    let end = memory::region_end().raw();
+    // The last bytes of the initial region, which is padding behind the stack, and beyond it nothing.
+    let (done, left) = input(0x3f8, (end - 16) as *mut u8, 64);
+    check!(!done);
+    let trap = traps::last_trap();
+    check_eq!((trap.vector, trap.error_code & !4), (vector::PAGE_FAULT, 2), "a write where nothing is");
+    check_eq!(trap.fault_address.raw(), end, "at the first byte that is not there");
+    check_eq!(left, 48, "those before it are done");
+    // SAFETY: the region's last byte.
+    check_eq!(unsafe { *((end - 1) as *const u8) }, 0xff);
 }
 
 fn read8(port: u16) -> Option<u8> {

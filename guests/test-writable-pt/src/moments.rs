@@ -1,12 +1,13 @@
 //! What a guest wrote must count at the moments when it can tell.
 
 use crate::{Range, frame};
-use proxenos_guest::abi::mmu::UpdateVaFlags;
-use proxenos_guest::abi::{Errno, GuestVirt};
+use proxenos_guest::abi::hypercall::MULTICALL_RESULT_ARG;
+use proxenos_guest::abi::mmu::{MmuExtCommand, UpdateVaFlags};
+use proxenos_guest::abi::{Errno, GuestVirt, Hypercall};
 use proxenos_guest::memory::{self, Frame, tables};
 use proxenos_guest::pte::{Pte, PteFlags};
 use proxenos_guest::test::section;
-use proxenos_guest::{Word, check, check_eq, hypercall, probe};
+use proxenos_guest::{Word, arch, check, check_eq, hypercall, probe};
 
 pub fn run() {
     seen_at_once();
@@ -16,10 +17,16 @@ pub fn run() {
     two_slots();
     own_table();
     accessed_and_dirty();
+    tables_edge();
+    each_through_the_other();
 }
 
 fn pte(frame: Frame) -> Pte {
     Pte::new(frame.mfn(), PteFlags::KERNEL_RW)
+}
+
+const fn number(call: Hypercall) -> usize {
+    call.raw() as usize
 }
 
 fn store(at: GuestVirt, value: Word) -> bool {
@@ -245,4 +252,77 @@ fn accessed_and_dirty() {
         }
         check_eq!(memory::flush_tlb(), Ok(()));
     }
+}
+
+/// The hypervisor writes for the guest across a table's edge, into a page of some other kind: a fault there closes the table, so no store of
+/// the hypervisor's may need both.
+fn tables_edge() {
+    section("over a table's edge");
+    let (range, around) = (Range::new(12), Range::new(13));
+    let (table, page) = (Pte::new(range.machine.mfn(), PteFlags::KERNEL_RO), frame());
+    let inside = Pte::new(page.mfn(), PteFlags::KERNEL_RW);
+    let unused = PteFlags::ACCESSED | PteFlags::DIRTY;
+    // What is behind the table, and before it.
+    let kinds = [Pte::NONE, inside.without(PteFlags::WRITABLE), inside.without(unused), table];
+    for kind in kinds {
+        for table_first in [true, false] {
+            let (first, second) = if table_first { (table, kind) } else { (kind, table) };
+            check!(around.write(0, first) && around.write(1, second));
+            check_eq!(memory::flush_tlb(), Ok(()));
+            for below in 1..4 {
+                let flush = [memory::extended(MmuExtCommand::TlbFlush, 0, 0)];
+                let done = (around.page(1).raw() - below) as usize;
+                // SAFETY: pages of the test's own, and a table in which no entry becomes present: 1 is stored at an odd address, or
+                // before its beginning.
+                let result =
+                    unsafe { arch::hypercall4(number(Hypercall::MmuUpdate), flush.as_ptr() as usize, 1, done, 0x7ff0) };
+                // As in 2.0, a count that cannot be written is no error.
+                check_eq!(hypercall::check(result), Ok(0), "{kind:?}, {below} bytes before the edge");
+            }
+            let other = around.page(if table_first { 1 } else { 0 });
+            check_eq!(probe::is_readable(other), kind != Pte::NONE, "{kind:?} is what it was");
+            for at in [0, (1 << arch::LEVEL_BITS) - 1] {
+                check!(range.write(at, Pte::NONE));
+            }
+        }
+    }
+    check!(around.write(0, Pte::NONE) && around.write(1, Pte::NONE));
+}
+
+/// The same where one page is a table, the next another, and each is reached through the other: to open the one closes the other.
+fn each_through_the_other() {
+    section("two tables, each mapped by the other");
+    const WORD: u64 = size_of::<Word>() as u64;
+    let (low, high) = (Range::new(10), Range::new(11));
+    let last = (1 << arch::LEVEL_BITS) - 1;
+    let table = |range: &Range| Pte::new(range.machine.mfn(), PteFlags::KERNEL_RO);
+    check!(low.write(last, table(&high)) && high.write(0, table(&low)));
+    check_eq!(memory::flush_tlb(), Ok(()));
+    let edge = high.at.raw();
+    let entries = || (high.read(last).map(|entry| entry.0), low.read(0).map(|entry| entry.0));
+    let clear = || check!(high.write(last, Pte::NONE) && low.write(0, Pte::NONE));
+    // The low byte of what is written is on this side, so that neither entry becomes present.
+    for below in 1..4 {
+        let flush = [memory::extended(MmuExtCommand::TlbFlush, 0, 0)];
+        let done = (edge - below) as usize;
+        // SAFETY: tables of the test's own.
+        let result =
+            unsafe { arch::hypercall4(number(Hypercall::MmuUpdate), flush.as_ptr() as usize, 1, done, 0x7ff0) };
+        check_eq!(hypercall::check(result), Ok(0), "{below} bytes before the edge");
+        check_eq!(entries(), (Some(1 << (8 * (WORD - below))), Some(0)), "how many were done");
+        clear();
+    }
+    let version = Word::from(hypercall::xen_version().expect("it has one"));
+    for below in 1..WORD {
+        // A multicall's entry, so that its result lies across the edge.
+        let list = GuestVirt(edge - below - WORD * MULTICALL_RESULT_ARG as u64 - WORD);
+        check!(store(list, number(Hypercall::XenVersion) as Word) && store(GuestVirt(list.raw() + WORD), 0));
+        // SAFETY: as above.
+        let result = unsafe { arch::hypercall2(number(Hypercall::Multicall), list.raw() as usize, 1) };
+        check_eq!(hypercall::check(result), Ok(0), "{below} bytes before the edge");
+        check_eq!(entries(), (Some(version << (8 * (WORD - below))), Some(version >> (8 * below))), "the result");
+        check!(store(list, 0));
+        clear();
+    }
+    check!(low.write(last, Pte::NONE) && high.write(0, Pte::NONE));
 }

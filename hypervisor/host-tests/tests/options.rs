@@ -3,8 +3,16 @@
 #[path = "../../src/options.rs"]
 mod options;
 
-use options::{Audit, Bytes, Com1, Complaint, IoPort, LogLevel, OnFatal, Options, P2m, Provocation, split_guest_part};
+#[path = "../../src/domain_options.rs"]
+mod domain_options;
+
+use domain_options::{DomainOptions, Reservation, Weight};
+use options::{
+    Audit, Bytes, Com1, Complaint, CpuCheck, GuestConsole, IoPort, Kept, LogLevel, Micros, OnFatal, Options, P2m,
+    Provocation, Scheduler, Skew, split_guest_part,
+};
 use proptest::prelude::*;
+use std::num::NonZeroU16;
 
 /// The options of a line that must be wholly understood.
 fn understood(line: &str) -> Options {
@@ -35,15 +43,61 @@ fn every_option_is_understood() {
         p2m: P2m::Scrambled,
         debug_exit: Some(IoPort(0xf4)),
         audit: Audit::AtEnd,
+        scheduler: Scheduler::RoundRobin(Some(Micros(2000))),
+        guest_console: GuestConsole::All,
+        max_cpus: NonZeroU16::new(3),
+        cpu_check: CpuCheck::Run,
         provoke: Some(Provocation::Panic),
+        tsc_skew: Some(Skew { ppm: 200, kept: Kept::Always }),
     };
     let line = "dom0_mem=64M dom0_shadow=384K com1=9600,8n1 loglvl=debug noreboot p2m=scrambled debug-exit=0xf4 audit \
-                provoke=panic";
+                sched=rrobin,2000 guest-console maxcpus=3 check-cpus provoke=panic tsc-skew=200,kept";
     assert_eq!(understood(line), expected);
+    assert_eq!(understood("nosmp").max_cpus, NonZeroU16::new(1));
     assert_eq!(understood("audit=calls").audit, Audit::OnCall);
+    assert_eq!(understood("tsc-skew=1").tsc_skew, Some(Skew { ppm: 1, kept: Kept::AtFirst }));
     assert_eq!(understood("com1=off").com1, Com1::Off);
     assert_eq!(understood("loglvl=all").log_level, LogLevel::Trace);
     assert_eq!(understood("debug-exit=244").debug_exit, Some(IoPort(244)));
+}
+
+#[test]
+fn schedulers_have_names() {
+    assert_eq!(understood("sched=bvt").scheduler, Scheduler::Bvt(None));
+    assert_eq!(understood("sched=bvt,500").scheduler, Scheduler::Bvt(Some(Micros(500))));
+    assert_eq!(understood("sched=atropos").scheduler, Scheduler::Atropos);
+    for bad in ["sched=", "sched", "sched=rr", "sched=bvt,", "sched=bvt,0", "sched=bvt,1000000", "sched=atropos,5"] {
+        assert_eq!(complaints(bad), [Complaint::BadValue(bad)]);
+    }
+}
+
+#[test]
+fn a_module_is_a_domain_if_it_says_so() {
+    let parse = |line| DomainOptions::parse(line, &mut |complaint| panic!("{complaint}"));
+    for none in ["", "guest.elf", "domain", "guest.elf quiet domain", "guest.elf -- domain", "guest.elf domain0"] {
+        assert_eq!(parse(none), None, "{none:?}");
+    }
+    let plain = parse("guest.elf domain").expect("a domain");
+    assert_eq!((plain.memory, plain.shadow, plain.cpu), (Bytes(16 << 20), None, None));
+    assert_eq!((plain.weight, plain.reserve, plain.command_line), (None, None, ""));
+    let whole = "/a/b domain mem=8M shadow=600K cpu=1 weight=300 reserve=500/20000 -- x -- y=1  z ";
+    let whole = parse(whole).expect("a domain");
+    assert_eq!((whole.memory, whole.shadow, whole.cpu), (Bytes(8 << 20), Some(Bytes(600 << 10)), Some(1)));
+    let reserve = Reservation { slice: Micros(500), period: Micros(20_000) };
+    assert_eq!((whole.weight, whole.reserve), (Some(Weight(300)), Some(reserve)));
+    assert_eq!(whole.command_line, "x -- y=1  z");
+}
+
+#[test]
+fn what_is_not_understood_of_a_domain_is_complained_about() {
+    let bad =
+        ["mem=", "mem=x", "cpu=65536", "cpu=-1", "weight=0", "weight=1001", "reserve=5", "reserve=6/5", "reserve=0/5"];
+    for word in bad {
+        let (line, mut all) = (format!("g domain {word} nonsense"), Vec::new());
+        let options = DomainOptions::parse(&line, &mut |complaint| all.push(complaint));
+        assert_eq!(options, DomainOptions::parse("g domain", &mut |_| ()));
+        assert_eq!(all, [Complaint::BadValue(word), Complaint::Unknown("nonsense")]);
+    }
 }
 
 #[test]
@@ -56,6 +110,9 @@ fn every_fault_can_be_provoked() {
         ("write-text", Provocation::WriteText),
         ("execute-data", Provocation::ExecuteData),
         ("double-fault", Provocation::DoubleFault),
+        ("cpu-panic", Provocation::CpuPanic),
+        ("lost-cpu", Provocation::LostCpu),
+        ("tsc-apart", Provocation::TscApart),
         ("lost-reference", Provocation::LostReference),
     ] {
         assert_eq!(understood(&format!("provoke={text}")).provoke, Some(fault), "{text}");
@@ -105,6 +162,12 @@ fn values_without_sense_are_complained_about() {
         "debug-exit=0x",
         "debug-exit=0x+4",
         "debug-exit=70000",
+        "maxcpus",
+        "maxcpus=0",
+        "maxcpus=-1",
+        "maxcpus=70000",
+        "nosmp=1",
+        "check-cpus=yes",
         "provoke",
         "provoke=",
         "provoke=PANIC",
@@ -131,7 +194,7 @@ proptest! {
     }
 
     #[test]
-    fn no_value_panics(name in "dom0_mem|com1|loglvl|p2m|debug-exit|provoke", value in "\\PC{0,24}") {
+    fn no_value_panics(name in "dom0_mem|com1|loglvl|p2m|debug-exit|maxcpus|provoke", value in "\\PC{0,24}") {
         Options::parse(&format!("{name}={value}"), &mut |_| {});
     }
 }

@@ -47,7 +47,7 @@ impl Log for Logger {
 }
 
 /// The console as something that formatting can write to.
-struct Lines<'a>(&'a mut super::Console);
+pub(super) struct Lines<'a>(pub &'a mut super::Console);
 
 impl Write for Lines<'_> {
     fn write_str(&mut self, text: &str) -> core::fmt::Result {

@@ -1,11 +1,12 @@
 //! The console: one stream of bytes, which goes to the serial port and is kept in a ring for later readers.
 //!
-//! Two kinds of writers share it. The hypervisor's own messages are whole lines that begin with `(px) `; a guest's
-//! output is passed on byte by byte ([`write`]). A message that comes in the middle of a guest's line starts a new one.
+//! Two kinds of writers share it. The hypervisor's own messages are whole lines that begin with `(px) `; domain 0's
+//! output is passed on byte by byte ([`write`]), other domains' in lines of their own ([`domains`]). A message that comes in the middle of a guest's line starts a new one.
 //!
 //! The lock [`CONSOLE`] guards ring and port together, so that both see the same order. Fatal reports get around it
 //! ([`emergency`]).
 
+pub mod domains;
 mod input;
 mod log;
 mod ring;
@@ -15,10 +16,10 @@ use crate::options::{Com1, Options};
 pub use input::Arrived;
 use input::Input;
 use proxenos_core::console_keys::Command;
+use proxenos_core::sync::{Mutex, MutexGuard};
 use ring::Ring;
 pub use ring::{Position, Reading};
 use serial::Serial;
-use spin::{Mutex, MutexGuard};
 
 struct Console {
     ring: Ring,

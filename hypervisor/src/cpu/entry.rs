@@ -9,10 +9,11 @@
 
 use crate::cpu::idt::Vector;
 use crate::cpu::percpu::{self, Cpu, Pending};
-use crate::cpu::{debugreg, extable, nmi};
+use crate::cpu::{debugreg, extable, ipi, nmi};
 use crate::mm::layout::STACK_SIZE;
 use crate::{fault, guest, irq, time};
 use core::arch::global_asm;
+use core::sync::atomic::Ordering;
 use x86_64::VirtAddr;
 
 /// The interrupted context, low to high as it lies on the stack. A trap from a guest puts it right below the CPU's
@@ -252,7 +253,7 @@ pub extern "C" fn trap_entry(frame: &mut TrapFrame) {
     let vector = frame.vector();
     let handled = if vector.0 >= 32 { interrupt(vector) } else { Handled::NotYet };
     if frame.has_forbidden_flags() {
-        guest::stop_lawless(frame);
+        return guest::stop_lawless(frame);
     }
     if handled == Handled::Wholly {
         return;
@@ -277,9 +278,16 @@ enum Handled {
 /// Interrupts of the local APIC, whatever they interrupt.
 fn interrupt(vector: Vector) -> Handled {
     match vector {
+        Vector::LOOK | Vector::FLUSH | Vector::HOLD => {
+            // First, so that the next may come while this CPU stands still.
+            time::apic::end_of_interrupt();
+            if ipi::received(vector) { Handled::Wholly } else { Handled::NotYet }
+        }
         Vector::TIMER => {
             time::apic::end_of_interrupt();
-            Cpu::current().set_pending(Pending::TIMER);
+            let cpu = Cpu::current();
+            cpu.timer_count.fetch_add(1, Ordering::Relaxed);
+            cpu.set_pending(Pending::TIMER);
             Handled::NotYet
         }
         // Spurious interrupts get no end-of-interrupt (Intel SDM vol. 3, 11.9).
@@ -302,7 +310,7 @@ fn interrupt(vector: Vector) -> Handled {
 fn hypervisor_trap(frame: &mut TrapFrame) {
     match frame.vector() {
         // Taken in the idle loop, which looks at what is pending.
-        Vector::TIMER => {}
+        Vector::TIMER | Vector::LOOK => {}
         vector if irq::line_of(vector).is_some() => {}
         Vector::NMI => nmi::handle(),
         // One of a guest's breakpoints: on memory that is being copied, or held off by `mov ss` until the first

@@ -1,6 +1,6 @@
 //! What this CPU can do, and the control registers set accordingly.
 //!
-//! Everything is read once, on the boot CPU; others are taken to be alike.
+//! Everything is read once, on the boot CPU; others that are not alike ([`fingerprint`]) are not used.
 
 use raw_cpuid::{CpuId, CpuIdReaderNative};
 use spin::Once;
@@ -22,6 +22,8 @@ pub struct Features {
     pub sysenter: Support,
     /// The page attribute table.
     pub pat: Support,
+    /// The TSC can be moved by IA32_TSC_ADJUST.
+    pub tsc_adjust: Support,
     /// The TSC's frequency where CPUID tells it, in Hz.
     pub tsc_hz: Option<u64>,
     /// The maker, such as `GenuineIntel`.
@@ -49,6 +51,37 @@ impl Support {
     pub fn is_there(self) -> bool {
         self == Self::Yes
     }
+}
+
+/// What CPUID says of a CPU that guests could depend on, bit by bit; what differs between the CPUs of a machine by its nature is left
+/// out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fingerprint([[u32; 4]; FINGERPRINT.len()]);
+
+/// Leaf, subleaf, and the bits of eax to edx that count.
+const FINGERPRINT: [(u32, u32, [u32; 4]); 7] = [
+    // ebx has the APIC number; OSXSAVE follows CR4.
+    (1, 0, [!0, 0, !(1 << 27), !0]),
+    // OSPKE follows CR4.
+    (7, 0, [!0, !0, !(1 << 4), !0]),
+    // The size in ebx follows XCR0.
+    (0xd, 0, [!0, 0, !0, !0]),
+    (0xd, 1, [!0, 0, !0, !0]),
+    (0x8000_0001, 0, [0, 0, !0, !0]),
+    (0x8000_0007, 0, [0, 0, 0, !0]),
+    (0x8000_0008, 0, [!0, !0, 0, 0]),
+];
+
+/// That of this CPU.
+pub fn fingerprint() -> Fingerprint {
+    Fingerprint(FINGERPRINT.map(|(leaf, subleaf, masks)| {
+        let last = raw_cpuid::cpuid!(leaf & 0x8000_0000).eax;
+        if leaf > last {
+            return [0; 4];
+        }
+        let found = raw_cpuid::cpuid!(leaf, subleaf);
+        [found.eax & masks[0], found.ebx & masks[1], found.ecx & masks[2], found.edx & masks[3]]
+    }))
 }
 
 static FEATURES: Once<Features> = Once::new();
@@ -79,6 +112,7 @@ fn detect() -> Features {
         invariant_tsc: Support::of(power.is_some_and(|p| p.has_invariant_tsc())),
         sysenter: basic_has(raw_cpuid::FeatureInfo::has_sysenter_sysexit),
         pat: basic_has(raw_cpuid::FeatureInfo::has_pat),
+        tsc_adjust: Support::of(cpuid.get_extended_feature_info().is_some_and(|e| e.has_tsc_adjust_msr())),
         tsc_hz: tsc_frequency(&cpuid),
         vendor,
         brand,
@@ -105,12 +139,14 @@ const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 /// - Paging protections bind the hypervisor too: CR0.WP and EFER.NXE on.
 /// - Off, whatever the firmware left: SMEP, SMAP and UMIP, which would change what an x86_32 kernel in ring 1
 ///   (supervisor to the CPU) sees; OSXSAVE, since guests of this interface save with FXSAVE; PGE, since nothing is
-///   global; PCID; FSGSBASE; TSD, so guests read the TSC.
+///   global; PCID; FSGSBASE, PKE and CET; PCE; TSD, so guests read the TSC.
+/// - What is in the FPU's registers is nobody's: the first use traps (CR0.TS).
 /// - Alignment checks (CR0.AM) are a guest application's own business: on, they cost nothing below ring 3.
 /// - `sysenter` faults: it would enter the hypervisor by no gate.
 pub fn set_control_registers() {
     let cr0 = Cr0Flags::PROTECTED_MODE_ENABLE
         | Cr0Flags::MONITOR_COPROCESSOR
+        | Cr0Flags::TASK_SWITCHED
         | Cr0Flags::EXTENSION_TYPE
         | Cr0Flags::NUMERIC_ERROR
         | Cr0Flags::WRITE_PROTECT
@@ -134,4 +170,5 @@ pub fn set_control_registers() {
             Msr::new(IA32_PAT).write(PAT_RESET);
         }
     }
+    super::speculation::apply();
 }

@@ -3,13 +3,16 @@
 //! machine, like any other.
 //!
 //! It takes the domains' paging locks and then the allocator's, and 160 KiB of the heap at most: it is called with none of
-//! the hypervisor's locks held, on the way from a guest. There is one CPU, so nothing else moves meanwhile.
+//! the hypervisor's locks held, on the way from a guest. The other CPUs stand still meanwhile, none with a lock, so that a domain
+//! is in its seat or runs on one of them.
 
-use super::Running;
+use super::{Running, running_elsewhere, sched};
 use crate::boot;
 use crate::cpu::entry::TrapFrame;
+use crate::cpu::ipi;
 use crate::cpu::percpu::Cpu;
 use crate::options::Audit;
+use alloc::vec::Vec;
 use proxenos_abi::Errno;
 use proxenos_core::audit::{Subject, audit};
 
@@ -37,7 +40,18 @@ pub fn call(frame: &mut TrapFrame) -> u64 {
 /// # Panics
 /// If not.
 fn check(run: &Running) {
-    match audit(run.host, &[Subject { dom: &run.dom, segments: &run.vcpu.segments }]) {
+    ipi::while_others_stand_still(|| sched::with_all_parked(|parked, running| look(run, parked, running)));
+}
+
+/// All other CPUs stand still. `parked` are the domains that do not run, and `running` is how many do, with the one here.
+fn look(run: &Running, parked: &[&Running], running: usize) {
+    // SAFETY: the other CPUs stand still until this is over.
+    let elsewhere = unsafe { running_elsewhere() };
+    let all: Vec<&Running> = core::iter::once(run).chain(elsewhere).chain(parked.iter().copied()).collect();
+    assert!(all.len() == running + parked.len(), "a domain neither runs nor is in its seat");
+    let subjects: Vec<Subject<'_>> =
+        all.iter().map(|run| Subject { dom: &run.dom, segments: &run.vcpu.segments }).collect();
+    match audit(run.host, &subjects) {
         Ok(census) => log::info!("audit: {census}: all hold"),
         Err(violations) => {
             violations.iter().for_each(|violation| log::error!("audit: {violation}"));

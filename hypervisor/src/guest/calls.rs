@@ -139,7 +139,7 @@ fn carry_out<P: CallRegisters>(frame: &mut TrapFrame, number: Hypercall) -> u64 
         cpu.local.note_assists(&run.dom);
     }
     match number {
-        Hypercall::SchedOp => run.yield_to_others(),
+        Hypercall::SchedOp => run.yield_to_others(cpu),
         Hypercall::SetTimerOp => timer::defer(run, cpu),
         _ => {}
     }

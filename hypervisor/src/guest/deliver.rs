@@ -185,6 +185,17 @@ pub fn return_failed(fault: &TrapFrame) -> ! {
     }
 }
 
+/// The guest's data segments could not be loaded when it was to go on: its tables have changed since it loaded them. Its kernel is
+/// told by the failsafe callback, with all four null.
+#[cold]
+pub fn segments_refused(run: &mut Running, frame: &mut TrapFrame, segments: DataSegments) {
+    let _ = data_segments(run.dom.arch);
+    match run.vcpu.failsafe_callback {
+        Some(callback) => enter_kernel(run, frame, &callback, &Cause::Failsafe(segments)),
+        None => crash(run, frame, format_args!("its data segments cannot be loaded, and it has no way to be told")),
+    }
+}
+
 /// I/O privilege level, which is always 0 in a guest's flags.
 const IOPL: u64 = 3 << 12;
 /// Interrupts are on whenever a guest runs.

@@ -1,9 +1,12 @@
-//! The end of a domain. There is one, domain 0, and its end is the machine's.
+//! The end of a domain: it stays, frozen, until somebody takes it down. Domain 0's is the machine's.
 
-use super::{Running, audit};
+use super::{Running, audit, leave};
+use crate::console;
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::percpu::Cpu;
 use crate::power::{self, ExitCode};
+use core::sync::atomic::Ordering;
+use proxenos_abi::DomId;
 use proxenos_core::domain::RunState;
 use proxenos_core::virq;
 
@@ -12,33 +15,38 @@ const CRASHED: ExitCode = ExitCode(0x7e);
 /// The shutdown reason that halts the machine; any other starts it again (Xen 2.0's `domain_shutdown`).
 const POWEROFF: u8 = 0;
 
-/// Acts on a domain that has shut down or was stopped.
-pub fn ended(run: &mut Running) -> ! {
-    virq::domain_ended(run.host, &run.dom);
-    let id = run.dom.id.0;
+/// Acts on a domain that has shut down or was stopped: domain 0 is told. It stays as it is, and never runs again. The end of
+/// domain 0 is the machine's.
+#[cold]
+pub fn ended(run: &Running) {
+    let id = run.dom.id;
+    console::domains::finish(id);
     audit::at_end(run);
-    match run.dom.shutdown_reason() {
-        Some(reason) if !run.dom.run_state().contains(RunState::CRASHED) => {
-            log::info!("domain {id} shut down, reason {reason}");
-            power::debug_exit(ExitCode(reason.min(CRASHED.0)));
-            if reason == POWEROFF { power::power_off() } else { power::restart() }
-        }
-        _ => {
-            log::error!("domain {id} was stopped: the machine has no other");
-            power::debug_exit(CRASHED);
-            power::restart()
-        }
+    let cpu = Cpu::current();
+    log::debug!("CPU {}: timer interrupts: {}", cpu.id.0, cpu.timer_count.load(Ordering::Relaxed));
+    let reason = run.dom.shutdown_reason().filter(|_| !run.dom.run_state().contains(RunState::CRASHED));
+    match (reason, id) {
+        (Some(reason), _) => log::info!("domain {} shut down, reason {reason}", id.0),
+        (None, DomId::DOM0) => log::error!("domain 0 was stopped, and the machine with it"),
+        (None, _) => log::error!("domain {} was stopped", id.0),
+    }
+    // Last: domain 0 may be running, and act upon it.
+    virq::domain_ended(run.host, &run.dom);
+    if id == DomId::DOM0 {
+        power::debug_exit(ExitCode(reason.map_or(CRASHED.0, |reason| reason.min(CRASHED.0))));
+        if reason == Some(POWEROFF) { power::power_off() } else { power::restart() }
     }
 }
 
 /// The end of a domain that runs with flags which it cannot have ([`TrapFrame::has_forbidden_flags`]): no return to it would be
-/// sound.
+/// sound. `frame` becomes another's.
 #[cold]
-pub fn stop_lawless(frame: &TrapFrame) -> ! {
+pub fn stop_lawless(frame: &mut TrapFrame) {
+    let cpu = Cpu::current();
     // SAFETY: the one reference of this entry, which has just begun and ends here.
-    let Some(run) = (unsafe { Cpu::current().local.running() }) else { crate::fault::report_trap(frame) };
+    let Some(run) = (unsafe { cpu.local.running() }) else { crate::fault::report_trap(frame) };
     crash(run, frame, format_args!("this CPU let it have flags that no guest may have"));
-    ended(run)
+    leave(cpu, run, frame);
 }
 
 /// Says why `core` has stopped a domain, if it has.

@@ -25,6 +25,7 @@ use proxenos_core::paging::Pager;
 use proxenos_core::paging::format::{Format, FourLevel, TwoLevel};
 use proxenos_core::paging::shadow::Access;
 use proxenos_core::personality::Personality;
+use proxenos_core::ports::string::Fault;
 use proxenos_core::store::RegisterFile;
 use x86_64::instructions::tables::{lidt, sidt};
 use x86_64::registers::control::Cr2;
@@ -261,8 +262,21 @@ pub fn general_protection(run: &mut Running, frame: &mut TrapFrame) {
     if run.dom.arch == Arch::X86_32 && frame.error_code != 0 && call_gate(run, frame) {
         return;
     }
-    if frame.error_code == 0 && ports::general_protection(run, frame, data_selector()) == ports::Outcome::Done {
-        return instruction_done(run, frame);
+    if frame.error_code == 0 {
+        match ports::general_protection(run, frame, data_selectors()) {
+            ports::Outcome::Done => return instruction_done(run, frame),
+            ports::Outcome::Fault(Fault::Exception(vector)) => {
+                return deliver::exception(run, frame, Vector(vector), 0, None);
+            }
+            ports::Outcome::Fault(Fault::Page { at, write }) => {
+                let access = Access { write, user: frame.cs & 3 == 3 };
+                return match run.dom.arch {
+                    Arch::X86_32 => deliver_page_fault::<TwoLevel>(run, frame, at, access),
+                    Arch::X86_64 => deliver_page_fault::<FourLevel>(run, frame, at, access),
+                };
+            }
+            ports::Outcome::Other => {}
+        }
     }
     deliver::exception(run, frame, Vector(13), frame.error_code as u32, None);
 }
@@ -289,18 +303,23 @@ fn call_gate(run: &mut Running, frame: &mut TrapFrame) -> bool {
         }
         call_gate::Outcome::Fault { vector, code } => deliver::exception(run, frame, Vector(vector), code, None),
         call_gate::Outcome::PageFault { at, access } => {
-            let pager = Pager::new(run.host, &run.dom);
-            let found = pager.walk::<TwoLevel>(&pager.lock(), at);
-            let present = if found.is_some_and(|found| found.entry.present()) { PRESENT } else { 0 };
-            let code = present | if access.write { WRITE } else { 0 } | if access.user { USER } else { 0 };
-            deliver::exception(run, frame, Vector::PAGE_FAULT, code as u32, Some(at));
+            deliver_page_fault::<TwoLevel>(run, frame, at, access);
         }
     }
     true
 }
 
+/// A page fault that an instruction carried out by the hypervisor came to.
+fn deliver_page_fault<F: Format>(run: &mut Running, frame: &mut TrapFrame, at: GuestVirt, access: Access) {
+    let pager = Pager::new(run.host, &run.dom);
+    let found = pager.walk::<F>(&pager.lock(), at);
+    let present = if found.is_some_and(|found| found.entry.present()) { PRESENT } else { 0 };
+    let code = present | if access.write { WRITE } else { 0 } | if access.user { USER } else { 0 };
+    deliver::exception(run, frame, Vector::PAGE_FAULT, code as u32, Some(at));
+}
+
 /// The data selectors as the guest left them.
-fn data_selectors() -> DataSegments {
+pub fn data_selectors() -> DataSegments {
     let (ds, es, fs, gs): (u16, u16, u16, u16);
     // SAFETY: reads four registers.
     unsafe {
@@ -315,7 +334,7 @@ fn data_selectors() -> DataSegments {
 
 /// #NM in a guest.
 pub fn device_not_available(run: &mut Running, frame: &mut TrapFrame) {
-    if fpu::device_not_available(&mut run.vcpu.fpu) == DeviceNotAvailable::ForGuest {
+    if fpu::device_not_available(&mut run.vcpu.fpu, &run.context.fpu) == DeviceNotAvailable::ForGuest {
         deliver::exception(run, frame, Vector(7), 0, None);
     }
 }

@@ -5,10 +5,16 @@
 //! that the addresses are the guest's (`Personality::in_guest_range`): what is mapped elsewhere is the hypervisor's. What is a word
 //! or a few is moved by single instructions, in the midst of the code that wants it.
 //!
-//! A fault may also be one that shadowing causes and the trap path repairs, for which it takes the domain's paging lock:
-//! nobody holds that lock around a copy.
+//! A fault may also be one that shadowing or writable page tables cause and the trap path repairs, for which it takes the
+//! domain's paging lock: nobody holds that lock around a copy.
+//!
+//! **No store crosses a page.** A store to one of the guest's page tables needs that table open, and any other fault closes it: that of
+//! the page behind, if it is not mapped, was not written to yet, or is reached through the table. A store that needs both at once
+//! would fault for ever. What is not aligned goes byte by byte where it meets a page's edge; all else that stores to a guest
+//! keeps to whole, aligned words.
 
 use crate::ex_table;
+use crate::mm::layout::PAGE_SIZE;
 use core::arch::asm;
 use proxenos_core::addr::GuestVirt;
 use proxenos_core::machine::BadPointer;
@@ -23,38 +29,52 @@ macro_rules! failed_at {
 /// Copies from the guest.
 pub fn copy_from_guest(from: GuestVirt, into: &mut [u8]) -> Result<(), BadPointer> {
     // SAFETY: the destination is ours and as long as the count.
-    unsafe { copy(into.as_mut_ptr() as u64, from.0, into.len()) }
+    unsafe { copy(into.as_mut_ptr() as u64, from.0, Count::in_words(into.len())) }
 }
 
 /// Copies to the guest.
 pub fn copy_to_guest(to: GuestVirt, from: &[u8]) -> Result<(), BadPointer> {
+    let end = to.0.wrapping_add(from.len() as u64);
+    let word_may_cross = !to.0.is_multiple_of(WORD as u64) && to.0 / PAGE_SIZE != end / PAGE_SIZE;
+    let count = if word_may_cross { Count { words: 0, rest: from.len() } } else { Count::in_words(from.len()) };
     // SAFETY: writes go to a guest address, which the caller has checked, so no memory of ours changes.
-    unsafe { copy(to.0, from.as_ptr() as u64, from.len()) }
+    unsafe { copy(to.0, from.as_ptr() as u64, count) }
 }
 
-/// Copies bytes; a fault on either side ends it.
+/// What a copy moves at a time, if it can.
+const WORD: usize = size_of::<u64>();
+
+/// How much is copied: words first, then bytes.
+struct Count {
+    words: usize,
+    rest: usize,
+}
+
+impl Count {
+    /// Most of what is copied is a few words.
+    const fn in_words(bytes: usize) -> Self {
+        Self { words: bytes / WORD, rest: bytes % WORD }
+    }
+}
+
+/// Copies; a fault on either side ends it.
 ///
 /// # Safety
 /// `to` is either memory the caller may write, or in the guest's range.
-unsafe fn copy(to: u64, from: u64, bytes: usize) -> Result<(), BadPointer> {
+unsafe fn copy(to: u64, from: u64, count: Count) -> Result<(), BadPointer> {
     let left: usize;
     // SAFETY: the caller vouches for the destination; the source is only read. A fault leaves rcx at what is left, and
     // goes on behind the copy.
     unsafe {
         asm!(
-            // Words first: most of what is copied is a few of them.
-            "mov {tail}, rcx",
-            "and {tail:e}, 7",
-            "shr rcx, 3",
             "2: rep movsq",
-            "mov rcx, {tail}",
-            "xor {tail:e}, {tail:e}",
+            "mov rcx, {rest}",
             "3: rep movsb",
             "4:",
             ex_table!("2b", "4b"),
             ex_table!("3b", "4b"),
-            tail = out(reg) _,
-            inout("rcx") bytes => left,
+            rest = in(reg) count.rest,
+            inout("rcx") count.words => left,
             inout("rdi") to => _,
             inout("rsi") from => _,
             options(nostack)
@@ -120,6 +140,9 @@ pub fn read_words<const N: usize>(from: GuestVirt) -> Result<[u64; N], BadPointe
 /// Writes 32 bits.
 #[inline(always)]
 pub fn write_u32(to: GuestVirt, value: u32) -> Result<(), BadPointer> {
+    if !to.0.is_multiple_of(4) {
+        return copy_to_guest(to, &value.to_le_bytes());
+    }
     // SAFETY: writes to a guest address, which the caller has checked, so no memory of ours changes.
     unsafe {
         asm!(
@@ -137,6 +160,9 @@ pub fn write_u32(to: GuestVirt, value: u32) -> Result<(), BadPointer> {
 /// Writes 64 bits.
 #[inline(always)]
 pub fn write_u64(to: GuestVirt, value: u64) -> Result<(), BadPointer> {
+    if !to.0.is_multiple_of(8) {
+        return copy_to_guest(to, &value.to_le_bytes());
+    }
     // SAFETY: as in `write_u32`.
     unsafe {
         asm!(

@@ -1,4 +1,4 @@
-//! I/O ports for guests: their `in` and `out`, which all fault, carried out where [`Rights`](proxenos_core::ports::Rights) allow it.
+//! I/O ports for guests: their `in`, `out`, `ins` and `outs`, which all fault, carried out where [`Rights`](proxenos_core::ports::Rights) allow it.
 //!
 //! Devices that the hypervisor drives itself answer as if nothing were there: reads give ones, writes are lost. Everything else is
 //! the domain's that has the right; Xen 2.0 kept nothing back. No lock.
@@ -7,12 +7,16 @@ use super::Running;
 use super::hw::Hw;
 use crate::cpu::entry::TrapFrame;
 use crate::power;
+use core::marker::PhantomData;
 use proxenos_abi::{Selector, X86_32, X86_64};
-use proxenos_core::bounce;
+use proxenos_core::bounce::{self, DataSegments};
 use proxenos_core::domain::Arch;
 use proxenos_core::personality::Personality;
-use proxenos_core::ports::{IoPort, Mode, Ports, Width, instruction, touches};
+use proxenos_core::ports::instruction::{self, PortAccess};
+use proxenos_core::ports::string::{Fault, GuestStrings, StringAccess, StringsOf};
+use proxenos_core::ports::{IoPort, Mode, Ports, Width, touches};
 use x86_64::instructions::port::Port;
+use x86_64::registers::model_specific::{FsBase, GsBase};
 
 /// The hypervisor's own: interrupt controllers and their trigger modes, the interval timer, the serial console, and PCI
 /// configuration, whose two registers belong together (guests have `physdev_op`).
@@ -67,10 +71,12 @@ pub enum Outcome {
     Done,
     /// It is the guest's own.
     Other,
+    /// The instruction comes to another fault, after some elements of its string perhaps.
+    Fault(Fault),
 }
 
 /// A #GP with code 0: a port that the guest may use, or something else.
-pub fn general_protection(run: &mut Running, frame: &mut TrapFrame, ds: Selector) -> Outcome {
+pub fn general_protection(run: &mut Running, frame: &mut TrapFrame, data: DataSegments) -> Outcome {
     let by_kernel = match run.dom.arch {
         Arch::X86_32 => frame.cs & 3 < 3,
         Arch::X86_64 => run.vcpu.mode == bounce::Mode::Kernel,
@@ -80,17 +86,35 @@ pub fn general_protection(run: &mut Running, frame: &mut TrapFrame, ds: Selector
         return Outcome::Other;
     }
     match run.dom.arch {
-        Arch::X86_32 => port_access::<X86_32>(run, frame, ds),
-        Arch::X86_64 => port_access::<X86_64>(run, frame, ds),
+        Arch::X86_32 => port_access::<X86_32>(run, frame, mode, data),
+        Arch::X86_64 => port_access::<X86_64>(run, frame, mode, data),
     }
 }
 
-fn port_access<P: Personality>(run: &mut Running, frame: &mut TrapFrame, ds: Selector) -> Outcome {
+fn port_access<P: Personality>(run: &mut Running, frame: &mut TrapFrame, mode: Mode, data: DataSegments) -> Outcome {
     let cs = Selector(frame.cs as u16);
-    let Some(segments) = run.vcpu.segments.code_segments::<P, Hw>(run.host, &run.dom, cs, ds) else {
+    let Some(code) = run.vcpu.segments.code_segments::<P, Hw>(run.host, &run.dom, cs, data.ds) else {
         return Outcome::Other;
     };
-    let Some(access) = instruction::at::<P, Hw>(run.host, &segments, frame) else { return Outcome::Other };
-    access.carry_out(frame, segments.width, &GuestPorts);
-    Outcome::Done
+    let Some(fetched) = instruction::fetch::<P, Hw>(run.host, &code, frame) else { return Outcome::Other };
+    if let Some(access) = PortAccess::decode(fetched.bytes(), code.width) {
+        access.carry_out(frame, code.width, &GuestPorts);
+        return Outcome::Done;
+    }
+    let Some(access) = StringAccess::decode(fetched.bytes(), code.width) else { return Outcome::Other };
+    let strings = GuestStrings {
+        host: run.host,
+        dom: &run.dom,
+        segments: &mut run.vcpu.segments,
+        code: code.width,
+        mode,
+        cs,
+        ss: Selector(frame.ss as u16),
+        data,
+        bases: [FsBase::read().as_u64(), GsBase::read().as_u64()],
+    };
+    match access.carry_out(frame, code.width, &mut StringsOf::<P, Hw>(strings, PhantomData), &GuestPorts) {
+        Ok(()) => Outcome::Done,
+        Err(fault) => Outcome::Fault(fault),
+    }
 }

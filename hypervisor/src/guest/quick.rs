@@ -1,8 +1,8 @@
 //! The short ways from a guest into its own kernel: exceptions, `int 0x80`, and upcalls on the way out of a hypercall.
 //!
 //! Each is a special case of the long way ([`super::trap`], [`super::leave`], [`super::deliver`]), taken when all is as it mostly is:
-//! the guest has a handler, its kernel's stack is in the flat segment and can be written to, and nothing but the guest is
-//! concerned. What is pushed and loaded is worked out by the same code ([`proxenos_core::bounce::enter`]). In any other case
+//! the guest has a handler, its kernel's stack is in the flat segment, aligned to words, and can be written to, and nothing
+//! but the guest is concerned. What is pushed and loaded is worked out by the same code ([`proxenos_core::bounce::enter`]). In any other case
 //! nothing has been changed but memory below the guest's stack pointer, and the long way begins anew: it decides all
 //! cases, so none needs to be told apart here.
 //!
@@ -29,6 +29,7 @@ use proxenos_core::machine::BadPointer;
 use proxenos_core::paging::Pager;
 use proxenos_core::paging::fault::Page;
 use proxenos_core::personality::Personality;
+use proxenos_core::segments::Segments;
 use proxenos_core::vcpu::Vcpu;
 use x86_64::registers::control::Cr2;
 
@@ -182,7 +183,11 @@ pub(super) fn enter_kernel_from<P: Personality>(
 ) -> Next {
     let entry = bounce::enter::<P>(&frame.context(), mode, run.vcpu.kernel_stack, to, cause);
     let at = GuestVirt(entry.frame.sp);
-    if !run.vcpu.segments.is_flat_stack::<P>(entry.frame.ss) || !P::in_guest_range(at, entry.frame.size()) {
+    // A word that lies on two pages may need both repaired, or fault half written: not here.
+    if !at.0.is_multiple_of(P::Word::BYTES as u64)
+        || !run.vcpu.segments.is_flat_stack::<P>(entry.frame.ss)
+        || !P::in_guest_range(at, entry.frame.size())
+    {
         return Next::LongWay;
     }
     // A 64-bit kernel's stack is in its own address space. (An x86_32 guest has one only.)
@@ -204,7 +209,7 @@ pub(super) fn enter_kernel_from<P: Personality>(
     }
 }
 
-/// Where a frame lies on a guest's stack; all of it was found to be at addresses of the guest's.
+/// Where a frame lies on a guest's stack: at addresses of the guest's, and no word of it on two pages.
 struct Stack<P> {
     lowest: GuestVirt,
     words: PhantomData<P>,
@@ -420,10 +425,36 @@ global_asm!(
 );
 
 // `int 0x80`, whose gate is open to every ring. An x86_32 guest whose handler is a plain one (`TrapTable::PLAIN_SYSTEM_CALL`) is in
-// it some thirty instructions later: what has to be checked of handler and stack was when they were named. Anything else is
-// an exception like others, with the address behind the instruction.
+// it some forty instructions later: what has to be checked of handler and stack was when they were named
+// (`Segments::SYSTEM_CALL_FRAME`). Anything else is an exception like others, with the address behind the instruction.
 global_asm!(
     ".pushsection .text.entry, \"ax\", @progbits",
+    // Stores what every frame has at rcx; a store that faults goes on at `long`.
+    ".macro store_at_rcx long",
+    "   movl {ip}(%rsp), %eax",
+    "771: movl %eax, (%rcx)",
+    "   movl {cs}(%rsp), %eax",
+    "772: movl %eax, 4(%rcx)",
+    "   movl {flags}(%rsp), %eax",
+    "773: movl %eax, 8(%rcx)",
+    ex_table!("771b", "\\long"),
+    ex_table!("772b", "\\long"),
+    ex_table!("773b", "\\long"),
+    ".endm",
+    // Goes on in the handler: all is stored, and the stack is loaded. rax is the virtual CPU.
+    ".macro go_on_in_handler",
+    "   movl {handler_cs}(%rax), %ecx",
+    "   movq %rcx, {cs}(%rsp)",
+    "   movl {handler}(%rax), %eax",
+    "   movq %rax, {ip}(%rsp)",
+    "   andl ${kept_flags}, {flags}(%rsp)",
+    "   cmpl $0, {attention}(%rsp)",
+    "   jne .Lsystem_call_leave",
+    // An upcall is due when pending is not zero and the mask, the next byte, is.
+    "   movq {shared}(%rsp), %rax",
+    "   cmpb $0, (%rax)",
+    "   jne .Lsystem_call_pending",
+    ".endm",
     ".balign 16",
     ".globl system_call_entry",
     "system_call_entry:",
@@ -444,26 +475,12 @@ global_asm!(
     ".Lstore_sp: movl %eax, 12(%rcx)",
     "   movl {ss}(%rsp), %eax",
     ".Lstore_ss: movl %eax, 16(%rcx)",
-    ".Lsystem_call_frame:",
-    "   movl {ip}(%rsp), %eax",
-    ".Lstore_ip: movl %eax, (%rcx)",
-    "   movl {cs}(%rsp), %eax",
-    ".Lstore_cs: movl %eax, 4(%rcx)",
-    "   movl {flags}(%rsp), %eax",
-    ".Lstore_flags: movl %eax, 8(%rcx)",
+    "   store_at_rcx .Lsystem_call_long",
     "   movq {vcpu}(%rsp), %rax",
-    "   movl {handler}(%rax), %eax",
-    "   movq %rax, {ip}(%rsp)",
-    "   movq ${flat_cs}, {cs}(%rsp)",
-    "   andl ${kept_flags}, {flags}(%rsp)",
     "   movq %rcx, {sp}(%rsp)",
-    "   movq ${flat_ds}, {ss}(%rsp)",
-    "   cmpl $0, {attention}(%rsp)",
-    "   jne .Lsystem_call_leave",
-    // An upcall is due when pending is not zero and the mask, the next byte, is.
-    "   movq {shared}(%rsp), %rax",
-    "   cmpb $0, (%rax)",
-    "   jne .Lsystem_call_pending",
+    "   movl {kernel_ss}(%rax), %ecx",
+    "   movq %rcx, {ss}(%rsp)",
+    "   go_on_in_handler",
     ".Lsystem_call_done:",
     "   popq %rcx",
     "   popq %rax",
@@ -472,13 +489,24 @@ global_asm!(
     "   iretq",
     // From the kernel: the frame goes on the stack it has, which may be any.
     ".Lsystem_call_of_kernel:",
-    "   cmpw ${flat_ds}, {ss}(%rsp)",
+    "   movzwl {ss}(%rsp), %ecx",
+    "   cmpl ${flat_ds}, %ecx",
+    "   je 1f",
+    "   cmpl %ecx, {flat_stack}(%rax)",
     "   jne .Lsystem_call_long",
-    "   movl {sp}(%rsp), %ecx",
+    "1: movl {sp}(%rsp), %ecx",
     "   subl $12, %ecx",
     "   jb .Lsystem_call_long",
+    // No word may lie on two pages.
+    "   testb $3, %cl",
+    "   jnz .Lsystem_call_long",
     "   cmpl ${last_kernel_frame}, %ecx",
-    "   jbe .Lsystem_call_frame",
+    "   ja .Lsystem_call_long",
+    "   store_at_rcx .Lsystem_call_long",
+    "   movq {vcpu}(%rsp), %rax",
+    "   movq %rcx, {sp}(%rsp)",
+    "   go_on_in_handler",
+    "   jmp .Lsystem_call_done",
     // Also where a store to the guest's stack faults.
     ".Lsystem_call_long:",
     "   popq %rcx",
@@ -497,9 +525,8 @@ global_asm!(
     "   jmp leave_after_system_call",
     ex_table!(".Lstore_sp", ".Lsystem_call_long"),
     ex_table!(".Lstore_ss", ".Lsystem_call_long"),
-    ex_table!(".Lstore_ip", ".Lsystem_call_long"),
-    ex_table!(".Lstore_cs", ".Lsystem_call_long"),
-    ex_table!(".Lstore_flags", ".Lsystem_call_long"),
+    ".purgem store_at_rcx",
+    ".purgem go_on_in_handler",
     ".popsection",
     ip = const SAVED,
     cs = const SAVED + 8,
@@ -510,10 +537,12 @@ global_asm!(
     attention = const SAVED + LOCAL_OF_INT + offset_of!(CpuLocal, attention),
     shared = const SAVED + LOCAL_OF_INT + offset_of!(CpuLocal, shared),
     handler = const offset_of!(Vcpu, traps) + TrapTable::PLAIN_SYSTEM_CALL,
-    frame = const offset_of!(Vcpu, system_call_frame),
+    handler_cs = const offset_of!(Vcpu, traps) + TrapTable::PLAIN_SYSTEM_CALL_CS,
+    frame = const offset_of!(Vcpu, segments) + Segments::SYSTEM_CALL_FRAME,
+    kernel_ss = const offset_of!(Vcpu, segments) + Segments::KERNEL_STACK,
+    flat_stack = const offset_of!(Vcpu, segments) + Segments::FLAT_STACK,
     forbidden = const TrapFrame::FORBIDDEN_FLAGS,
     kept_flags = const !(bounce::CLEARED_FLAGS as i32),
-    flat_cs = const X86_32::FLAT_GUESTOS_CS.0,
     flat_ds = const X86_32::FLAT_GUESTOS_DS.0,
     last_kernel_frame = const LAST_KERNEL_FRAME as i32,
     vector = const SYSTEM_CALL,

@@ -3,7 +3,8 @@
 //! The console's interrupt and the NMI's handler only note what there is ([`Pending`]); it is dealt with here, on the way back
 //! to a guest or in the idle loop. Which virtual interrupt goes to whom is [`proxenos_core::virq`]'s to say.
 
-use super::{Running, end, start};
+use super::hw::Hw;
+use super::{Running, end, host, sched};
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::percpu::{Cpu, Pending};
 use crate::{console, power};
@@ -11,6 +12,7 @@ use core::sync::atomic::Ordering;
 use proxenos_abi::shared_info::SharedInfo;
 use proxenos_core::console_keys::{Command, Listener};
 use proxenos_core::domain::RunState;
+use proxenos_core::host::Host;
 use proxenos_core::machine::MachineMemory;
 use proxenos_core::virq::{self, HardwareErrors};
 
@@ -27,26 +29,33 @@ pub fn console_interrupted() {
         };
         log::info!("what is typed is for {who} (Ctrl-A three times: for {other})");
     }
-    if let Some(host) = start::host().filter(|_| arrived.for_domain0) {
+    if let Some(host) = host::get().filter(|_| arrived.for_domain0) {
         virq::console_input(host);
     }
 }
 
-/// Deals with what is pending. `frame` is what the guest goes on with.
+/// Deals with what is pending of this. `runs` is the domain that is interrupted, if one is, and what it goes on with.
+#[inline]
+pub fn serve(host: &Host<Hw>, runs: Option<(&Running, &TrapFrame)>, pending: Pending) {
+    if pending.intersects(Pending::COMMAND | Pending::PARITY_ERROR | Pending::IO_ERROR) {
+        serve_some(host, runs, pending);
+    }
+}
+
 #[cold]
 #[inline(never)]
-pub fn serve(run: &Running, frame: &TrapFrame, pending: Pending) {
+fn serve_some(host: &Host<Hw>, runs: Option<(&Running, &TrapFrame)>, pending: Pending) {
     if pending.contains(Pending::COMMAND) {
         while let Some(command) = console::take_command() {
-            carry_out(run, frame, command);
+            carry_out(host, runs, command);
         }
     }
     let errors =
         HardwareErrors { parity: pending.contains(Pending::PARITY_ERROR), io: pending.contains(Pending::IO_ERROR) };
-    errors.report(run.host);
+    errors.report(host);
 }
 
-fn carry_out(run: &Running, frame: &TrapFrame, command: Command) {
+fn carry_out(host: &Host<Hw>, runs: Option<(&Running, &TrapFrame)>, command: Command) {
     match command {
         Command::Help => {
             for (key, _, what) in Command::ALL {
@@ -54,18 +63,27 @@ fn carry_out(run: &Running, frame: &TrapFrame, command: Command) {
             }
         }
         Command::Registers => {
-            log::info!("domain {} is interrupted", run.dom.id.0);
-            end::print_registers(log::Level::Info, frame);
+            if let Some((run, frame)) = runs {
+                log::info!("domain {} is interrupted", run.dom.id.0);
+                end::print_registers(log::Level::Info, frame);
+            }
+            sched::with_all_parked(|parked, _| {
+                for run in parked {
+                    log::info!("domain {} does not run", run.dom.id.0);
+                    end::print_registers(log::Level::Info, &run.context.frame);
+                }
+            });
         }
         Command::Domains => {
-            for dom in run.host.domains.all() {
+            for dom in host.domains.all() {
                 let flag = |offset: usize| {
                     let at = dom.shared_info.addr().0 + offset as u64;
-                    run.host.hw.load8(proxenos_core::addr::MachineAddr(at))
+                    host.hw.load8(proxenos_core::addr::MachineAddr(at))
                 };
                 let state = match dom.run_state() {
                     RunState::BLOCKED => "waits for an event",
                     state if state.is_empty() => "can run",
+                    state if !state.intersects(RunState::SHUTDOWN | RunState::CRASHED) => "is paused",
                     _ => "has ended",
                 };
                 log::info!(
@@ -75,7 +93,7 @@ fn carry_out(run: &Running, frame: &TrapFrame, command: Command) {
                     flag(SharedInfo::EVTCHN_UPCALL_PENDING),
                     flag(SharedInfo::EVTCHN_UPCALL_MASK)
                 );
-                virq::debug(run.host, &dom);
+                virq::debug(host, &dom);
             }
         }
         Command::Reboot => {

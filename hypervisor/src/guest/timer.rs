@@ -1,98 +1,76 @@
-//! Time for guests: the clock in their shared page, the tick, and the timer event they ask for.
+//! Time for guests: the clock in their shared page, the tick, and the timer events they ask for.
 //!
-//! A domain that runs gets VIRQ_TIMER every 10 ms, when it is switched to, and at the time it has set (`set_timer_op`). One
-//! that waits gets only the last of these, so an idle machine is quiet. Whenever the event is sent, the clock in the shared
-//! page is fresh.
+//! A domain that runs gets VIRQ_TIMER every 10 ms, when it is switched to, and when one of its timeouts has come (`set_timer_op`, and
+//! `wall_timeout` and `domain_timeout` in its page: [`timers`](proxenos_core::timekeeping::timers)). One that waits gets only what it
+//! asked for, by an alarm ([`proxenos_core::sched::Alarms`]), so an idle machine is quiet. One that could run but has to wait its turn gets
+//! none: it will be told when it is switched to. Whenever the event is sent, the clock in the shared page is fresh.
+//!
+//! What a guest writes to its page is noticed when its timers are looked at: at its ticks, when it begins to wait, when any of
+//! them fires, and when it sets the one that fires next by call. So a timeout may be noticed a tick late, and is exact from then on.
+//!
+//! The CPU's own timer is set to what comes first of these and of the scheduler's times ([`program`]), on the way back to a guest.
 
-use super::Running;
+use super::{CpuLocal, Running};
 use crate::cpu::percpu::Cpu;
 use crate::time;
 use proxenos_abi::Virq;
 use proxenos_core::event;
+use proxenos_core::timekeeping::timers::{Due, Timeouts, Timers};
 use proxenos_core::timekeeping::{self, Moment};
 
-/// Time between two ticks of a domain that runs.
-const TICK_NS: u64 = 10_000_000;
-
-/// A domain's timers on the CPU that runs it.
+/// A domain's timers. They belong to the CPU that runs it.
 #[derive(Debug)]
 pub struct Timer {
-    /// System time of the next tick.
-    next_tick: u64,
-    /// Whether the domain runs.
-    state: Guest,
-    /// System time since when it has been running, if it runs.
-    running_since: u64,
-    /// What it had run before, in nanoseconds.
-    ran_before: u64,
+    timers: Timers,
+    /// It has run before.
+    began: bool,
 }
 
 impl Timer {
     /// The timers of a domain that has not run yet.
     pub const fn new() -> Self {
-        Self { next_tick: 0, state: Guest::Waits, running_since: 0, ran_before: 0 }
+        Self { timers: Timers::new(), began: false }
     }
 }
 
-/// Whether a domain uses its CPU.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Guest {
-    /// It does.
-    Runs,
-    /// It waits for an event.
-    Waits,
-}
-
-/// A domain is to run for the first time.
-pub fn start(run: &mut Running) {
-    timekeeping::write_frequency(&run.host.hw, run.dom.shared_info, time::tsc::rate().0);
-    let now = begin_to_run(run);
-    write_clock(run, now);
-    program(run);
-}
-
-/// The domain begins to wait: its virtual time stands still, and so do its ticks.
-pub fn pause(run: &mut Running) {
-    run.timer.ran_before += time::now_ns() - run.timer.running_since;
-    run.timer.state = Guest::Waits;
-    serve(run);
-}
-
-/// A domain that waited runs again.
-pub fn resume(run: &mut Running) {
-    let now = begin_to_run(run);
-    send(run, now);
-    program(run);
-}
-
-fn begin_to_run(run: &mut Running) -> u64 {
-    let now = time::now_ns();
-    run.timer.state = Guest::Runs;
-    run.timer.running_since = now;
-    run.timer.next_tick = now + TICK_NS;
-    now
-}
-
-/// The CPU's timer has fired, or the domain has changed what it wants: sends what is due and sets the timer anew.
-pub fn serve(run: &mut Running) {
-    let now = time::now_ns();
-    let timeout = run.vcpu.timer.is_some_and(|at| at <= now);
-    if timeout {
-        run.vcpu.timer = None;
+/// A domain's turn has begun, perhaps its first.
+pub fn resume(run: &mut Running, now: u64) {
+    run.timer.timers.resume(now);
+    run.vcpu.timer_changed = false;
+    if core::mem::replace(&mut run.timer.began, true) {
+        // What it asked for and has come meanwhile is told by the same event.
+        let _ = take_due(run, now);
+        send(run);
+    } else {
+        write_clock(run);
     }
-    let tick = run.timer.state == Guest::Runs && run.timer.next_tick <= now;
-    if tick {
-        // Ticks keep their rhythm; those that were missed are not made up for.
-        let missed = (now - run.timer.next_tick) / TICK_NS;
-        run.timer.next_tick += (missed + 1) * TICK_NS;
-    }
-    if timeout || tick {
-        send(run, now);
-    }
-    program(run);
 }
 
-/// The domain has set its timer. The CPU's own need not be set anew if it fires before that anyway: [`serve`] then sets it to what
+/// A domain's turn has ended: its virtual time stands still, and so do its ticks.
+pub fn pause(run: &mut Running, now: u64) {
+    run.timer.timers.pause(now);
+}
+
+/// When a domain that is to wait, or does, wants to be woken; `None`: by others only.
+pub fn alarm_time(run: &Running) -> Option<u64> {
+    run.timer.timers.next_alarm(run.vcpu.timer, timeouts(run))
+}
+
+/// The CPU's timer has fired, or the domain has changed what it wants, or the alarm of one that waits has rung: sends what is due
+/// to it. The timer, or the alarm, is then to be set anew.
+pub fn serve(run: &mut Running, now: u64) {
+    time::tsc::refine(now);
+    if take_due(run, now) == Due::Now {
+        send(run);
+    }
+}
+
+fn take_due(run: &mut Running, now: u64) -> Due {
+    let timeouts = timeouts(run);
+    run.timer.timers.take_due(now, &mut run.vcpu.timer, timeouts)
+}
+
+/// The domain has set its timer. The CPU's own need not be set anew if it fires before that anyway: it is then set to what
 /// comes next. (So one that is put off again and again costs an interrupt for each time that was once waited for, no more.)
 #[inline]
 pub fn defer(run: &mut Running, cpu: &Cpu) {
@@ -101,31 +79,36 @@ pub fn defer(run: &mut Running, cpu: &Cpu) {
     }
 }
 
+/// What the domain asks for in its page.
+fn timeouts(run: &Running) -> Timeouts {
+    timekeeping::read_timeouts(&run.host.hw, run.dom.shared_info)
+}
+
 /// Sends VIRQ_TIMER, with a fresh clock.
-fn send(run: &mut Running, now: u64) {
-    write_clock(run, now);
+fn send(run: &Running) {
+    write_clock(run);
     event::raise_virq(&*run.dom, &run.host.hw, Virq::Timer);
 }
 
-fn write_clock(run: &Running, now: u64) {
-    let this_turn = match run.timer.state {
-        Guest::Runs => now - run.timer.running_since,
-        Guest::Waits => 0,
-    };
+fn write_clock(run: &Running) {
+    // Both from one reading: guests carry the time on from there, and must not get ahead.
+    let tsc = time::tsc::read();
+    let now = time::tsc::to_ns(tsc);
     let moment = Moment {
-        tsc: time::tsc::from_ns(now).0,
+        tsc: tsc.0,
+        hz: time::tsc::rate().0,
         system_ns: now,
         wall_ns: time::wall_at_zero().map_or(0, |zero| zero.0) + now,
-        domain_ns: run.timer.ran_before + this_turn,
+        domain_ns: run.timer.timers.domain_time(now),
     };
     timekeeping::write_moment(&run.host.hw, run.dom.shared_info, &moment);
 }
 
-/// Sets the CPU's timer to what comes next.
-fn program(run: &Running) {
-    let tick = (run.timer.state == Guest::Runs).then_some(run.timer.next_tick);
-    match tick.into_iter().chain(run.vcpu.timer).min() {
-        Some(at) => time::set_deadline(at),
-        None => time::cancel_deadline(),
+/// Sets the CPU's timer to what comes next: for who runs, for those that wait, or the next turn.
+pub fn program(local: &CpuLocal, run: Option<&Running>) {
+    let own = run.and_then(|run| run.timer.timers.next(run.vcpu.timer, timeouts(run))).unwrap_or(u64::MAX);
+    match own.min(local.turn_ends.get()).min(local.alarm.get()) {
+        u64::MAX => time::cancel_deadline(),
+        at => time::set_deadline(at),
     }
 }

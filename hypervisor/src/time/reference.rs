@@ -2,6 +2,7 @@
 
 use crate::acpi::{self, PmTimer};
 use crate::mm::ioremap::{self, Access};
+use proxenos_core::timekeeping::clock::ReferenceClock;
 use x86_64::VirtAddr;
 use x86_64::instructions::port::Port;
 
@@ -51,13 +52,13 @@ impl Reference {
         }
     }
 
-    /// Ticks a second.
+    /// How fast it counts, and how far.
     #[must_use]
-    pub const fn hz(&self) -> u64 {
+    pub const fn clock(&self) -> ReferenceClock {
         match self {
-            Self::Hpet { hz, .. } => *hz,
-            Self::PmTimer(_) => PM_TIMER_HZ,
-            Self::Pit => PIT_HZ,
+            Self::Hpet { hz, .. } => ReferenceClock { hz: *hz, mask: u32::MAX as u64 },
+            Self::PmTimer(timer) => ReferenceClock { hz: PM_TIMER_HZ, mask: timer.mask as u64 },
+            Self::Pit => ReferenceClock { hz: PIT_HZ, mask: 0xffff },
         }
     }
 
@@ -76,12 +77,7 @@ impl Reference {
     /// Ticks from one reading to a later one, less than a turn of the counter.
     #[must_use]
     pub const fn elapsed(&self, from: u64, to: u64) -> u64 {
-        let mask = match self {
-            Self::Hpet { .. } => u32::MAX as u64,
-            Self::PmTimer(timer) => timer.mask as u64,
-            Self::Pit => 0xffff,
-        };
-        to.wrapping_sub(from) & mask
+        to.wrapping_sub(from) & self.clock().mask
     }
 
     fn runs(&self) -> bool {

@@ -1,14 +1,23 @@
 //! The time stamp counter: the hypervisor's clock.
 //!
-//! Its rate is taken from CPUID where that tells it, and else measured for [`WINDOW_NS`] against the best reference
-//! there is. The window is short because the boot is; the error is what two readings of the reference take, some parts
-//! in ten thousand at worst.
+//! Its rate is taken from CPUID where that tells it. Else it is measured at boot for [`WINDOW_NS`], which is short because the boot is,
+//! against the best reference there is: known to some parts in ten thousand at worst. The measurement then goes on ([`refine`]): a second
+//! later it is a hundred times as good, and the clock bends to it ([`Line`]). Nobody is woken for that: it is done when a
+//! timer fires anyway.
+//!
+//! Lines are published once each and never change; who reads the clock takes no lock.
+//!
+//! The boot CPU's is the machine's: the others' show the same time, or the CPU is not used ([`crate::cpu::smp`]).
 
 use super::{Ratio, apic, reference::Reference, rtc};
 use crate::boot;
 use crate::cpu::features;
+use crate::options::{Kept, Skew};
 use core::arch::x86_64::{_mm_lfence, _rdtsc};
-use spin::Once;
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use proxenos_core::timekeeping::clock::{Calibration, Line, Reading};
+use spin::{Mutex, Once};
+use x86_64::registers::model_specific::Msr;
 
 /// A value of the counter.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -18,20 +27,30 @@ pub struct Tsc(pub u64);
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Hz(pub u64);
 
-/// For how long clocks are compared: 5 ms.
+/// For how long clocks are compared at boot: 5 ms.
 const WINDOW_NS: u64 = 5_000_000;
 const NS_PER_SECOND: u64 = 1_000_000_000;
 /// A reading of a clock pair counts only if nothing long came between; of so many the shortest is taken.
 const SAMPLES: u32 = 5;
+/// When the rate is first looked at again, after the boot; then after four times as long, and so on.
+const FIRST_REFINEMENT_NS: u64 = NS_PER_SECOND;
+/// Lines that the clock may have: each is four times as good as the last, which is as good as any oscillator then.
+const LINES: usize = 8;
 
-struct Clock {
-    zero: Tsc,
-    hz: Hz,
-    to_ns: Ratio,
-    from_ns: Ratio,
+/// The clock, by pieces. Those up to [`CURRENT`] are there.
+static CLOCK: [Once<Line>; LINES] = [const { Once::new() }; LINES];
+/// The last of them.
+static CURRENT: AtomicUsize = AtomicUsize::new(0);
+
+/// What the rate is measured against.
+struct Refinement {
+    reference: Reference,
+    calibration: Calibration,
 }
 
-static CLOCK: Once<Clock> = Once::new();
+static REFINEMENT: Mutex<Option<Refinement>> = Mutex::new(None);
+/// When the rate is to be looked at again, in nanoseconds of the clock.
+static NEXT_REFINEMENT: AtomicU64 = AtomicU64::new(u64::MAX);
 
 /// Reads the counter, after all earlier loads.
 #[inline(always)]
@@ -41,6 +60,23 @@ pub fn read() -> Tsc {
     unsafe {
         _mm_lfence();
         Tsc(_rdtsc())
+    }
+}
+
+const IA32_TSC_ADJUST: u32 = 0x3b;
+
+/// By how much this CPU's counter has been moved, where it can be.
+#[must_use]
+pub fn adjustment() -> Option<u64> {
+    // SAFETY: CPUID says that the register is there; reading it changes nothing.
+    features::get().tsc_adjust.is_there().then(|| unsafe { Msr::new(IA32_TSC_ADJUST).read() })
+}
+
+/// Moves this CPU's counter: for a CPU that nobody uses yet.
+pub fn set_adjustment(value: u64) {
+    if adjustment().is_some_and(|old| old != value) {
+        // SAFETY: the register is there. The counter jumps, and nobody has read it on this CPU.
+        unsafe { Msr::new(IA32_TSC_ADJUST).write(value) }
     }
 }
 
@@ -54,50 +90,46 @@ pub fn now_ns() -> u64 {
     to_ns(read())
 }
 
+/// The newest line.
 #[inline]
-fn clock() -> &'static Clock {
-    CLOCK.get().expect("the clock is measured")
+fn clock() -> &'static Line {
+    CLOCK[CURRENT.load(Ordering::Acquire)].get().expect("the clock is measured")
 }
 
 /// What [`now_ns`] was when the counter had this value.
 #[inline]
 #[must_use]
 pub fn to_ns(at: Tsc) -> u64 {
-    let clock = clock();
-    clock.to_ns.apply(at.0.wrapping_sub(clock.zero.0))
+    let newest = CURRENT.load(Ordering::Acquire);
+    let mut line = CLOCK[newest].get().expect("the clock is measured");
+    // A value that was read before the last line began is on the one before. (On none, it is from before the first instruction.)
+    if newest > 0 && !line.covers(at.0) {
+        line = CLOCK[newest - 1].get().expect("it was published first");
+    }
+    line.ns_at(at.0)
 }
 
 /// What the counter will be when [`now_ns`] is `ns`.
 #[inline]
 #[must_use]
 pub fn from_ns(ns: u64) -> Tsc {
-    let clock = clock();
-    Tsc(clock.zero.0.wrapping_add(clock.from_ns.apply(ns)))
+    Tsc(clock().tsc_at(ns))
 }
 
 /// The counter's rate.
 #[must_use]
 pub fn rate() -> Hz {
-    clock().hz
-}
-
-/// A moment, on two clocks.
-#[derive(Clone, Copy)]
-struct Sample {
-    tsc: Tsc,
-    other: u64,
+    Hz(clock().hz())
 }
 
 /// Reads another clock and the TSC at the same time, as nearly as that is possible.
-fn sample(other: impl Fn() -> u64) -> Sample {
+fn sample(other: impl Fn() -> u64) -> Reading {
     let attempts = (0..SAMPLES).map(|_| {
-        let before = read();
-        let value = other();
-        let after = read();
-        let took = after.0.wrapping_sub(before.0);
-        (took, Sample { tsc: Tsc(before.0.wrapping_add(took / 2)), other: value })
+        let before = read().0;
+        let ticks = other();
+        Reading { before, ticks, after: read().0 }
     });
-    attempts.min_by_key(|&(took, _)| took).map(|(_, sample)| sample).expect("there are some")
+    attempts.min_by_key(Reading::took).expect("there are some")
 }
 
 /// Measures the clock, and the local APIC's timer with it where that is needed.
@@ -106,11 +138,11 @@ fn sample(other: impl Fn() -> u64) -> Sample {
 /// When there is no clock to measure against: no guest could be given the time.
 pub fn init() {
     if let Some(hz) = features::get().tsc_hz {
-        publish(Hz(hz), "CPUID");
+        publish_first(Hz(hz), "CPUID");
         if apic::needs_measuring() {
             let window = Ratio::new(hz, NS_PER_SECOND).apply(WINDOW_NS);
             let first = sample(apic::count);
-            while read().0.wrapping_sub(first.tsc.0) < window {
+            while read().0.wrapping_sub(first.before) < window {
                 core::hint::spin_loop();
             }
             apic_rate(first, sample(apic::count), Hz(hz));
@@ -119,47 +151,80 @@ pub fn init() {
     }
     let Some(reference) = Reference::find() else {
         let hz = rtc::measure_second().expect("a clock to measure the TSC against");
-        publish(hz, "real-time clock");
+        publish_first(hz, "real-time clock");
         let first = sample(apic::count);
-        while read().0.wrapping_sub(first.tsc.0) < hz.0 / 200 {
+        while read().0.wrapping_sub(first.before) < hz.0 / 200 {
             core::hint::spin_loop();
         }
         apic_rate(first, sample(apic::count), hz);
         return;
     };
-    let window = Ratio::new(reference.hz(), NS_PER_SECOND).apply(WINDOW_NS);
+    let window = Ratio::new(reference.clock().hz, NS_PER_SECOND).apply(WINDOW_NS);
     let apic_first = sample(apic::count);
     let first = sample(|| reference.read());
-    while reference.elapsed(first.other, reference.read()) < window {
+    while reference.elapsed(first.ticks, reference.read()) < window {
         core::hint::spin_loop();
     }
     let last = sample(|| reference.read());
     let apic_last = sample(apic::count);
-    let ticks = u128::from(reference.elapsed(first.other, last.other));
-    let hz = u128::from(last.tsc.0.wrapping_sub(first.tsc.0)) * u128::from(reference.hz()) / ticks;
-    let hz = Hz(hz as u64);
-    publish(hz, reference.name());
+    let calibration = Calibration::begin(reference.clock(), first, last).expect("a reference that runs");
+    let hz = Hz(calibration.best().hz);
+    publish_first(hz, reference.name());
     apic_rate(apic_first, apic_last, hz);
+    if boot::options().tsc_skew.is_some_and(|skew| skew.kept == Kept::Always) {
+        return;
+    }
+    *REFINEMENT.lock() = Some(Refinement { reference, calibration });
+    NEXT_REFINEMENT.store(now_ns() + FIRST_REFINEMENT_NS, Ordering::Relaxed);
 }
 
 /// Tells the APIC its timer's rate, from two readings of its counter, which counts down.
-fn apic_rate(first: Sample, last: Sample, tsc: Hz) {
+fn apic_rate(first: Reading, last: Reading, tsc: Hz) {
     if apic::needs_measuring() {
-        let ticks = u128::from(first.other.wrapping_sub(last.other) as u32);
-        let hz = ticks * u128::from(tsc.0) / u128::from(last.tsc.0.wrapping_sub(first.tsc.0).max(1));
+        let ticks = u128::from(first.ticks.wrapping_sub(last.ticks) as u32);
+        let hz = ticks * u128::from(tsc.0) / u128::from(last.before.wrapping_sub(first.before).max(1));
         apic::set_rate(Hz(hz as u64));
     }
 }
 
-fn publish(hz: Hz, source: &str) {
+/// The rate as the option has it, for tests: wrong on purpose.
+fn skewed(hz: Hz) -> Hz {
+    match boot::options().tsc_skew {
+        Some(Skew { ppm, .. }) => Hz(hz.0 + hz.0 / 1_000_000 * u64::from(ppm)),
+        None => hz,
+    }
+}
+
+fn publish_first(hz: Hz, source: &str) {
     let plausible = (10_000_000..100_000_000_000).contains(&hz.0);
     assert!(plausible, "the TSC cannot run at {} Hz, which is what the {source} says", hz.0);
-    CLOCK.call_once(|| Clock {
-        zero: Tsc(boot::first_tsc()),
-        hz,
-        to_ns: Ratio::new(NS_PER_SECOND, hz.0),
-        from_ns: Ratio::new(hz.0, NS_PER_SECOND),
-    });
+    CLOCK[0].call_once(|| Line::new(boot::first_tsc(), skewed(hz).0));
     let (mhz, rest) = (hz.0 / 1_000_000, hz.0 % 1_000_000 / 1000);
     log::info!("TSC: {mhz}.{rest:03} MHz by the {source}");
+}
+
+/// Measures the rate again, if it is time to, and bends the clock to what is found. A microsecond or two when it does, a load when not.
+#[inline]
+pub fn refine(now: u64) {
+    if now >= NEXT_REFINEMENT.load(Ordering::Relaxed) {
+        measure_again(now);
+    }
+}
+
+#[cold]
+fn measure_again(now: u64) {
+    // Another CPU is at it: once is enough.
+    let Some(mut refinement) = REFINEMENT.try_lock() else { return };
+    let Some(Refinement { reference, calibration }) = refinement.as_mut() else { return };
+    NEXT_REFINEMENT.store(now.saturating_mul(4), Ordering::Relaxed);
+    let Some(found) = calibration.refine(sample(|| reference.read())) else { return };
+    let newest = CURRENT.load(Ordering::Acquire);
+    let line = clock().bend(read().0, found.hz);
+    CLOCK[newest + 1].call_once(|| line);
+    CURRENT.store(newest + 1, Ordering::Release);
+    log::debug!("TSC: {} Hz, give or take {}", found.hz, found.error);
+    if newest + 2 == LINES {
+        *refinement = None;
+        NEXT_REFINEMENT.store(u64::MAX, Ordering::Relaxed);
+    }
 }

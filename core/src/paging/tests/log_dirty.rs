@@ -204,6 +204,31 @@ fn a_foreign_writer_is_recorded_when_it_comes_and_when_it_goes() {
 }
 
 #[test]
+fn a_foreign_writer_that_goes_by_a_store_to_an_open_table_is_recorded() {
+    both(|world| {
+        assert_eq!(watch(world, 1, EnableLogdirty), Ok(None));
+        let guest = world.guest(0);
+        assert_eq!(guest.assist(VmAssistCommand::Enable, VmAssistType::WritablePagetables), OK);
+        let frame = guest.frames[SPARE];
+        assert_eq!(guest.request(pin(frame, 1)), OK);
+        // The entry is made by a request, since a store can name no foreign frame, and loses its right to write by a store.
+        let entry = world.guests[1].frames[DATA].addr().0 | world.guests[0].flags(RW);
+        let entry_at = world.guests[0].set(frame, 40, entry);
+        let of_plain = foreign(world.guests[1].dom.id);
+        assert_eq!(world.guest(0).mmu_update(&[of_plain, entry_at]).result, OK);
+        assert_eq!(pfns(watch(world, 1, Clean)), [DATA]);
+        let harmless = world.guests[0].entry(DATA, 0);
+        for slot in 0..6 {
+            world.guest(0).write(SPARE, slot, harmless).expect("carried out");
+        }
+        assert_eq!(world.guests[0].open_tables(), 1);
+        world.guest(0).write(SPARE, 40, entry & !RW).expect("it is open");
+        assert_eq!(world.guest(0).mmu_update(&[]).result, OK);
+        assert_eq!(pfns(watch(world, 1, Clean)), [DATA]);
+    });
+}
+
+#[test]
 fn bases_change_under_watch() {
     both(|world| {
         assert_eq!(watch(world, 1, EnableLogdirty), Ok(None));

@@ -127,6 +127,54 @@ fn directories_that_are_not_in_use_go_first() {
 }
 
 #[test]
+fn of_what_is_in_use_the_oldest_goes_first_and_what_is_not_before_it() {
+    let mut world = World::of(Arch::X86_32);
+    many_tables(&mut world);
+    // A table that is one by its pin alone.
+    let idle = FIRST + 4;
+    done(&mut world, |guest| pin(guest.frames[idle], 1));
+    done(&mut world, |guest| guest.set(guest.frames[TOP], idle, 0));
+    let pager = Pager::new(&*world.host, &world.guests[1].dom);
+    pager.reclaim_all::<TwoLevel>(&mut pager.lock());
+    world.guests[1].run();
+    let others = || (FIRST..FIRST + TABLES).rev().filter(|&table| table != idle);
+    for table in others() {
+        assert!(world.host.hw.guest_load(at(table), Mode::Kernel).is_ok());
+    }
+    // Its shadow is the youngest of all.
+    done(&mut world, |guest| unpin(guest.frames[idle]));
+    done(&mut world, |guest| pin(guest.frames[idle], 1));
+    let pager = Pager::new(&*world.host, &world.guests[1].dom);
+    let shadow = |pfn: usize| world.host.frames.info(world.guests[1].frames[pfn]).expect("RAM").shadow();
+    let mut expected: Vec<usize> = core::iter::once(idle).chain(others()).collect();
+    while expected.len() > 2 {
+        assert!(expected.iter().all(|&table| shadow(table).is_some()), "{expected:?}");
+        pager.reclaim::<TwoLevel>(&mut pager.lock());
+        for table in expected.drain(..2) {
+            assert!(shadow(table).is_none(), "{table}");
+        }
+    }
+    world.check();
+}
+
+#[test]
+fn little_is_looked_at_that_does_not_go() {
+    use crate::preempt::{Poll, cost};
+    let mut world = World::of(Arch::X86_32);
+    many_tables(&mut world);
+    done(&mut world, |guest| pin(guest.frames[SECOND_TOP], 2));
+    let pager = Pager::new(&*world.host, &world.guests[1].dom);
+    let mut state = pager.lock();
+    state.poll = Poll::begin();
+    assert_eq!(pager.reclaim::<TwoLevel>(&mut state), 4);
+    // Two directories, one of them the base, and none of the other tables.
+    assert_eq!(state.poll.steps(), 2 * cost::EMPTY + cost::ENTRY);
+    state.poll = Poll::NEVER;
+    drop(state);
+    world.check();
+}
+
+#[test]
 fn a_domain_for_which_there_is_no_memory_at_all_ends() {
     use crate::domain::RunState;
     let mut world = World::of(Arch::X86_32);
@@ -144,6 +192,25 @@ fn a_domain_for_which_there_is_no_memory_at_all_ends() {
     for frame in taken {
         world.host.free_hypervisor(frame, 0);
     }
+    world.check();
+}
+
+#[test]
+fn what_one_instruction_needs_is_there_at_once_when_memory_is_short() {
+    let mut world = World::of(Arch::X86_32);
+    many_tables(&mut world);
+    let pager = Pager::new(&*world.host, &world.guests[1].dom);
+    pager.reclaim_all::<TwoLevel>(&mut pager.lock());
+    let before = used(&world);
+    // Nothing is left but the reserve.
+    world.host.alloc.lock().set_reserve(1 << 40);
+    world.guests[1].run();
+    for table in FIRST..FIRST + 3 {
+        assert!(world.host.hw.guest_load(at(table), Mode::Kernel).is_ok());
+    }
+    let shadow = |pfn: usize| world.host.frames.info(world.guests[1].frames[pfn]).expect("RAM").shadow();
+    assert!((FIRST..FIRST + 3).all(|table| shadow(table).is_some()), "none was dropped for another");
+    assert_eq!(used(&world), before + 3 * 2);
     world.check();
 }
 

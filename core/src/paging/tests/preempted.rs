@@ -15,12 +15,12 @@ use proxenos_abi::{Errno, Hypercall};
 
 const SELF: u64 = DomId::SELF.0 as u64;
 /// Where the calls are made, and where those of a handler that interrupts them are.
-const MAIN: Place = Place { ip: 0x1000, sp: 0x8000, entry: None };
-const HANDLER: Place = Place { ip: 0x1000, sp: 0x7f00, entry: None };
+pub(super) const MAIN: Place = Place { ip: 0x1000, sp: 0x8000, entry: None };
+pub(super) const HANDLER: Place = Place { ip: 0x1000, sp: 0x7f00, entry: None };
 
 /// Makes a call until it is over; between two times something else happens. Returns its result and how often it was made.
 #[track_caller]
-fn make(
+pub(super) fn make(
     world: &mut World,
     who: usize,
     place: Place,
@@ -102,7 +102,7 @@ impl World {
     }
 
     /// The arguments of an `mmu_update` of requests that are put into memory for it.
-    fn list(&mut self, who: usize, requests: &[Request]) -> (Hypercall, [u64; 6]) {
+    pub(super) fn list(&mut self, who: usize, requests: &[Request]) -> (Hypercall, [u64; 6]) {
         let words: Vec<u64> = requests.iter().flat_map(|&(ptr, val)| [ptr, val]).collect();
         let guest = self.guest(who);
         assert!(guest.put_args(&words));

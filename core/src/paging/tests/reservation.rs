@@ -51,6 +51,22 @@ impl Guest {
 }
 
 #[test]
+fn the_hypervisors_reserve_is_nobodys_to_have() {
+    both(|world| {
+        const RESERVE: u64 = 24;
+        world.host.alloc.lock().set_reserve(RESERVE);
+        for (who, order) in [(0, 2), (1, 0)] {
+            world.guest(who).dom.max_pages.store(u32::MAX, Relaxed);
+            while world.guest(who).mem_op(INCREASE, &[0], order, SELF).0 == 1 {}
+            let free = world.guest(1).free();
+            assert!((RESERVE..RESERVE + (1 << order)).contains(&free), "{free} are left at order {order}");
+        }
+        world.host.alloc.lock().set_reserve(0);
+        assert_eq!(world.guest(1).mem_op(INCREASE, &[0], 0, SELF).0, 1);
+    });
+}
+
+#[test]
 fn frames_come_and_go() {
     both(|world| {
         let guest = world.guest(1);

@@ -41,6 +41,31 @@ fn gdt_pages_are_tables_as_long_as_they_are_in_use() {
 }
 
 #[test]
+fn what_lies_in_reserved_slots_of_the_first_page_is_cleared() {
+    both(|world| {
+        let call_gate_to_ring_0 = 0x0000_ec00_0008_0000_u64;
+        let put = |world: &mut World, pfn: usize, slot: usize| {
+            let at = MachineAddr(world.guest(1).frames[pfn].addr().0 + 8 * slot as u64);
+            world.host.hw.store64(at, call_gate_to_ring_0);
+        };
+        let read = |world: &World, slot: u64| {
+            world.host.hw.load64(MachineAddr(world.guests[1].frames[SPARE].addr().0 + 8 * slot))
+        };
+        for slot in [256, 270, 295] {
+            put(world, SPARE, slot);
+        }
+        put(world, SPARE, 300);
+        assert_eq!(set_gdt(world, &[SPARE], 512), Err(INVALID), "another slot is bad");
+        assert_eq!(read(world, 256), call_gate_to_ring_0, "then nothing changes");
+        world.host.hw.store64(MachineAddr(world.guests[1].frames[SPARE].addr().0 + 8 * 300), 0);
+        put(world, SPARE2, 256);
+        assert_eq!(set_gdt(world, &[SPARE, SPARE2], 1024), Err(INVALID), "of the first page only");
+        assert_eq!(set_gdt(world, &[SPARE], 512), Ok(()));
+        assert!((256..296).all(|slot| read(world, slot) == 0));
+    });
+}
+
+#[test]
 fn bad_descriptors_are_refused_wherever_they_come_from() {
     both(|world| {
         let call_gate_to_ring_0 = 0x0000_ec00_0008_0000_u64;
@@ -74,15 +99,7 @@ fn bad_descriptors_are_refused_wherever_they_come_from() {
 
 /// The CPU looks into the plain domain's LDT.
 fn ldt_fault(world: &mut World, offset: u64) -> bool {
-    use proxenos_abi::{X86_32, X86_64};
-    let guest = world.guest(1);
-    guest.run();
-    let (host, dom) = (guest.host.clone(), guest.dom.clone());
-    let segments = &mut guest.vcpu.segments;
-    let found = match dom.arch {
-        Arch::X86_32 => segments.ldt_fault::<X86_32, _>(&host, &dom, offset),
-        Arch::X86_64 => segments.ldt_fault::<X86_64, _>(&host, &dom, offset),
-    };
+    let found = world.guest(1).ldt_fault(offset);
     world.check();
     found
 }
@@ -229,13 +246,15 @@ fn a_flat_stack_is_remembered_until_the_table_changes() {
         assert_eq!(look(world.guest(1), ss), (None, false), "no descriptor yet");
         update(world, 100, flat);
         assert_eq!(look(world.guest(1), ss), (Some(0), true));
-        update(world, 101, flat);
         let remembered = |world: &mut World| {
             let guest = world.guest(1);
             let segments = &guest.vcpu.segments;
             segments.is_flat_stack::<X86_32>(ss) || segments.is_flat_stack::<X86_64>(ss)
         };
-        assert!(!remembered(world), "any change will do");
+        update(world, 101, flat);
+        assert!(remembered(world), "another descriptor is another's business");
+        update(world, 100, flat);
+        assert!(!remembered(world), "any change of its own will do");
         assert_eq!(look(world.guest(1), ss), (Some(0), true));
         update(world, 100, elsewhere);
         assert!(!remembered(world));

@@ -292,6 +292,18 @@ impl Guest {
         }
     }
 
+    /// The CPU looks into the LDT: whether there is anything to be found.
+    pub fn ldt_fault(&mut self, offset: u64) -> bool {
+        use proxenos_abi::{X86_32, X86_64};
+        self.run();
+        let (host, dom) = (self.host.clone(), self.dom.clone());
+        let segments = &mut self.vcpu.segments;
+        match dom.arch {
+            Arch::X86_32 => segments.ldt_fault::<X86_32, _>(&host, &dom, offset),
+            Arch::X86_64 => segments.ldt_fault::<X86_64, _>(&host, &dom, offset),
+        }
+    }
+
     /// `vm_assist`.
     pub fn assist(&mut self, command: VmAssistCommand, kind: VmAssistType) -> u64 {
         self.call(Hypercall::VmAssist, [command.raw().into(), kind.raw().into(), 0, 0, 0, 0])

@@ -479,6 +479,14 @@ fn what_cannot_be_decoded_opens_a_table_at_once() {
             assert_eq!(registers.ip, 0x1234);
             let _ = assist::look(&guest.host, &guest.dom, guest.va(WINDOW + 7), access);
         }
+        // If something was written before, it is: it was done, and comes again.
+        for value in 2..5 {
+            let TableFault::Store(written) = fault() else { panic!("a store") };
+            let outcome = assist::store(&guest.host, &guest.dom, &written, &mut registers, |_| None);
+            assert_eq!((outcome, guest.open_tables()), (Outcome::Resolved, 1), "{value}");
+            assert_eq!(guest.host.hw.guest_store(at, value << 1, Mode::Kernel), Ok(()));
+            assert_eq!(assist::look(&guest.host, &guest.dom, guest.va(WINDOW + 7), access), TableFault::TryAgain);
+        }
     });
 }
 

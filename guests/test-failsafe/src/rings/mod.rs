@@ -3,6 +3,8 @@
 //! `iret` leads out of ring 1, so no help of the hypervisor's is needed to get there.
 
 mod faults;
+mod misaligned;
+mod own_segments;
 pub mod switch;
 
 use crate::entries;
@@ -36,12 +38,14 @@ pub fn run(tables: &Tables) {
     kernel.exceptions();
     kernel.system_calls();
     faults::run(&kernel);
+    misaligned::run(&kernel);
     kernel.bad_stacks();
     kernel.flags();
     kernel.event();
     kernel.failsafe(tables);
     kernel.ring2(tables);
     kernel.stack_with_base(tables);
+    own_segments::run(&kernel, tables);
 }
 
 fn top(stack: Frame) -> usize {
@@ -57,7 +61,7 @@ fn catch_in(vector: u8, cs: Selector, flags: TrapFlags) {
 
 /// Runs code until this vector is raised.
 fn until(vector: u8, start: &Start) -> Found {
-    catch_in(vector, FLAT_RING1_CS, TrapFlags::from_dpl(if matches!(vector, 3 | 4) { 3 } else { 0 }));
+    catch_in(vector, FLAT_RING1_CS, TrapFlags::from_dpl(if matches!(vector, 3 | 4 | SYSTEM_CALL) { 3 } else { 0 }));
     let found = enter(start);
     raise::set_handler(vector, FLAT_RING1_CS, TrapFlags::from_dpl(if matches!(vector, 3 | 4) { 3 } else { 0 }));
     found

@@ -157,6 +157,7 @@ global_asm!(
     .globl __rings_page, __ring_ud2, __ring_int3, __ring_into, __ring_hypercall, __ring_int45, __ring_read, __ring_write
     .globl __ring_read_m2p, __ring_cli, __ring_hlt, __ring_in, __ring_kernel_data, __ring_kernel_stack, __ring_far_return
     .globl __ring_int80, __ring_iret, __ring_spin, __ring_data_ud2, __ring_fpu
+    .globl __kernel_ud2, __kernel_cli, __kernel_int80
     __rings_page:
     __ring_ud2:             ud2
     __ring_int3:            int3
@@ -189,6 +190,13 @@ global_asm!(
     __ring_fpu:             fld1
                             fstp st(0)
                             ud2
+    /* In ring 1, where iret leaves the stack as it was, with the one to be taken on top. */
+    __kernel_ud2:           mov esp, dword ptr [esp]
+                            ud2
+    __kernel_cli:           mov esp, dword ptr [esp]
+                            cli
+    __kernel_int80:         mov esp, dword ptr [esp]
+                            int 0x80
     .balign 4096
     .text
     "#,
@@ -223,5 +231,8 @@ pub mod snippet {
         pub fn __ring_spin();
         pub fn __ring_data_ud2();
         pub fn __ring_fpu();
+        pub fn __kernel_ud2();
+        pub fn __kernel_cli();
+        pub fn __kernel_int80();
     }
 }

@@ -15,7 +15,8 @@ mod tests;
 pub mod trace;
 
 #[cfg(test)]
-pub(super) use {
+pub(crate) use {
+    ops::Op,
     play::Score,
     stories::story,
     tests::{LENGTH, config},

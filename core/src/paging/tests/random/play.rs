@@ -217,17 +217,7 @@ impl World {
                 result = self.judge(who, |guest| guest.call(Hypercall::UpdateDescriptor, args))?;
             }
             &Op::LdtFault { offset } => {
-                use proxenos_abi::{X86_32, X86_64};
-                result = self.judge(who, |guest| {
-                    guest.run();
-                    let (host, dom) = (guest.host.clone(), guest.dom.clone());
-                    let segments = &mut guest.vcpu.segments;
-                    let found = match dom.arch {
-                        Arch::X86_32 => segments.ldt_fault::<X86_32, _>(&host, &dom, offset),
-                        Arch::X86_64 => segments.ldt_fault::<X86_64, _>(&host, &dom, offset),
-                    };
-                    if found { OK } else { error(Errno::EFAULT) }
-                })?;
+                result = self.judge(who, |guest| if guest.ldt_fault(offset) { OK } else { error(Errno::EFAULT) })?;
             }
             &Op::Load { page, mode } => {
                 let at = self.guests[who].va(page);

@@ -1,0 +1,43 @@
+//! Several domains on one CPU: each gets its turn, hears of its events, and keeps what is its own.
+//!
+//! Domain 0 makes the test that its command line names (`test=`) and judges it; the others play a part in it (`role=`), some of
+//! them with a judgement of their own.
+#![no_std]
+#![no_main]
+
+mod disturb;
+mod ends;
+mod multicall;
+mod relay;
+mod shares;
+mod state;
+mod witness;
+
+use proxenos_guest::{StartInfo, boot, shutdown, test};
+
+proxenos_guest::test_guest!(main);
+
+fn main(_: &StartInfo) {
+    match boot::option("test").or(boot::option("role")) {
+        Some("ping-pong") => relay::ping_pong(),
+        Some("round") => relay::round(),
+        Some("relay") => relay::relay(),
+        Some("witness") => witness::run(),
+        Some("disturb") => disturb::run(),
+        Some("ends") => ends::run(),
+        Some("end") => ends::end(),
+        Some("crash") => ends::crash(),
+        Some("shares") => shares::run(),
+        Some("share") => shares::share(),
+        Some("multicall") => multicall::run(),
+        _ => test::error("no such part"),
+    }
+}
+
+/// A number on the command line.
+fn number(key: &str) -> u32 {
+    match boot::option(key).and_then(|text| text.parse().ok()) {
+        Some(number) => number,
+        None => shutdown::shutdown(shutdown::TEST_ERROR),
+    }
+}

@@ -1,0 +1,332 @@
+//! Who runs on this CPU, and until when: the run queues of [`proxenos_core::sched`], and the domains in them.
+//!
+//! A domain has a place in one CPU's queue ([`Home`]). Its [`Running`] is the CPU's while it runs there; else it is parked in
+//! its [`Seat`], for any CPU to look at. Only a queue's own CPU wakes, puts to sleep and picks: others note whom it is to wake
+//! ([`WakeSet`]) and [`ring`], so whoever sends an event takes no lock of a queue's.
+//!
+//! Whatever keeps a domain from running is in its run state. The CPU looks at that after it has taken what was noted, and again
+//! on each way back to a guest; whoever changes the state notes the domain behind that. So no wakeup is lost.
+//!
+//! Locks, in this order: a CPU's seats, its run queue; and, with either, a seat. Of two CPUs' none is held together. With them no
+//! domain's lock is taken.
+
+use super::{Running, timer};
+use crate::cpu::percpu::{Cpu, Pending};
+use crate::options;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU32, Ordering};
+use proxenos_abi::sched_ctl::SchedulerId;
+use proxenos_core::domain::{Domain, News, RunState};
+use proxenos_core::sched::{
+    Affinity, Alarms, Chosen, CpuId, Global, Home, Params, Pick, Repick, RunQueue, SchedError, Schedulers, Slot, Span,
+    Time, WakeSet,
+};
+use proxenos_core::sync::{Mutex, MutexGuard};
+use spin::Once;
+
+static SCHEDULING: Once<Scheduling> = Once::new();
+
+/// How another CPU is made to look at its queue.
+static INTERRUPT: Once<fn(CpuId)> = Once::new();
+
+/// The machine's run queues and who is in them.
+struct Scheduling {
+    schedulers: Schedulers,
+    cpus: Vec<OfCpu>,
+}
+
+/// What belongs to one CPU's queue.
+struct OfCpu {
+    seats: Mutex<Seats>,
+    /// Whom the CPU is to wake, or to look at.
+    woken: WakeSet,
+    /// Whose turn it is: their [`Home`], as bits. No home if the CPU idles.
+    runs: AtomicU32,
+}
+
+/// The domains of a queue, by slot.
+struct Seats {
+    by_slot: Vec<Option<Arc<Seat>>>,
+    alarms: Alarms,
+}
+
+/// A domain's place, whether it runs or not.
+struct Seat {
+    /// The domain, unless it runs.
+    parked: Mutex<Option<Running>>,
+}
+
+/// No [`Home`].
+const NOBODY: u32 = u32::MAX;
+
+fn scheduling() -> &'static Scheduling {
+    SCHEDULING.get().expect("the schedulers are set up")
+}
+
+fn id(cpu: &Cpu) -> CpuId {
+    CpuId(cpu.id.0 as u16)
+}
+
+impl Scheduling {
+    fn of(&self, cpu: CpuId) -> &OfCpu {
+        &self.cpus[usize::from(cpu.0)]
+    }
+
+    fn queue(&self, cpu: CpuId) -> MutexGuard<'_, RunQueue<Chosen>> {
+        self.schedulers.queue(cpu).expect("a queue for each CPU")
+    }
+}
+
+/// Sets up the queues of so many CPUs, as the options say.
+pub fn init(cpus: u16) {
+    let (scheduler, global) = match crate::boot::options().scheduler {
+        options::Scheduler::Bvt(allowance) => (SchedulerId::Bvt, allowance.map(|at| Global::Bvt(span(at)))),
+        options::Scheduler::RoundRobin(slice) => {
+            (SchedulerId::RoundRobin, slice.map(|at| Global::RoundRobin(span(at))))
+        }
+        options::Scheduler::Atropos => (SchedulerId::Atropos, None),
+    };
+    let schedulers = Schedulers::new(scheduler, cpus).expect("memory for the run queues");
+    if let Some(Err(error)) = global.map(|global| schedulers.control(global)) {
+        log::warn!("the scheduler's parameter is ignored: {error:?}");
+    }
+    let of_cpu = |_| OfCpu {
+        seats: Mutex::new(Seats { by_slot: Vec::new(), alarms: Alarms::new() }),
+        woken: WakeSet::new(),
+        runs: AtomicU32::new(NOBODY),
+    };
+    SCHEDULING.call_once(|| Scheduling { schedulers, cpus: (0..cpus).map(of_cpu).collect() });
+}
+
+pub fn span(micros: options::Micros) -> Span {
+    Span::micros(micros.0.into())
+}
+
+/// Which scheduler it is.
+pub fn scheduler() -> SchedulerId {
+    scheduling().schedulers.id()
+}
+
+/// Says how another CPU is interrupted, so that it looks at its queue: its handler does [`Cpu::set_pending`] with
+/// [`Pending::SCHEDULE`].
+pub fn set_interrupt(interrupt: fn(CpuId)) {
+    INTERRUPT.call_once(|| interrupt);
+}
+
+/// Takes a place in a queue for a domain that is to be built.
+pub fn reserve(params: Params, affinity: Affinity) -> Result<Home, SchedError> {
+    let all = scheduling();
+    let home = all.schedulers.place(params, affinity, now())?;
+    let mut seats = all.of(home.cpu).seats.lock();
+    if let Err(error) = seats.alarms.reserve(home.slot) {
+        drop(seats);
+        release(home);
+        return Err(error);
+    }
+    let slots = seats.by_slot.len().max(home.slot.index() + 1);
+    seats.by_slot.resize_with(slots, || None);
+    Ok(home)
+}
+
+/// Gives up a place in which there is no domain.
+pub fn release(home: Home) {
+    scheduling().schedulers.remove(home).expect("the place is there, and nobody runs in it");
+}
+
+/// Puts a domain into its place. It runs when it is its turn, unless its run state says otherwise.
+pub fn place(home: Home, running: Running) {
+    let dom = running.dom.clone();
+    let seat = Seat { parked: Mutex::new(Some(running)) };
+    scheduling().of(home.cpu).seats.lock().by_slot[home.slot.index()] = Some(Arc::new(seat));
+    dom.set_home(home, told);
+    told(&dom, News::RunState);
+}
+
+fn now() -> Time {
+    Time(crate::time::now_ns())
+}
+
+/// Something has changed that its CPU should know of.
+fn told(dom: &Domain, news: News) {
+    let Some(home) = dom.home() else { return };
+    let of = scheduling().of(home.cpu);
+    let runs = || of.runs.load(Ordering::SeqCst) == home.to_bits();
+    match news {
+        News::Woken | News::RunState => of.woken.add(home.slot),
+        // On this CPU, it looks for itself on its way back; parked, when it is its turn.
+        News::Event if home.cpu == id(Cpu::current()) || !runs() => return,
+        News::Event => {}
+    }
+    ring(home.cpu);
+}
+
+/// Makes a CPU look at its queue.
+fn ring(cpu: CpuId) {
+    let here = Cpu::current();
+    if id(here) == cpu {
+        here.set_pending(Pending::SCHEDULE);
+        here.local.attention.store(1, Ordering::Relaxed);
+    } else if let Some(interrupt) = INTERRUPT.get() {
+        interrupt(cpu);
+    }
+}
+
+/// What a look at the queue comes to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Turn {
+    /// Who runs goes on.
+    GoesOn,
+    /// Another is to run, or nobody.
+    Next(Option<Slot>),
+}
+
+impl Running {
+    /// Whether it cannot go on now. Within a multicall, what follows a call that waits is done first.
+    pub fn must_stop(&self) -> bool {
+        let state = self.dom.run_state();
+        !state.is_empty() && !(state == RunState::BLOCKED && self.vcpu.call_made_way)
+    }
+}
+
+/// Whether this CPU has to look at its queue at all.
+#[inline]
+pub fn is_due(cpu: &Cpu, run: &Running, pending: Pending, now: u64) -> bool {
+    pending.contains(Pending::SCHEDULE) || run.vcpu.reschedule || cpu.local.turn_ends.get() <= now || run.must_stop()
+}
+
+/// Looks at the queue while a domain runs here.
+pub fn reconsider(cpu: &Cpu, run: &mut Running, now: u64) -> Turn {
+    let (all, here, time) = (scheduling(), id(cpu), Time(now));
+    let own = run.dom.home().expect("who runs has a place").slot;
+    let mut seats = all.of(here).seats.lock();
+    let mut queue = all.queue(here);
+    let woken = wake(all.of(here), &mut seats, &mut queue, Some(own), time);
+    let yields = core::mem::take(&mut run.vcpu.reschedule);
+    let pick = if run.must_stop() {
+        let _ = queue.sleep(own, time);
+        if run.dom.run_state().contains(RunState::BLOCKED)
+            && let Some(at) = timer::alarm_time(run)
+        {
+            seats.alarms.set(own, Time(at));
+        }
+        Some(queue.pick(time))
+    } else if yields {
+        Some(queue.pick_other(time))
+    } else if woken == Repick::Now || cpu.local.turn_ends.get() <= now {
+        Some(queue.pick(time))
+    } else {
+        None
+    };
+    note(cpu, &seats, &queue);
+    let Some(pick) = pick else {
+        if let Repick::At(at) = woken {
+            cpu.local.turn_ends.set(cpu.local.turn_ends.get().min(at.0));
+        }
+        return Turn::GoesOn;
+    };
+    drop((queue, seats));
+    match picked(cpu, all, pick) {
+        Some(slot) if slot == own => Turn::GoesOn,
+        next => Turn::Next(next),
+    }
+}
+
+/// Looks at the queue while this CPU idles: who is to run.
+pub fn pick(cpu: &Cpu, now: u64) -> Option<Slot> {
+    let (all, here) = (scheduling(), id(cpu));
+    let mut seats = all.of(here).seats.lock();
+    let mut queue = all.queue(here);
+    let _ = wake(all.of(here), &mut seats, &mut queue, None, Time(now));
+    let pick = queue.pick(Time(now));
+    note(cpu, &seats, &queue);
+    drop((queue, seats));
+    picked(cpu, all, pick)
+}
+
+fn picked(cpu: &Cpu, all: &Scheduling, pick: Pick) -> Option<Slot> {
+    cpu.local.turn_ends.set(pick.until.map_or(u64::MAX, |at| at.0));
+    let home = pick.next.map_or(NOBODY, |slot| Home { cpu: id(cpu), slot }.to_bits());
+    // Whoever sends an event sees this, or its bits are seen behind it, on the way to the guest.
+    all.of(id(cpu)).runs.swap(home, Ordering::SeqCst);
+    pick.next
+}
+
+/// Keeps at hand what the short ways and the timer want to know.
+fn note(cpu: &Cpu, seats: &Seats, queue: &RunQueue<Chosen>) {
+    cpu.local.alone.set(queue.ready() <= 1);
+    cpu.local.alarm.set(seats.alarms.first().map_or(u64::MAX, |at| at.0));
+}
+
+/// Wakes, or puts to sleep, those that this CPU has been told of, but for who runs on it: what that means for it.
+fn wake(of: &OfCpu, seats: &mut Seats, queue: &mut RunQueue<Chosen>, runs: Option<Slot>, now: Time) -> Repick {
+    let mut result = Repick::AsPlanned;
+    if !of.woken.may_have_any() {
+        return result;
+    }
+    let Seats { by_slot, alarms } = seats;
+    of.woken.take(|slot| {
+        let Some(Some(seat)) = by_slot.get(slot.index()) else { return };
+        if runs == Some(slot) {
+            return;
+        }
+        let can_run = seat.parked.lock().as_ref().is_some_and(|parked| !parked.must_stop());
+        let repick = if can_run {
+            alarms.cancel(slot);
+            queue.wake(slot, now)
+        } else {
+            queue.sleep(slot, now)
+        };
+        result = match (result, repick) {
+            (Repick::Now, _) | (_, Repick::Now) => Repick::Now,
+            (Repick::At(one), Repick::At(other)) => Repick::At(one.min(other)),
+            (Repick::At(at), Repick::AsPlanned) | (Repick::AsPlanned, Repick::At(at)) => Repick::At(at),
+            (Repick::AsPlanned, Repick::AsPlanned) => Repick::AsPlanned,
+        };
+    });
+    result
+}
+
+/// Time has come for the first alarm: tells those whose time it is.
+#[cold]
+pub fn sound_alarms(cpu: &Cpu, now: u64) {
+    let of = scheduling().of(id(cpu));
+    let mut seats = of.seats.lock();
+    let Seats { by_slot, alarms } = &mut *seats;
+    while let Some(slot) = alarms.take_due(Time(now)) {
+        let Some(Some(seat)) = by_slot.get(slot.index()) else { continue };
+        if let Some(parked) = &mut *seat.parked.lock() {
+            timer::serve(parked, now);
+            // It may not want to hear of that; what else it asked for is later than now.
+            if let Some(at) = timer::alarm_time(parked) {
+                alarms.set(slot, Time(at));
+            }
+        }
+    }
+    cpu.local.alarm.set(seats.alarms.first().map_or(u64::MAX, |at| at.0));
+}
+
+/// Takes a domain that was picked out of its seat.
+pub fn unpark(cpu: &Cpu, slot: Slot) -> Running {
+    let seats = scheduling().of(id(cpu)).seats.lock();
+    let seat = seats.by_slot[slot.index()].as_ref().expect("who was picked has a seat");
+    seat.parked.lock().take().expect("who was picked does not run elsewhere")
+}
+
+/// Puts a domain whose turn has ended into its seat. Nothing of it is left in this CPU.
+pub fn park(running: Running) {
+    let home = running.dom.home().expect("who ran has a place");
+    let seats = scheduling().of(home.cpu).seats.lock();
+    let seat = seats.by_slot[home.slot.index()].as_ref().expect("who ran has a seat");
+    *seat.parked.lock() = Some(running);
+}
+
+/// Calls `each` with every domain that does not run, all of them held still, and with the number of those that do.
+pub fn with_all_parked<R>(each: impl FnOnce(&[&Running], usize) -> R) -> R {
+    let Some(all) = SCHEDULING.get() else { return each(&[], 0) };
+    let seats: Vec<Arc<Seat>> =
+        all.cpus.iter().flat_map(|of| of.seats.lock().by_slot.iter().flatten().cloned().collect::<Vec<_>>()).collect();
+    let held: Vec<_> = seats.iter().map(|seat| seat.parked.lock()).collect();
+    let parked: Vec<&Running> = held.iter().filter_map(|parked| parked.as_ref()).collect();
+    each(&parked, held.len() - parked.len())
+}
