@@ -270,17 +270,19 @@ fn gdt_base(domain: DomId) -> VirtAddr {
     VirtAddr::new_truncate(layout::DOMAIN_TABLES + u64::from(domain.0) * DOMAIN_TABLES_STRIDE)
 }
 
+/// Loads the root of a mode; see [`proxenos_core::user_mode::switch`].
+#[inline(always)]
+pub(super) fn load_root_of_mode(cpu: &Cpu, l4: Mfn) {
+    let now = FLUSH_CLOCK.load(Ordering::Acquire);
+    // SAFETY: as in `load_root`.
+    unsafe { asm!("mov cr3, {}", in(reg) l4.addr().0, options(nostack, preserves_flags)) }
+    cpu.local.set_last_flush(now);
+}
+
 impl CpuTables for Hw {
     fn load_root(&self, l4: Mfn) {
         let now = tick_flush_clock();
         // SAFETY: `core` passes a validated L4 table, or one of its own making, whose upper slots are the hypervisor's.
-        unsafe { asm!("mov cr3, {}", in(reg) l4.addr().0, options(nostack, preserves_flags)) }
-        Cpu::current().local.set_last_flush(now);
-    }
-
-    fn load_root_of_mode(&self, l4: Mfn) {
-        let now = self.stamp();
-        // SAFETY: as in `load_root`.
         unsafe { asm!("mov cr3, {}", in(reg) l4.addr().0, options(nostack, preserves_flags)) }
         Cpu::current().local.set_last_flush(now);
     }
