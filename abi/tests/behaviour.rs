@@ -6,7 +6,9 @@ use proxenos_abi::dom0_ops::{Dom0Command, Dom0Op, Dom0Request, Dom0Version, args
 use proxenos_abi::event_channel::*;
 use proxenos_abi::frames::has_error_code;
 use proxenos_abi::grant_table::{GrantFlags, GrantType};
-use proxenos_abi::hypercall::{Hypercall, ShutdownReason};
+use proxenos_abi::hypercall::{
+    Hypercall, SWITCH_TO_USER_IN_SYSCALL, SWITCH_TO_USER_RAX, SegmentBase, ShutdownReason, SwitchToUser,
+};
 use proxenos_abi::io::blkif::{BlkifArch, BlkifRequest, BlkifResponse, BlkifSlot, segment};
 use proxenos_abi::io::domain_controller::{ControlMsg, MemRequest, MessageType, control_slot};
 use proxenos_abi::mmu::{MmuCommand, MmuExtCommand, MmuUpdate};
@@ -258,6 +260,20 @@ fn registers<A: GuestArch>() {
     assert_eq!((context.ip(), context.sp(), context.flags(), context.start_info()), (0x1000, 0x2000, 0x202, 0x3000));
     assert_eq!((context.code(), context.stack()), (A::FLAT_GUESTOS_CS, A::FLAT_GUESTOS_DS));
     assert_eq!(context.code().rpl(), A::KERNEL_RING);
+}
+
+/// What x86_64 guests have of the interface of March 2005 (`arch-x86_64.h` and `xen.h` at 1de2eb95ef).
+#[test]
+fn applications_of_x86_64_guests_are_those_of_march_2005() {
+    assert_eq!((Hypercall::SwitchToUser.raw(), Hypercall::SetSegmentBase.raw()), (23, 25));
+    assert_eq!(MmuExtCommand::NewUserBaseptr.raw(), 14);
+    assert_eq!([SegmentBase::Fs, SegmentBase::GsUser, SegmentBase::GsKernel].map(SegmentBase::raw), [0, 1, 2]);
+    assert_eq!(SWITCH_TO_USER_IN_SYSCALL, 1 << 8);
+    let frame = SwitchToUser { r11: 1, rcx: 2, flags: 3, rip: 4, cs: 5, rflags: 6, rsp: 7, ss: 8 };
+    let words: Vec<u64> = frame.as_bytes().chunks(8).map(|word| word[0].into()).collect();
+    assert_eq!((words, frame.as_bytes().len()), ((1..=8).collect(), 64));
+    // Ours: beside the one that there was.
+    assert_eq!(SWITCH_TO_USER_RAX & SWITCH_TO_USER_IN_SYSCALL, 0);
 }
 
 #[test]

@@ -152,9 +152,6 @@ pub struct NotLoaded;
 pub trait CpuTables {
     /// Makes a frame this CPU's L4 table; every translation of the old one is dropped.
     fn load_root(&self, l4: Mfn);
-    /// As [`load_root`](Self::load_root), at each change between a guest's kernel and its applications: too often to be a step of the
-    /// flush clock, so this flush may count as older than stamps that were taken before it.
-    fn load_root_of_mode(&self, l4: Mfn);
     /// Sets the base of fs or gs of the guest whose kernel runs here: a canonical address. (The user's selector is not set so.)
     fn set_segment_base(&self, which: SegmentBase, base: u64);
     /// Loads gs, and with it the base that it has while an application runs.

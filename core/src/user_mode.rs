@@ -11,10 +11,11 @@
 //!
 //! Source: Xen at 1de2eb95ef (March 2005), arch-x86_64.h; what differs is marked [ours].
 
-use crate::addr::GuestVirt;
+use crate::addr::{GuestVirt, Mfn};
 use crate::bounce::{Context, Mode};
 use crate::domain::{Arch, Domain};
 use crate::host::{Hardware, Host};
+use crate::machine::BadPointer;
 use crate::paging::Pager;
 use crate::paging::user_base::NoUserBase;
 use crate::personality::Personality;
@@ -40,7 +41,8 @@ pub struct Application {
 }
 
 impl Application {
-    /// What a frame says. `above` is the word above it, which counts only if the frame's flags say so.
+    /// What a frame says. `above` is the word above it, which counts only if the frame's flags say so. (Of a return from a system call
+    /// the first two words and the two selectors do not.)
     ///
     /// [ours] Selectors are made ring 3's: in 2005 they were loaded as they came, and any number was obeyed.
     #[inline]
@@ -67,23 +69,46 @@ impl Application {
     #[inline]
     pub fn at_stack<H: Hardware>(host: &Host<H>, sp: GuestVirt) -> Result<Self, Errno> {
         const BYTES: u64 = 8 * WORDS as u64;
-        let read = |at: GuestVirt, bytes| X86_64::in_guest_range(at, bytes).then_some(at).ok_or(Errno::EFAULT);
-        let frame: [u64; WORDS] = host.hw.read_words(read(sp, BYTES)?).map_err(|_| Errno::EFAULT)?;
-        let mut above = 0;
-        if frame[2] & SWITCH_TO_USER_RAX != 0 {
-            [above] = host.hw.read_words(read(sp.offset(BYTES), 8)?).map_err(|_| Errno::EFAULT)?;
+        let efault = |_: BadPointer| Errno::EFAULT;
+        // Two words at a time: nearly all calls are returns from system calls, of which four count.
+        let pair = |index: u64| host.hw.read_words::<2>(sp.offset(8 * index));
+        if !X86_64::in_guest_range(sp, BYTES) {
+            return Err(Errno::EFAULT);
         }
-        Ok(Self::of_frame(&frame, above))
+        let [how, ip] = pair(2).map_err(efault)?;
+        let [mut r11, mut rcx, mut cs, mut ss] = [0; 4];
+        let [flags, user_sp] = pair(5).map_err(efault)?;
+        if how & SWITCH_TO_USER_IN_SYSCALL == 0 {
+            [r11, rcx] = pair(0).map_err(efault)?;
+            [cs] = host.hw.read_words(sp.offset(8 * 4)).map_err(efault)?;
+            [ss] = host.hw.read_words(sp.offset(8 * 7)).map_err(efault)?;
+        }
+        let mut above = 0;
+        if how & SWITCH_TO_USER_RAX != 0 {
+            if !X86_64::in_guest_range(sp, BYTES + 8) {
+                return Err(Errno::EFAULT);
+            }
+            [above] = host.hw.read_words(sp.offset(BYTES)).map_err(efault)?;
+        }
+        Ok(Self::of_frame(&[r11, rcx, how, ip, cs, flags, user_sp, ss], above))
     }
 }
 
-/// Changes the mode of a virtual CPU that runs here: the page-table base with it, not the base of gs.
+/// Changes the mode of a virtual CPU that runs here: the page-table base with it, not the base of gs. `load` makes a frame the root
+/// that the CPU walks, and drops every translation. It comes too often to be a step of the flush clock, so this flush counts as made at the
+/// last: it may count as older than a stamp that was taken before it, never as younger than one that was taken after it.
 ///
 /// # Errors
 /// Its applications have nothing to run on; nothing has changed.
 #[inline]
-pub fn switch<H: Hardware>(host: &Host<H>, dom: &Domain, vcpu: &mut Vcpu, to: Mode) -> Result<(), NoUserBase> {
-    Pager::new(host, dom).switch_mode(to, |root| host.hw.load_root_of_mode(root))?;
+pub fn switch<H: Hardware>(
+    host: &Host<H>,
+    dom: &Domain,
+    vcpu: &mut Vcpu,
+    to: Mode,
+    load: impl FnOnce(Mfn),
+) -> Result<(), NoUserBase> {
+    Pager::new(host, dom).switch_mode(to, load)?;
     vcpu.mode = to;
     Ok(())
 }

@@ -22,6 +22,7 @@ use proxenos_abi::{GuestWord, Selector};
 
 /// Whether a guest is in its kernel or in an application.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
 pub enum Mode {
     /// The kernel: ring 1 on x86_32; on x86_64 ring 3, as applications, so the hypervisor keeps count.
     Kernel,

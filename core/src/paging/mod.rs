@@ -40,7 +40,7 @@ use format::{Format, Pte, bits};
 use partial::Suspended;
 use pool::ShadowPool;
 use proxenos_abi::Errno;
-use user_base::UserBase;
+use user_base::{NO_ROOT, UserBase};
 use writable::WritableTables;
 
 /// Why a paging request was refused.
@@ -144,10 +144,7 @@ impl PagingState {
     #[inline]
     #[must_use]
     pub fn cpu_root(&self) -> Option<Mfn> {
-        match self.user.mode {
-            Mode::Kernel => self.upper.map(|(l4, _)| l4).or(self.root).or(self.base),
-            Mode::User => self.user.root.or(self.user.base),
-        }
+        Some(self.user.roots[self.user.mode as usize]).filter(|&root| root != NO_ROOT)
     }
 
     /// The guest's table that the CPU walks, or a shadow of.
@@ -166,9 +163,17 @@ impl PagingState {
     }
 
     /// The CPU is to walk the bases themselves again.
-    const fn forget_root(&mut self) {
+    fn forget_root(&mut self) {
         self.root = None;
         self.user.root = None;
+        self.note_roots();
+    }
+
+    /// To be called when anything has changed that [`cpu_root`](Self::cpu_root) depends on.
+    fn note_roots(&mut self) {
+        let kernel = self.upper.map(|(l4, _)| l4).or(self.root).or(self.base);
+        let user = self.user.root.or(self.user.base);
+        self.user.roots = [kernel, user].map(|root| root.unwrap_or(NO_ROOT));
     }
 }
 
@@ -298,6 +303,7 @@ impl<'a, H: Hardware> Pager<'a, H> {
             self.hang_shadow(state, Some(table));
         }
         let old = state.base.replace(table);
+        state.note_roots();
         load(state.cpu_root().unwrap_or(table));
         if let Some(old) = old {
             self.put_frame_and_type::<F>(state, old);
@@ -333,7 +339,11 @@ impl<'a, H: Hardware> Pager<'a, H> {
             self.hang(state, shadow);
         }
         state.base = Some(table);
-        load(state.cpu_root().unwrap_or(table));
+        if !F::SHADOWED {
+            // There is no shadow.
+            state.user.roots[Mode::Kernel as usize] = table;
+        }
+        load(state.user.roots[Mode::Kernel as usize]);
         old.put_held();
         true
     }
@@ -344,6 +354,7 @@ impl<'a, H: Hardware> Pager<'a, H> {
         self.replace_user_base::<F>(state, None);
         if let Some(old) = state.base.take() {
             self.hang_shadow(state, None);
+            state.note_roots();
             self.put_frame_and_type::<F>(state, old);
         }
     }

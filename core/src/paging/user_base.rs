@@ -20,6 +20,9 @@ use crate::bounce::Mode;
 use crate::frame::FrameType;
 use crate::host::Hardware;
 
+/// No frame that could be a table.
+pub(super) const NO_ROOT: Mfn = Mfn(0);
+
 /// What the applications of a four-level guest run on, and whether it is they that run. Two-level guests have none: their
 /// applications run in another ring.
 #[derive(Debug)]
@@ -30,12 +33,14 @@ pub struct UserBase {
     pub(crate) root: Option<Mfn>,
     /// Whose tables the CPU walks when the domain runs. User mode only if there is a base.
     pub mode: Mode,
+    /// What the CPU walks in each mode, worked out when it changes.
+    pub(super) roots: [Mfn; 2],
 }
 
 impl UserBase {
     /// None yet.
     pub(super) const fn new() -> Self {
-        Self { base: None, root: None, mode: Mode::Kernel }
+        Self { base: None, root: None, mode: Mode::Kernel, roots: [NO_ROOT; 2] }
     }
 }
 
@@ -76,6 +81,7 @@ impl<H: Hardware> Pager<'_, H> {
     pub(super) fn hang_user_shadow(&self, state: &mut PagingState) {
         let watched = state.user.base.filter(|_| self.dom.log.is_on());
         state.user.root = watched.and_then(|base| self.host.frames.info(base)?.shadow());
+        state.note_roots();
     }
 
     /// Goes over to the kernel or to its applications. `load` is given the root that the CPU is to walk from now on, if it is
@@ -87,15 +93,13 @@ impl<H: Hardware> Pager<'_, H> {
     pub fn switch_mode(&self, to: Mode, load: impl FnOnce(Mfn)) -> Result<(), NoUserBase> {
         // What the kernel wrote to its tables counts when applications run; they open none.
         let mut state = if to == Mode::User { self.lock() } else { self.dom.paging.lock() };
-        if to == Mode::User && state.user.base.is_none() {
+        let root = state.user.roots[to as usize];
+        if to == Mode::User && root == NO_ROOT {
             return Err(NoUserBase);
         }
-        let before = state.cpu_root();
+        let before = state.user.roots[state.user.mode as usize];
         state.user.mode = to;
-        let root = state.cpu_root();
-        if root != before
-            && let Some(root) = root
-        {
+        if root != before {
             load(root);
         }
         Ok(())

@@ -188,10 +188,6 @@ impl CpuTables for SimMachine {
         self.cpu.lock().root = Some(l4);
     }
 
-    fn load_root_of_mode(&self, l4: Mfn) {
-        self.load_root(l4);
-    }
-
     fn set_segment_base(&self, _: SegmentBase, _: u64) {}
 
     fn load_user_gs(&self, _: Selector) -> Result<(), NotLoaded> {

@@ -122,6 +122,15 @@ impl SimHardware {
         self.segment_bases.lock().get(&which.raw()).copied()
     }
 
+    /// Makes a frame this CPU's L4 table, as at a change of a guest's mode: with no step of the flush clock.
+    pub fn load_root_of_mode(&self, l4: Mfn) {
+        let now = self.stamp();
+        self.on_cpu(|cpu| {
+            cpu.root = Some(l4);
+            cpu.forget_all(now);
+        });
+    }
+
     /// From now on this CPU executes.
     pub fn run_on(&self, cpu: usize) {
         self.current.store(cpu, SeqCst);
@@ -390,14 +399,6 @@ impl Tlb for SimHardware {
 impl CpuTables for SimHardware {
     fn load_root(&self, l4: Mfn) {
         let now = self.flush_clock.fetch_add(1, SeqCst).wrapping_add(1);
-        self.on_cpu(|cpu| {
-            cpu.root = Some(l4);
-            cpu.forget_all(now);
-        });
-    }
-
-    fn load_root_of_mode(&self, l4: Mfn) {
-        let now = self.stamp();
         self.on_cpu(|cpu| {
             cpu.root = Some(l4);
             cpu.forget_all(now);

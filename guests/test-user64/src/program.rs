@@ -29,6 +29,8 @@ unsafe extern "C" {
     pub fn compatible();
     /// `int n`, each with a system call behind it, four bytes a vector.
     pub fn interrupts();
+    /// `int n; ret`, for the kernel itself, four bytes a vector.
+    pub fn kernels_interrupts();
     /// `syscall` as the page's last instruction.
     pub fn last();
 }
@@ -41,6 +43,14 @@ pub fn page() -> GuestVirt {
 global_asm!(
     r#"
     .text
+    .balign 16
+    .globl kernels_interrupts
+    kernels_interrupts:
+        .set .Lown_vector, 0
+        .rept 256
+        .byte   0xcd, .Lown_vector, 0xc3, 0x90
+        .set .Lown_vector, .Lown_vector + 1
+        .endr
     .balign 4096
     .globl __program, calls, load, store, invalid, breakpoint, halt, disable, port, segments, wait
     .globl set_fpu, get_fpu, steps, compatible, interrupts, last

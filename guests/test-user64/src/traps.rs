@@ -122,6 +122,31 @@ fn every_interrupt_of_the_kernel() {
     check_eq!(traps::count(), before + 1);
     check_eq!(traps::last_trap().vector, KERNELS);
     traps::clear_handler(KERNELS);
+
+    // `int n; ret` for each, four bytes a vector.
+    let first = program::kernels_interrupts as *const () as usize;
+    traps::set_handler(vector::GENERAL_PROTECTION, |frame| {
+        frame.set_ip(GuestVirt(frame.ip().raw() + 2));
+        Outcome::Handled
+    });
+    for n in [vector::BREAKPOINT, vector::OVERFLOW, OPEN, KERNELS] {
+        traps::set_handler(n, |_| Outcome::Handled);
+    }
+    for n in 0..=255u8 {
+        // SAFETY: the table above has a function for each vector; all that it does is to trap.
+        let raise: extern "C" fn() = unsafe { core::mem::transmute(first + 4 * usize::from(n)) };
+        let before = traps::count();
+        raise();
+        let trap = traps::last_trap();
+        let expected = match n {
+            vector::BREAKPOINT | vector::OVERFLOW | OPEN | KERNELS => (n, 0),
+            _ => (vector::GENERAL_PROTECTION, u32::from(n) << 3 | 2),
+        };
+        check_eq!((trap.vector, trap.error_code, traps::count()), (expected.0, expected.1, before + 1), "int {n:#x}");
+    }
+    for n in [vector::GENERAL_PROTECTION, vector::BREAKPOINT, vector::OVERFLOW, OPEN, KERNELS] {
+        traps::clear_handler(n);
+    }
 }
 
 fn fpu() {

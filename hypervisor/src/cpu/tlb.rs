@@ -45,17 +45,17 @@ pub unsafe fn load_root(l4: Mfn) {
     Cpu::current().tlb.flushed(time);
 }
 
-/// As [`load_root`], for a flush that nobody waits for: it counts as older than it is, which may cost another,
-/// and the clock, which all CPUs share, is only read.
+/// As [`load_root`], of this CPU (`cpu`), without moving the clock, which all CPUs share: the flush counts as older than it is,
+/// which may cost another.
 ///
 /// # Safety
 /// As there.
 #[inline]
-pub unsafe fn load_root_without_a_tick(l4: Mfn) {
+pub unsafe fn load_root_without_a_tick(cpu: &Cpu, l4: Mfn) {
     let time = CLOCK.now();
     // SAFETY: as the caller promises.
     unsafe { asm!("mov cr3, {}", in(reg) l4.addr().0, options(nostack, preserves_flags)) }
-    Cpu::current().tlb.flushed(time);
+    cpu.tlb.flushed(time);
 }
 
 /// Makes the hypervisor's own tables this CPU's: it holds nothing of a guest's any more, and is not asked to flush.

@@ -265,15 +265,17 @@ fn gdt_base(domain: DomId) -> VirtAddr {
     VirtAddr::new_truncate(layout::DOMAIN_TABLES + u64::from(domain.0) * DOMAIN_TABLES_STRIDE)
 }
 
+/// Loads the root of a mode; see [`proxenos_core::user_mode::switch`].
+#[inline(always)]
+pub(super) fn load_root_of_mode(cpu: &Cpu, l4: Mfn) {
+    // SAFETY: as in `load_root`.
+    unsafe { tlb::load_root_without_a_tick(cpu, l4) }
+}
+
 impl CpuTables for Hw {
     fn load_root(&self, l4: Mfn) {
         // SAFETY: `core` passes a validated L4 table, or one of its own making, whose upper slots are the hypervisor's.
         unsafe { tlb::load_root(l4) }
-    }
-
-    fn load_root_of_mode(&self, l4: Mfn) {
-        // SAFETY: as in `load_root`.
-        unsafe { tlb::load_root_without_a_tick(l4) }
     }
 
     fn set_segment_base(&self, which: SegmentBase, base: u64) {

@@ -168,8 +168,15 @@ fn enter<P: Personality>(
 fn enter_kernel<P: Personality>(run: &mut Running, frame: &mut TrapFrame, to: &Callback, cause: &Cause) -> Next {
     match frame.mode::<P>(&run.vcpu) {
         Mode::Kernel => enter_kernel_from::<P>(run, frame, Mode::Kernel, to, cause),
+        Mode::User if P::ARCH == Arch::X86_64 => enter_kernel_from_application(run, frame, to, cause),
         Mode::User => enter_kernel_from::<P>(run, frame, Mode::User, to, cause),
     }
+}
+
+/// The same for an x86_64 guest's application. Out of the way of kernels, whose exceptions need fewer registers.
+#[inline(never)]
+fn enter_kernel_from_application(run: &mut Running, frame: &mut TrapFrame, to: &Callback, cause: &Cause) -> Next {
+    enter_kernel_from::<X86_64>(run, frame, Mode::User, to, cause)
 }
 
 /// The same from a mode that is known.
@@ -193,7 +200,7 @@ pub(super) fn enter_kernel_from<P: Personality>(
     // A 64-bit kernel's stack is in its own address space. (An x86_32 guest has one only.)
     let changes = P::ARCH == Arch::X86_64 && mode == Mode::User;
     if changes {
-        user::enter_kernel(run);
+        user::leave_application(cpu_of(frame), run);
     }
     match entry.frame.store(&mut Stack::<P> { lowest: at, words: PhantomData }) {
         Ok(()) => {
@@ -202,7 +209,7 @@ pub(super) fn enter_kernel_from<P: Personality>(
         }
         Err(BadPointer) => {
             if changes {
-                user::return_to_application(run);
+                user::return_to_application(cpu_of(frame), run);
             }
             Next::LongWay
         }

@@ -10,7 +10,7 @@
 
 use super::calls::FROM_SYSCALL;
 use super::quick::{self, LOCAL, Next};
-use super::{CpuLocal, Running, deliver, end, leave};
+use super::{CpuLocal, Running, deliver, end, hw, leave};
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::idt::Vector;
 use crate::cpu::percpu::Cpu;
@@ -50,12 +50,12 @@ impl CpuLocal {
 }
 
 /// Changes the mode of the guest that runs here.
-#[inline]
-fn switch(run: &mut Running, to: Mode) -> Result<(), NoUserBase> {
-    user_mode::switch(run.host, &run.dom, &mut run.vcpu, to)?;
+#[inline(always)]
+fn switch(cpu: &Cpu, run: &mut Running, to: Mode) -> Result<(), NoUserBase> {
+    user_mode::switch(run.host, &run.dom, &mut run.vcpu, to, |root| hw::load_root_of_mode(cpu, root))?;
     // SAFETY: both bases of gs are the guest's, and the hypervisor uses none.
     unsafe { asm!("swapgs", options(nomem, nostack, preserves_flags)) }
-    Cpu::current().local.note_mode(to);
+    cpu.local.note_mode(to);
     Ok(())
 }
 
@@ -63,15 +63,21 @@ fn switch(run: &mut Running, to: Mode) -> Result<(), NoUserBase> {
 #[inline]
 pub(super) fn enter_kernel(run: &mut Running) {
     if run.vcpu.mode == Mode::User {
-        let switched = switch(run, Mode::Kernel);
-        debug_assert!(switched.is_ok(), "a kernel has something to run on");
+        leave_application(Cpu::current(), run);
     }
 }
 
-/// Undoes [`enter_kernel`]: it was an application that ran, and nothing has been done yet.
+/// The same, where it was an application that ran.
+#[inline(always)]
+pub(super) fn leave_application(cpu: &Cpu, run: &mut Running) {
+    let switched = switch(cpu, run, Mode::Kernel);
+    debug_assert!(switched.is_ok(), "a kernel has something to run on");
+}
+
+/// Undoes [`leave_application`]: nothing has been done yet.
 #[cold]
-pub(super) fn return_to_application(run: &mut Running) {
-    let switched = switch(run, Mode::User);
+pub(super) fn return_to_application(cpu: &Cpu, run: &mut Running) {
+    let switched = switch(cpu, run, Mode::User);
     debug_assert!(switched.is_ok(), "it has had something to run on");
 }
 
@@ -83,13 +89,15 @@ extern "C" fn switch_to_user(frame: &mut TrapFrame) -> u64 {
     let Ok(application) = Application::at_stack(run.host, GuestVirt(frame.rsp)) else {
         return Errno::EFAULT.to_result() as u64;
     };
-    if switch(run, Mode::User).is_err() {
+    if switch(cpu, run, Mode::User).is_err() {
         return Errno::EFAULT.to_result() as u64;
     }
     let Application { context, rax } = application;
     frame.set_context(&context);
     (frame.rcx, frame.r11) = (context.rcx, context.r11);
-    frame.rax = rax.unwrap_or(frame.rax);
+    if let Some(rax) = rax {
+        frame.rax = rax;
+    }
     // A page table that had to be closed may be the domain's end.
     if !run.dom.run_state().is_empty() {
         cpu.local.attention.store(1, Ordering::Relaxed);

@@ -253,7 +253,7 @@ impl Guest {
     pub fn enter(&mut self, to: bounce::Mode) -> bool {
         self.run();
         let (host, dom) = (self.host.clone(), self.dom.clone());
-        user_mode::switch(&host, &dom, &mut self.vcpu, to).is_ok()
+        user_mode::switch(&host, &dom, &mut self.vcpu, to, |root| host.hw.load_root_of_mode(root)).is_ok()
     }
 
     /// Makes sure that arguments can be passed, whatever the guest did to its tables; false if nothing helps.
@@ -507,6 +507,12 @@ impl World {
         let failed = (result as i64) < 0;
         // A request closes what is open, whatever becomes of it.
         if failed && !had_open {
+            // The count is written to a page of the guest's, which may be used for the first time: what was to be the arguments' page
+            // may be mapped anew, and the CPU not know of it until the request flushes what it remembers.
+            let guest = &self.guests[who];
+            let mapped_by = guest.frames[L1].addr().0 + ARGS as u64 * guest.width();
+            let used = (bits::A | bits::D) << (8 * (mapped_by & 7));
+            changes.retain(|change| change.at.0 != mapped_by & !7 || (change.before ^ change.after) & !used != 0);
             // A page of good descriptors may have been brought into the form that they are kept in.
             let arch = self.guests[who].dom.arch;
             changes
