@@ -180,7 +180,8 @@ impl CpuLocal {
     fn mask_upcalls(&self) {
         const _: () = assert!(SharedInfo::EVTCHN_UPCALL_MASK == 1);
         // SAFETY: set with the domain, whose shared page it stays for as long as that is installed; all access to it is atomic.
-        let mask = unsafe { AtomicU8::from_ptr((self.shared.get() + 1u64).as_mut_ptr()) };
+        // (The sum is no `VirtAddr`: it would be looked at whether it is still one.)
+        let mask = unsafe { AtomicU8::from_ptr(self.shared.get().as_mut_ptr::<u8>().wrapping_add(1)) };
         mask.store(1, Ordering::Release);
     }
 

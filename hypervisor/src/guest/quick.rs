@@ -123,9 +123,9 @@ pub(super) extern "C" fn upcall<P: Personality>(frame: &mut TrapFrame) -> Next {
     next
 }
 
-/// The CPU, whose own data lies right above a guest's frame: where the entries below put it.
+/// The CPU, whose own data lies right above a guest's frame: where the entries below put it, and those of hypercalls.
 #[inline(always)]
-fn cpu_of(frame: &TrapFrame) -> &'static Cpu {
+pub(super) fn cpu_of(frame: &TrapFrame) -> &'static Cpu {
     let above = core::ptr::from_ref(frame).addr() + size_of::<TrapFrame>();
     debug_assert!(core::ptr::from_ref(Cpu::current()).addr() == above);
     // SAFETY: it is the address that `Cpu::current` looks up: TSS.RSP0 points there, and a frame from a guest ends there.
