@@ -330,6 +330,7 @@ fn attend(cpu: &'static Cpu, mut run: &'static mut Running, frame: &mut TrapFram
 /// The turn of the domain that runs here has ended. Returns who runs next: at once, or when there is somebody.
 ///
 /// No reference to the domain that ran is used any more.
+#[expect(clippy::mut_from_ref, reason = "what is returned is in the CPU's cell, by `install`")]
 fn change(cpu: &'static Cpu, frame: &mut TrapFrame, next: Option<Slot>, now: u64) -> &'static mut Running {
     // SAFETY: the caller's reference has ended.
     let mut old = unsafe { cpu.local.uninstall() }.expect("a domain runs here");
