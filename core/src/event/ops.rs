@@ -4,10 +4,10 @@ use super::page::signal;
 use super::{Channel, EventDomain, EventDomains, EventError, EventPorts, PORTS, Pair, PirqSharing};
 use crate::addr::Mfn;
 use crate::machine::MachineMemory;
+use crate::sync::MutexGuard;
 use core::ops::Deref;
 use core::sync::atomic::Ordering;
 use proxenos_abi::{DomId, Pirq, Port, Virq};
-use spin::MutexGuard;
 
 /// One end of a channel to be: a domain (`DOMID_SELF` for the caller) and a port of it, or any free one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
