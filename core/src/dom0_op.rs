@@ -5,13 +5,16 @@
 //! No lock: what changes is the calling virtual CPU's own.
 
 use crate::addr::{DomId, GuestVirt};
-use crate::host::Hardware;
-use crate::hypercall::Caller;
+use crate::domain::Domain;
+use crate::host::{Hardware, Host};
+use crate::hypercall::{Caller, head_of_request};
 use crate::personality::Personality;
 use crate::ports::Level;
+use crate::vcpu::Vcpu;
+use core::mem::offset_of;
 use proxenos_abi::Errno;
 use proxenos_abi::dom0_ops::args::Iopl;
-use proxenos_abi::dom0_ops::{Dom0Command, Dom0Op};
+use proxenos_abi::dom0_ops::{Dom0Command, Dom0Op, Dom0Version};
 use proxenos_abi::zerocopy::{FromZeros, IntoBytes};
 
 /// `dom0_op(op)`.
@@ -23,19 +26,41 @@ pub fn dom0_op<P: Personality, H: Hardware>(caller: &mut Caller<'_, H>, at: Gues
     caller.copy_from_guest::<P>(at, op.as_mut_bytes())?;
     op.version().map_err(|_| Errno::EACCES)?;
     match op.command() {
-        Ok(Dom0Command::Iopl) => iopl(caller, op.argument()),
+        Ok(Dom0Command::Iopl) => iopl(caller.dom, caller.vcpu, op.argument()),
         _ => Err(Errno::ENOSYS),
     }
 }
 
+/// `dom0_op`, if it is a `DOM0_IOPL` that is carried out: kernels make it whenever they change tasks.
+#[inline(always)]
+pub(crate) fn answer_iopl<P: Personality, H: Hardware>(
+    host: &Host<H>,
+    dom: &Domain,
+    vcpu: &mut Vcpu,
+    at: GuestVirt,
+) -> Option<u64> {
+    const { assert!(offset_of!(Dom0Op, interface_version) == 4 && offset_of!(Dom0Op, u) == 8) };
+    const { assert!(offset_of!(Iopl, domain) == 0 && offset_of!(Iopl, iopl) == 4) };
+    if !dom.is_privileged() {
+        return None;
+    }
+    let [command, argument] = head_of_request::<P, H, { size_of::<Dom0Op>() }>(host, at)?;
+    if command as u32 != Dom0Command::Iopl.raw() || Dom0Version::try_from((command >> 32) as u32).is_err() {
+        return None;
+    }
+    let argument = Iopl { domain: DomId(argument as u16), iopl: (argument >> 32) as u32, ..Iopl::default() };
+    iopl(dom, vcpu, argument).ok()
+}
+
 /// `DOM0_IOPL`: the caller's I/O privilege level, of which the low two bits count. 2.0 did not look at the domain, and gave the level to
 /// the caller whichever it named; here it must name itself.
-fn iopl<H: Hardware>(caller: &mut Caller<'_, H>, argument: Iopl) -> Result<u64, Errno> {
+#[inline]
+fn iopl(dom: &Domain, vcpu: &mut Vcpu, argument: Iopl) -> Result<u64, Errno> {
     let domain = argument.domain;
-    if domain != DomId::SELF && domain != caller.dom.id {
+    if domain != DomId::SELF && domain != dom.id {
         return Err(Errno::ESRCH);
     }
-    caller.vcpu.ports.set_level(Level::from_raw(argument.iopl));
+    vcpu.ports.set_level(Level::from_raw(argument.iopl));
     Ok(0)
 }
 

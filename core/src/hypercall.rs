@@ -250,23 +250,7 @@ impl<H: Hardware> Caller<'_, H> {
         })
     }
 
-    #[inline(always)]
     fn event_channel_op<P: Personality>(&mut self, at: GuestVirt) -> Result<u64, Errno> {
-        // Nearly all of them send. Of such a request two words count; but all of it must be there, as of any other.
-        const SIZE: usize = size_of::<EvtchnOp>();
-        if at.page_offset() <= PAGE_SIZE - SIZE
-            && P::in_guest_range(at, SIZE as u64)
-            && let Ok([command, argument]) = self.host.hw.read_words(at)
-            && command as u32 == EventChannelOp::Send.raw()
-        {
-            event::send(self.dom, &self.host.domains, &self.host.hw, Port(argument as u32))?;
-            return Ok(0);
-        }
-        self.other_event_channel_op::<P>(at)
-    }
-
-    #[inline(never)]
-    fn other_event_channel_op<P: Personality>(&mut self, at: GuestVirt) -> Result<u64, Errno> {
         let mut op = EvtchnOp::new_zeroed();
         self.copy_from_guest::<P>(at, op.as_mut_bytes())?;
         match event::event_channel_op(self.dom, &self.host.domains, &self.host.hw, &mut op)? {
@@ -426,8 +410,33 @@ pub fn answer<P: Personality, H: Hardware>(
         Hypercall::MmuUpdate => mmu::quick::mmu_update::<P, H>(host, dom, vcpu, GuestVirt(a), b as u32, GuestVirt(c)),
         Hypercall::UpdateVaMapping => mmu::quick::update_va_mapping::<P, H>(host, dom, vcpu, a, b, c as u32),
         Hypercall::Multicall => answer_multicall::<P, H>(host, dom, vcpu, GuestVirt(a), b as u32),
+        Hypercall::EventChannelOp => answer_send::<P, H>(host, dom, GuestVirt(a)),
+        Hypercall::Dom0Op => dom0_op::answer_iopl::<P, H>(host, dom, vcpu, GuestVirt(a)),
         _ => None,
     }
+}
+
+/// `event_channel_op`, if it is a send that is carried out: nearly all of them are.
+#[inline(always)]
+fn answer_send<P: Personality, H: Hardware>(host: &Host<H>, dom: &Domain, at: GuestVirt) -> Option<u64> {
+    let [command, argument] = head_of_request::<P, H, { size_of::<EvtchnOp>() }>(host, at)?;
+    if command as u32 != EventChannelOp::Send.raw() {
+        return None;
+    }
+    event::send(dom, &host.domains, &host.hw, Port(argument as u32)).ok().map(|()| 0)
+}
+
+/// The first words of a request of so many bytes, if it lies in one page. They may be all that counts of it; but all of it must be
+/// there, as of any other.
+#[inline(always)]
+pub(crate) fn head_of_request<P: Personality, H: Hardware, const SIZE: usize>(
+    host: &Host<H>,
+    at: GuestVirt,
+) -> Option<[u64; 2]> {
+    if at.page_offset() > PAGE_SIZE - SIZE || !P::in_guest_range(at, SIZE as u64) {
+        return None;
+    }
+    host.hw.read_words(at).ok()
 }
 
 /// `stack_switch(ss, sp)`: where entries from ring 3 begin.
@@ -513,6 +522,7 @@ fn answer_in_multicall<P: Personality, H: Hardware>(
         Hypercall::MmuUpdate if b as u32 == 1 => {
             mmu::quick::mmu_update::<P, H>(host, dom, vcpu, GuestVirt(a), 1, GuestVirt(c))
         }
+        Hypercall::Dom0Op => dom0_op::answer_iopl::<P, H>(host, dom, vcpu, GuestVirt(a)),
         Hypercall::UpdateDescriptor => {
             let value = b & 0xffff_ffff | c << 32;
             vcpu.segments.update_descriptor::<P, H>(host, dom, MachineAddr(a), value).ok().map(|()| 0)

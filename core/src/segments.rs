@@ -25,7 +25,7 @@ use crate::paging::Pager;
 use crate::personality::Personality;
 use crate::store::CodeWidth;
 use core::mem::offset_of;
-use flat::FlatStacks;
+use flat::{FlatSegments, Use};
 use proxenos_abi::arch::{FIRST_RESERVED_GDT_ENTRY, LAST_RESERVED_GDT_ENTRY};
 use proxenos_abi::{Errno, Selector};
 
@@ -45,8 +45,8 @@ pub const LDT_DESCRIPTOR: u16 = 266;
 pub struct Segments {
     gdt: [Option<Mfn>; TABLE_PAGES],
     gdt_entries: u16,
-    /// Which stacks are known to be flat.
-    stacks: FlatStacks,
+    /// Which segments are known to be flat.
+    flat: FlatSegments,
     ldt_base: GuestVirt,
     ldt_entries: u16,
     ldt: [Option<Mfn>; TABLE_PAGES],
@@ -69,7 +69,7 @@ impl Segments {
         Self {
             gdt: [None; TABLE_PAGES],
             gdt_entries: INITIAL_GDT_ENTRIES,
-            stacks: FlatStacks::new(),
+            flat: FlatSegments::new(),
             ldt_base: GuestVirt(0),
             ldt_entries: 0,
             ldt: [None; TABLE_PAGES],
@@ -133,7 +133,7 @@ impl Segments {
             host.hw.store64(entry(dom.gdt_page, index), value);
         }
         self.gdt_entries = entries;
-        self.stacks.forget();
+        self.flat.forget();
         host.hw.load_gdt(dom.id, entries);
         Ok(())
     }
@@ -166,7 +166,7 @@ impl Segments {
         let result = pager.get_frame_and_type::<P::Tables>(&mut state, mfn, dom.id, kind);
         if result.is_ok() {
             host.hw.store64(at, value);
-            self.stacks.forget_entry(index);
+            self.flat.forget_entry(index);
             pager.mark_dirty(mfn);
             if is_first_page {
                 host.hw.store64(entry(dom.gdt_page, index), value);
@@ -230,7 +230,7 @@ impl Segments {
         self.drop_ldt::<P, H>(host, dom);
         self.ldt_entries = 0;
         self.gdt_entries = INITIAL_GDT_ENTRIES;
-        self.stacks.forget();
+        self.flat.forget();
         let pager = Pager::new(host, dom);
         let mut state = pager.lock();
         for (page, slot) in self.gdt.iter_mut().enumerate() {
@@ -303,7 +303,7 @@ impl Segments {
     /// Where entries from ring 3 begin, for the short way of x86_32 guests' system calls.
     #[inline]
     pub(crate) fn set_kernel_stack(&mut self, ss: Selector, sp: GuestVirt) {
-        self.stacks.set_kernel(ss, sp);
+        self.flat.set_kernel(ss, sp);
     }
 
     /// Linear address of a kernel's stack segment, for a frame that is pushed on its behalf; `None` if it is no segment that the
@@ -316,7 +316,7 @@ impl Segments {
     ) -> Option<u64> {
         let base = self.data_base::<P, H>(host, dom, ss)?;
         if base == 0 {
-            self.stacks.learn(ss);
+            self.flat.learn(Use::Stack, ss);
         }
         Some(base)
     }
@@ -338,16 +338,16 @@ impl Segments {
     #[inline]
     #[must_use]
     pub fn is_flat_stack<P: Personality>(&self, ss: Selector) -> bool {
-        self.stacks.is_flat::<P>(ss)
+        self.flat.is_flat::<P>(ss)
     }
 
     /// For the entry in assembly: where in this the frame of a system call from an x86_32 guest's application is found to lie, if
     /// its kernel's stack is known to be flat, aligned and the guest's, else 0. Like the next two, 32 bits wide.
-    pub const SYSTEM_CALL_FRAME: usize = offset_of!(Self, stacks) + FlatStacks::SYSTEM_CALL_FRAME;
+    pub const SYSTEM_CALL_FRAME: usize = offset_of!(Self, flat) + FlatSegments::SYSTEM_CALL_FRAME;
     /// Where in this that stack's selector is.
-    pub const KERNEL_STACK: usize = offset_of!(Self, stacks) + FlatStacks::KERNEL;
+    pub const KERNEL_STACK: usize = offset_of!(Self, flat) + FlatSegments::KERNEL;
     /// Where in this a selector of the guest's own is that is known to be flat; or what is none.
-    pub const FLAT_STACK: usize = offset_of!(Self, stacks) + FlatStacks::KNOWN;
+    pub const FLAT_STACK: usize = offset_of!(Self, flat) + FlatSegments::KNOWN;
 
     /// What [`stack_base`](Self::stack_base) says, without remembering it.
     #[cfg(test)]
@@ -363,7 +363,7 @@ impl Segments {
     /// What the entry of system calls finds.
     #[cfg(test)]
     pub(crate) const fn system_call_frame(&self) -> u32 {
-        self.stacks.system_call_frame()
+        self.flat.system_call_frame()
     }
 
     /// Where the guest's code and data segments lie, to look at the instruction that it executes; `None` if that is none that
@@ -380,14 +380,29 @@ impl Segments {
         let own = if P::ARCH == Arch::X86_64 { CodeWidth::Bits64 } else { CodeWidth::Bits32 };
         let (width, code) = if cs == P::FLAT_GUESTOS_CS {
             (own, 0)
+        } else if self.flat.is_known(Use::Code, cs) {
+            (CodeWidth::Bits32, 0)
         } else {
             match self.descriptor::<P, H>(host, dom, cs)? {
                 raw if raw & LONG != 0 => (CodeWidth::Bits64, 0),
-                raw if raw & DEFAULT_32 != 0 => (CodeWidth::Bits32, base(raw)),
+                raw if raw & DEFAULT_32 != 0 => {
+                    if base(raw) == 0 {
+                        self.flat.learn(Use::Code, cs);
+                    }
+                    (CodeWidth::Bits32, base(raw))
+                }
                 _ => return None,
             }
         };
-        let data = if width == CodeWidth::Bits64 { Some(0) } else { self.data_base::<P, H>(host, dom, ds) };
+        let data = if width == CodeWidth::Bits64 || self.flat.is_known(Use::Data, ds) {
+            Some(0)
+        } else {
+            let data = self.data_base::<P, H>(host, dom, ds);
+            if data == Some(0) {
+                self.flat.learn(Use::Data, ds);
+            }
+            data
+        };
         Some(CodeSegments { width, code, data })
     }
 

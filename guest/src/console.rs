@@ -23,7 +23,8 @@ static KIND: AtomicU8 = AtomicU8::new(NOWHERE);
 /// Chooses the console by what the domain is. The ring carries nothing until the shared page is mapped.
 pub(crate) fn attach(si: &StartInfo) {
     let may_write = si.flags().contains(StartInfoFlags::INITDOMAIN) || hypercall::console_write(&[]).is_ok();
-    let kind = match { si.domain_controller_evtchn } {
+    let controller = si.domain_controller_evtchn;
+    let kind = match controller {
         _ if may_write => EMERGENCY,
         0 => NOWHERE,
         _ => RING,

@@ -186,7 +186,8 @@ impl CpuLocal {
     fn mask_upcalls(&self) {
         const _: () = assert!(SharedInfo::EVTCHN_UPCALL_MASK == 1);
         // SAFETY: set with the domain, whose shared page it stays for as long as that is installed; all access to it is atomic.
-        let mask = unsafe { AtomicU8::from_ptr((self.shared.get() + 1u64).as_mut_ptr()) };
+        // (The sum is no `VirtAddr`: it would be looked at whether it is still one.)
+        let mask = unsafe { AtomicU8::from_ptr(self.shared.get().as_mut_ptr::<u8>().wrapping_add(1)) };
         mask.store(1, Ordering::Release);
     }
 
@@ -335,6 +336,7 @@ fn attend(cpu: &'static Cpu, mut run: &'static mut Running, frame: &mut TrapFram
 /// The turn of the domain that runs here has ended. Returns who runs next: at once, or when there is somebody.
 ///
 /// No reference to the domain that ran is used any more.
+#[expect(clippy::mut_from_ref, reason = "what is returned is in the CPU's cell, by `install`")]
 fn change(cpu: &'static Cpu, frame: &mut TrapFrame, next: Option<Slot>, now: u64) -> &'static mut Running {
     // SAFETY: the caller's reference has ended.
     let mut old = unsafe { cpu.local.uninstall() }.expect("a domain runs here");

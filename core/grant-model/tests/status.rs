@@ -2,11 +2,11 @@
 //! stale value that the memory model allows. Each model says what was broken in `core/src/grant/status.rs` to see it fail.
 
 use loom::model::Builder;
+use loom::sync::Arc;
 use loom::thread;
 use proxenos_abi::grant_table::GrantFlags;
 use proxenos_grant_model::status::{Access, Unfit};
 use proxenos_grant_model::{DomId, Machine};
-use std::sync::Arc;
 
 /// Domains that are granted something.
 const ONE: DomId = DomId(1);

@@ -206,7 +206,7 @@ impl EventChannels {
 /// The ports themselves, behind the mutex.
 #[derive(Debug)]
 struct EventPorts {
-    /// By port number. Grows as ports are used; those beyond its end are closed. Index 0 is never read.
+    /// By port number. Grows as ports are used; those beyond its end are closed. Index 0 is always closed here.
     channels: Vec<Channel>,
     /// Set when the domain dies: nothing is opened any more.
     dying: bool,

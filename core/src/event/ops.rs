@@ -1,9 +1,10 @@
 //! The seven operations on event channels, and the eighth that a guest cannot call: closing all of a dying domain's.
 
 use super::page::signal;
-use super::{Channel, EventDomain, EventDomains, EventError, EventPorts, Pair, PirqSharing};
+use super::{Channel, EventDomain, EventDomains, EventError, EventPorts, PORTS, Pair, PirqSharing};
 use crate::addr::Mfn;
 use crate::machine::MachineMemory;
+use crate::sync::MutexGuard;
 use core::ops::Deref;
 use core::sync::atomic::Ordering;
 use proxenos_abi::{DomId, Pirq, Port, Virq};
@@ -263,23 +264,40 @@ pub fn send<S: EventDomains, M: MachineMemory>(
 ) -> Result<(), EventError> {
     // Held to the end: the remote domain cannot take its end away, and free its page, in between.
     let ports = caller.events().lock();
-    match *ports.state(port)? {
-        Channel::Interdomain { remote, port, .. } if remote == caller.id() => {
+    // Port 0 and those beyond the end have no channel there.
+    match ports.channels.get(port.0 as usize) {
+        Some(&Channel::Interdomain { remote, port, .. }) if remote == caller.id() => {
             signal(memory, caller.shared_info(), port, || caller.notify_self());
         }
-        Channel::Interdomain { remote, port, shared_info } => send_to(domains, memory, remote, port, shared_info),
-        _ => return Err(EventError::PortState),
+        Some(&Channel::Interdomain { remote, port, shared_info }) => {
+            send_to(ports, domains, memory, remote, port, shared_info);
+        }
+        _ => return Err(not_bound(port)),
     }
     Ok(())
 }
 
+/// Why a port that is not bound to another cannot be sent through.
+#[cold]
+fn not_bound(port: Port) -> EventError {
+    if port.0 as usize >= PORTS { EventError::PortOutOfRange } else { EventError::PortState }
+}
+
 #[inline(never)]
-fn send_to<S: EventDomains, M: MachineMemory>(domains: &S, memory: &M, remote: DomId, port: Port, shared_info: Mfn) {
+fn send_to<S: EventDomains, M: MachineMemory>(
+    held: MutexGuard<'_, EventPorts>,
+    domains: &S,
+    memory: &M,
+    remote: DomId,
+    port: Port,
+    shared_info: Mfn,
+) {
     signal(memory, shared_info, port, || {
         if let Some(domain) = domains.find(remote) {
             domain.notify();
         }
     });
+    drop(held);
 }
 
 /// The state of a port of a domain (`DOMID_SELF` for the caller).

@@ -33,7 +33,7 @@ pub fn signal<M: MachineMemory>(memory: &M, shared_info: Mfn, port: Port, notify
     let selector = field(shared_info, SharedInfo::EVTCHN_PENDING_SEL);
     // The order of these four is the interface: the guest clears in the opposite one.
     if memory.or32(pending, bit) & bit != 0
-        || memory.load32(mask) & bit != 0
+        || memory.load32(mask) >> (port.0 % 32) & 1 != 0
         || memory.or32(selector, 1 << word) & (1 << word) != 0
     {
         return;

@@ -155,6 +155,11 @@ impl SimHardware {
         })
     }
 
+    /// The executing CPU drops a page's translation, as it may at any time.
+    pub fn forget(&self, at: GuestVirt) {
+        self.on_cpu(|cpu| cpu.forget_page(at));
+    }
+
     /// A guest writes a word of eight bytes.
     ///
     /// # Errors

@@ -3,6 +3,8 @@
 //! Where a run counts instructions (`icount`), a cycle is an instruction, the guest's own included: the figures repeat
 //! to the digit. Elsewhere they are the CPU's cycles, and vary.
 //!
+//! A second domain of the same image is the one that turns and events go to.
+//!
 //! Command line: `only=NAME` measures that one, `rounds=N` so many times (default 8).
 #![no_std]
 #![no_main]
@@ -10,6 +12,7 @@
 mod calls;
 mod entries;
 mod events;
+mod others;
 mod paging;
 mod pins;
 #[cfg(target_arch = "x86")]
@@ -29,12 +32,16 @@ const ROUNDS: usize = 8;
 
 fn main(_: &StartInfo) {
     proxenos_guest::init();
+    if !boot::is_initial_domain() {
+        others::partner();
+    }
     let bench = Bench::new();
     calls::run(&bench);
     paging::run(&bench);
     pins::run(&bench);
     events::run(&bench);
     traps::run(&bench);
+    others::run(&bench);
     println!("bench done");
 }
 

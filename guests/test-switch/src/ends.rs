@@ -8,7 +8,7 @@ use proxenos_guest::test::section;
 use proxenos_guest::{check, check_eq, events, hypercall, shared_info, time};
 
 /// The port of another domain that domain 0 lets it end by.
-const LEAVE: Port = Port(9);
+pub const LEAVE: Port = Port(9);
 
 static ENDED: AtomicU32 = AtomicU32::new(0);
 static TICKS: AtomicU32 = AtomicU32::new(0);

@@ -7,6 +7,7 @@
 
 mod disturb;
 mod ends;
+mod failsafe;
 mod multicall;
 mod relay;
 mod shares;
@@ -24,6 +25,8 @@ fn main(_: &StartInfo) {
         Some("relay") => relay::relay(),
         Some("witness") => witness::run(),
         Some("disturb") => disturb::run(),
+        Some("failsafe") => failsafe::run(),
+        Some("unloadable") => failsafe::unloadable(),
         Some("ends") => ends::run(),
         Some("end") => ends::end(),
         Some("crash") => ends::crash(),

@@ -99,17 +99,21 @@ extern "C" fn handle<P: CallRegisters, const N: u32>(frame: &mut TrapFrame) -> u
     let args = P::arguments(frame);
     match number {
         Hypercall::XenVersion => return xen_version(args[0]),
-        Hypercall::MmuUpdate | Hypercall::UpdateVaMapping | Hypercall::Multicall => {}
+        Hypercall::MmuUpdate
+        | Hypercall::UpdateVaMapping
+        | Hypercall::Multicall
+        | Hypercall::EventChannelOp
+        | Hypercall::Dom0Op => {}
         _ => return carry_out::<P>(frame, number),
     }
-    let cpu = Cpu::current();
+    let cpu = quick::cpu_of(frame);
     // SAFETY: the one reference of this entry; it ends with this function, or where another begins.
     let Some(run) = (unsafe { cpu.local.running() }) else { crate::fault::report_trap(frame) };
     let Some(result) = answer::<P, Hw>(run.host, &run.dom, &mut run.vcpu, number, &args) else {
         return carry_out_at_length::<P>(frame, number);
     };
     // Nothing of what is left to do is this call's, but the end of its domain.
-    if !run.dom.run_state().is_empty() {
+    if leaves(number) != Leaves::Nothing && !run.dom.run_state().is_empty() {
         cpu.local.attention.store(1, Ordering::Relaxed);
     }
     result
@@ -121,6 +125,8 @@ fn carry_out_at_length<P: CallRegisters>(frame: &mut TrapFrame, number: Hypercal
     match number {
         Hypercall::MmuUpdate => carry_out::<P>(frame, Hypercall::MmuUpdate),
         Hypercall::Multicall => carry_out::<P>(frame, Hypercall::Multicall),
+        Hypercall::EventChannelOp => carry_out::<P>(frame, Hypercall::EventChannelOp),
+        Hypercall::Dom0Op => carry_out::<P>(frame, Hypercall::Dom0Op),
         _ => carry_out::<P>(frame, Hypercall::UpdateVaMapping),
     }
 }
@@ -128,7 +134,7 @@ fn carry_out_at_length<P: CallRegisters>(frame: &mut TrapFrame, number: Hypercal
 /// Carries out a call.
 #[inline(always)]
 fn carry_out<P: CallRegisters>(frame: &mut TrapFrame, number: Hypercall) -> u64 {
-    let cpu = Cpu::current();
+    let cpu = quick::cpu_of(frame);
     // SAFETY: the one reference of this entry; it ends with this function.
     let Some(run) = (unsafe { cpu.local.running() }) else { crate::fault::report_trap(frame) };
     let result = match run.caller(frame).call_at_length::<P>(number, &P::arguments(frame)) {

@@ -127,7 +127,7 @@ pub(super) extern "C" fn upcall<P: Personality>(frame: &mut TrapFrame) -> Next {
     next
 }
 
-/// The CPU, whose own data lies right above a guest's frame: where the entries below put it.
+/// The CPU, whose own data lies right above a guest's frame: where the entries below put it, and those of hypercalls.
 #[inline(always)]
 pub(super) fn cpu_of(frame: &TrapFrame) -> &'static Cpu {
     let above = core::ptr::from_ref(frame).addr() + size_of::<TrapFrame>();

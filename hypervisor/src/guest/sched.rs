@@ -185,7 +185,8 @@ impl Running {
     /// Whether it cannot go on now. Within a multicall, what follows a call that waits is done first.
     pub fn must_stop(&self) -> bool {
         let state = self.dom.run_state();
-        !state.is_empty() && !(state == RunState::BLOCKED && self.vcpu.call_made_way)
+        let finishes_first = state == RunState::BLOCKED && self.vcpu.call_made_way;
+        !state.is_empty() && !finishes_first
     }
 }
 

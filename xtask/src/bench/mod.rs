@@ -21,6 +21,7 @@ use crate::BenchArgs;
 use crate::accel::Accel;
 use crate::compile::{self, Hypervisor, Profile};
 use crate::console::{self, Capture};
+use crate::further::Module;
 use crate::guest_meta::{Arch, Machine};
 use crate::process;
 use crate::qemu::{self, Boot, Clock, Debugger, Outcome, Vm};
@@ -138,7 +139,12 @@ fn measure(hypervisor: &Hypervisor, kernel: &Path, clock: Clock, args: &BenchArg
         machine: Machine::Pc,
         memory: MEMORY,
         accel: Accel::Tcg,
-        boot: Boot::Pvh { hypervisor: hypervisor.elf.clone(), kernel: Some(kernel.to_owned()) },
+        boot: Boot::Multiboot {
+            hypervisor: hypervisor.multiboot.clone(),
+            kernel: kernel.to_owned(),
+            initrd: None,
+            further: vec![Module { kernel: kernel.to_owned(), line: "domain mem=8M".to_owned() }],
+        },
         hv_args: String::new(),
         cmdline: String::new(),
         clock,

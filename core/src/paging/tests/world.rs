@@ -165,6 +165,16 @@ impl Guest {
             && self.host.hw.guest_store(at.offset(4088), 0, Mode::Kernel).is_ok()
     }
 
+    /// Writes to where the count of requests goes, by the entry that maps it now: what that does to the entry is no request's doing.
+    fn touch_args(&self) {
+        let at = self.va(ARGS).offset(4088);
+        self.host.hw.forget(at);
+        if let Ok(word) = self.host.hw.guest_load(at, Mode::Kernel) {
+            // It may be read-only.
+            let _ = self.host.hw.guest_store(at, word, Mode::Kernel);
+        }
+    }
+
     /// `mmu_update` of requests that are already in the arguments' page.
     pub fn mmu_update_in_place(&mut self, count: usize) -> Done {
         let at = self.va(ARGS).0;
@@ -497,6 +507,7 @@ impl World {
     ) -> Result<u64, Vec<alloc::string::String>> {
         let guest = &self.guests[who];
         guest.run();
+        guest.touch_args();
         let done = self.host.hw.guest_target(guest.va(ARGS).offset(4088), Mode::Kernel);
         self.guests[who].settle_ldt();
         let before = self.snapshot();

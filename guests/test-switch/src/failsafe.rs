@@ -1,0 +1,53 @@
+//! Segments that were taken from under a domain: they stay in the CPU until its turn ends, and cannot be loaded when the next begins.
+
+use crate::ends;
+use crate::state::{self, Ldt};
+use core::sync::atomic::AtomicU32;
+use proxenos_guest::abi::Selector;
+use proxenos_guest::arch::failsafe_count;
+use proxenos_guest::test::section;
+use proxenos_guest::{boot, check_eq, events, hypercall, shared_info, time};
+
+static WORDS: [AtomicU32; 2] = [AtomicU32::new(1), AtomicU32::new(2)];
+
+/// Domain 0, and another: the failsafe callback is told, once.
+pub fn run() {
+    proxenos_guest::init();
+    let ldt = Ldt::install([WORDS[0].as_ptr(), WORDS[1].as_ptr()]);
+    section("a segment that is there");
+    ldt.load();
+    // Somebody else always can run: the domain that waits to be let end.
+    for _ in 0..3 {
+        check_eq!(hypercall::sched_yield(), Ok(()));
+    }
+    check_eq!(ldt.read(), Some([1, 2]));
+    check_eq!(failsafe_count(), 0);
+    section("one that is not");
+    events::mask_upcalls();
+    ldt.load();
+    ldt.set(0, 0);
+    for _ in 0..3 {
+        check_eq!(hypercall::sched_yield(), Ok(()));
+    }
+    check_eq!(failsafe_count(), 1, "failsafe callbacks");
+    check_eq!(state::selectors(), [Selector::NULL; 2], "fs and gs, of which the callback makes no use");
+    events::unmask_upcalls();
+    match boot::is_initial_domain() {
+        true => ends::dismiss(&[2, 1]),
+        false => ends::take_leave(),
+    }
+}
+
+/// Another domain: it has no callback.
+pub fn unloadable() {
+    shared_info::map().expect("the shared page can be mapped");
+    while !shared_info::is_pending(ends::LEAVE) {
+        let _ = hypercall::sched_yield();
+    }
+    let ldt = Ldt::install([WORDS[0].as_ptr(), WORDS[1].as_ptr()]);
+    ldt.load();
+    ldt.set(0, 0);
+    // Nobody else may want the CPU: it waits, until the time comes.
+    let _ = time::set_timer_in(1_000_000);
+    let _ = hypercall::sched_block();
+}
