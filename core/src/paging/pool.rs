@@ -374,9 +374,7 @@ impl<H: Hardware> Pager<'_, H> {
                 self.node(table).set_view(None);
                 self.release_view(state, first);
             }
-            Part::Shadow(level)
-                if state.bases().all(|base| base != table) && !state.writable.involves(table) =>
-            {
+            Part::Shadow(level) if state.bases().all(|base| base != table) && !state.writable.involves(table) => {
                 self.node(table).set_shadow(None);
                 self.release_shadow::<F>(state, first, level);
             }

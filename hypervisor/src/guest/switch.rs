@@ -62,7 +62,12 @@ impl Context {
             ..TrapFrame::default()
         };
         let data = DataSegments { ds: state.data, es: state.data, fs: state.data, gs: state.data };
-        Self { frame, data, bases: Bases { fs: VirtAddr::zero(), gs: VirtAddr::zero(), other_gs: VirtAddr::zero() }, fpu: fpu::State::new() }
+        Self {
+            frame,
+            data,
+            bases: Bases { fs: VirtAddr::zero(), gs: VirtAddr::zero(), other_gs: VirtAddr::zero() },
+            fpu: fpu::State::new(),
+        }
     }
 }
 
