@@ -4,6 +4,7 @@
 //! caller names only frames that the frame table knows, all of which are RAM and mapped.
 
 use super::memory;
+use crate::cpu::percpu::Cpu;
 use crate::cpu::tlb;
 use crate::ex_table;
 use crate::mm::layout::{self, PAGE_SIZE};
