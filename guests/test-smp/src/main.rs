@@ -25,11 +25,11 @@ proxenos_guest::test_guest!(main);
 /// The other domain.
 const PEER: DomId = DomId(1);
 /// How often each thing is tried.
-const ROUNDS: u32 = 60;
-const EVENTS: u32 = 100;
-const MESSAGES: u32 = 100;
+const ROUNDS: u32 = 12;
+const EVENTS: u32 = 30;
+const MESSAGES: u32 = 20;
 /// Looks at a frame that must not change.
-const LOOKS: u32 = 20_000;
+const LOOKS: u32 = 2_000;
 
 fn main(_: &StartInfo) {
     proxenos_guest::init();
@@ -100,7 +100,7 @@ fn stale_writers(letter: Letter) {
         // SAFETY: as above.
         check_eq!(unsafe { hypercall::mmu_update(&request(MmuExtCommand::UnpinTable)) }, Ok(2));
         caught += u32::from(still_writes);
-        if round % 20 == 0 {
+        if round % 6 == 0 {
             check_eq!(hypercall::audit(), Ok(()));
         }
     }
@@ -185,7 +185,7 @@ fn contention(letter: Letter) {
         let unpin = memory::extended(MmuExtCommand::UnpinTable, spare.addr().raw(), 0);
         // SAFETY: a frame that nothing depends on.
         check_eq!(unsafe { hypercall::mmu_update(&[of_peer, pin, unpin]) }, Ok(3), "round {round}");
-        if round % 100 == 0 {
+        if round % 40 == 0 {
             check_eq!(hypercall::audit(), Ok(()));
         }
     }

@@ -16,7 +16,7 @@ use x86_64::VirtAddr;
 /// Where the page is: far from all else in its slot.
 const PAGE: VirtAddr = VirtAddr::new_truncate(layout::FRAME_TABLE + (256 << 30));
 /// How often all do the same at once.
-const TIMES: u32 = 8;
+const TIMES: u32 = 3;
 
 /// A frame that says which it is.
 #[repr(C, align(4096))]
