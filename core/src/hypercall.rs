@@ -304,7 +304,7 @@ impl<H: Hardware> Caller<'_, H> {
             // A kernel of 2004 does not set the fifth argument: what it happens to be must not be refused.
             let given = GuestVirt(system_call);
             let entry = (given.0 != 0).then(|| Callback::new::<P>(P::FLAT_GUESTOS_CS, given));
-            self.vcpu.system_call = entry.and_then(Result::ok);
+            self.vcpu.system_call = entry.and_then(Result::ok).map(|entry| entry.ip);
         }
         Ok(0)
     }

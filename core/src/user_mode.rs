@@ -15,16 +15,13 @@ use crate::addr::{GuestVirt, Mfn};
 use crate::bounce::{Context, Mode};
 use crate::domain::{Arch, Domain};
 use crate::host::{Hardware, Host};
-use crate::machine::BadPointer;
 use crate::paging::Pager;
-use crate::paging::user_base::NoUserBase;
+use crate::paging::user_base::{NoUserBase, Settled};
 use crate::personality::Personality;
 use crate::vcpu::Vcpu;
+use core::mem::offset_of;
 use proxenos_abi::hypercall::{SWITCH_TO_USER_IN_SYSCALL, SWITCH_TO_USER_RAX, SegmentBase, SwitchToUser};
 use proxenos_abi::{Errno, GuestArch, Selector, X86_64};
-
-/// Words of the frame.
-const WORDS: usize = size_of::<SwitchToUser>() / 8;
 
 /// Flags that an application may be given: CF, PF, AF, ZF, SF, TF, DF, OF, NT, RF, AC and ID. Not IOPL, VM, VIF or VIP.
 const GIVEN_FLAGS: u64 = 0x0025_4dd5;
@@ -41,57 +38,60 @@ pub struct Application {
 }
 
 impl Application {
-    /// What a frame says. `above` is the word above it, which counts only if the frame's flags say so. (Of a return from a system call
-    /// the first two words and the two selectors do not.)
-    ///
-    /// [ours] Selectors are made ring 3's: in 2005 they were loaded as they came, and any number was obeyed.
-    #[inline]
+    /// As from a system call: the CPU's own return would leave no more.
+    #[inline(always)]
     #[must_use]
-    pub fn of_frame(frame: &[u64; WORDS], above: u64) -> Self {
-        // As `SwitchToUser` has them.
-        let &[r11, rcx, how, ip, cs, flags, sp, ss] = frame;
-        let kept = flags & GIVEN_FLAGS | FIXED_FLAGS;
-        let ring3 = |selector: u64| Selector(selector as u16 | 3);
-        let context = if how & SWITCH_TO_USER_IN_SYSCALL != 0 {
-            // As the instruction's own return leaves them.
-            let (cs, ss) = (X86_64::FLAT_USER_CS, X86_64::FLAT_USER_DS);
-            Context { ip, cs, flags: kept, sp, ss, rcx: ip, r11: kept }
-        } else {
-            Context { ip, cs: ring3(cs), flags: kept, sp, ss: ring3(ss), rcx, r11 }
-        };
-        Self { context, rax: (how & SWITCH_TO_USER_RAX != 0).then_some(above) }
+    pub const fn after_system_call(ip: u64, flags: u64, sp: u64, rax: Option<u64>) -> Self {
+        let flags = given(flags);
+        let (cs, ss) = (X86_64::FLAT_USER_CS, X86_64::FLAT_USER_DS);
+        Self { context: Context { ip, cs, flags, sp, ss, rcx: ip, r11: flags }, rax }
     }
 
-    /// `switch_to_user()`: the frame at the kernel's stack pointer.
+    /// With all that a frame says.
+    ///
+    /// [ours] Selectors are made ring 3's: in 2005 they were loaded as they came, and any number was obeyed.
+    #[inline(always)]
+    #[must_use]
+    pub const fn whole(frame: &SwitchToUser, rax: Option<u64>) -> Self {
+        let &SwitchToUser { r11, rcx, rip: ip, cs, rflags, rsp: sp, ss, .. } = frame;
+        let (cs, ss) = (Selector(cs as u16 | 3), Selector(ss as u16 | 3));
+        Self { context: Context { ip, cs, flags: given(rflags), sp, ss, rcx, r11 }, rax }
+    }
+
+    /// `switch_to_user()`: what the frame at the kernel's stack pointer says. What of it does not count need not be there.
     ///
     /// # Errors
     /// `EFAULT`: it cannot be read.
     #[inline]
     pub fn at_stack<H: Hardware>(host: &Host<H>, sp: GuestVirt) -> Result<Self, Errno> {
-        const BYTES: u64 = 8 * WORDS as u64;
-        let efault = |_: BadPointer| Errno::EFAULT;
+        const BYTES: u64 = size_of::<SwitchToUser>() as u64;
         // Two words at a time: nearly all calls are returns from system calls, of which four count.
-        let pair = |index: u64| host.hw.read_words::<2>(sp.offset(8 * index));
+        let pair = |offset: usize| host.hw.read_words::<2>(sp.offset(offset as u64)).map_err(|_| Errno::EFAULT);
+        let word = |offset: u64| host.hw.read_words::<1>(sp.offset(offset)).map_err(|_| Errno::EFAULT);
         if !X86_64::in_guest_range(sp, BYTES) {
             return Err(Errno::EFAULT);
         }
-        let [how, ip] = pair(2).map_err(efault)?;
-        let [mut r11, mut rcx, mut cs, mut ss] = [0; 4];
-        let [flags, user_sp] = pair(5).map_err(efault)?;
-        if how & SWITCH_TO_USER_IN_SYSCALL == 0 {
-            [r11, rcx] = pair(0).map_err(efault)?;
-            [cs] = host.hw.read_words(sp.offset(8 * 4)).map_err(efault)?;
-            [ss] = host.hw.read_words(sp.offset(8 * 7)).map_err(efault)?;
+        let [how, rip] = pair(offset_of!(SwitchToUser, flags))?;
+        let [rflags, rsp] = pair(offset_of!(SwitchToUser, rflags))?;
+        let rax = if how & SWITCH_TO_USER_RAX == 0 {
+            None
+        } else if X86_64::in_guest_range(sp, BYTES + 8) {
+            Some(word(BYTES)?[0])
+        } else {
+            return Err(Errno::EFAULT);
+        };
+        if how & SWITCH_TO_USER_IN_SYSCALL != 0 {
+            return Ok(Self::after_system_call(rip, rflags, rsp, rax));
         }
-        let mut above = 0;
-        if how & SWITCH_TO_USER_RAX != 0 {
-            if !X86_64::in_guest_range(sp, BYTES + 8) {
-                return Err(Errno::EFAULT);
-            }
-            [above] = host.hw.read_words(sp.offset(BYTES)).map_err(efault)?;
-        }
-        Ok(Self::of_frame(&[r11, rcx, how, ip, cs, flags, user_sp, ss], above))
+        let [r11, rcx] = pair(offset_of!(SwitchToUser, r11))?;
+        let ([cs], [ss]) = (word(offset_of!(SwitchToUser, cs) as u64)?, word(offset_of!(SwitchToUser, ss) as u64)?);
+        Ok(Self::whole(&SwitchToUser { r11, rcx, flags: how, rip, cs, rflags, rsp, ss }, rax))
     }
+}
+
+/// Flags that an application gets.
+const fn given(flags: u64) -> u64 {
+    flags & GIVEN_FLAGS | FIXED_FLAGS
 }
 
 /// Changes the mode of a virtual CPU that runs here: the page-table base with it, not the base of gs. `load` makes a frame the root
@@ -107,10 +107,10 @@ pub fn switch<H: Hardware>(
     vcpu: &mut Vcpu,
     to: Mode,
     load: impl FnOnce(Mfn),
-) -> Result<(), NoUserBase> {
-    Pager::new(host, dom).switch_mode(to, load)?;
+) -> Result<Settled, NoUserBase> {
+    let settled = Pager::new(host, dom).switch_mode(to, load)?;
     vcpu.mode = to;
-    Ok(())
+    Ok(settled)
 }
 
 /// `set_segment_base(which, base)`: of fs, or of gs in one of the modes. A base is a canonical address, and may be anybody's: what
@@ -151,34 +151,29 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn words(frame: SwitchToUser) -> [u64; WORDS] {
-        let SwitchToUser { r11, rcx, flags, rip, cs, rflags, rsp, ss } = frame;
-        [r11, rcx, flags, rip, cs, rflags, rsp, ss]
-    }
-
     #[test]
     fn a_frame_is_loaded_whole_or_as_the_return_of_a_system_call() {
-        let mut frame = SwitchToUser { r11: 1, rcx: 2, rip: 3, cs: 0x823, rflags: 0x4d7, rsp: 5, ss: 0x833, flags: 0 };
+        let frame = SwitchToUser { r11: 1, rcx: 2, rip: 3, cs: 0x823, rflags: 0x4d7, rsp: 5, ss: 0x833, flags: 0 };
         let context = Context { ip: 3, cs: Selector(0x823), flags: 0x6d7, sp: 5, ss: Selector(0x833), rcx: 2, r11: 1 };
-        assert_eq!(Application::of_frame(&words(frame), 9), Application { context, rax: None });
-        frame.flags = SWITCH_TO_USER_RAX;
-        assert_eq!(Application::of_frame(&words(frame), 9), Application { context, rax: Some(9) });
-        frame.flags = SWITCH_TO_USER_IN_SYSCALL;
+        assert_eq!(Application::whole(&frame, Some(9)), Application { context, rax: Some(9) });
         let context = Context { cs: Selector(0x82b), rcx: 3, r11: 0x6d7, ..context };
-        assert_eq!(Application::of_frame(&words(frame), 9), Application { context, rax: None });
+        assert_eq!(Application::after_system_call(3, 0x4d7, 5, None), Application { context, rax: None });
     }
 
     proptest! {
         #[test]
-        fn whatever_a_frame_says_is_ring_3s(frame: [u64; WORDS], above: u64) {
-            let Application { context, .. } = Application::of_frame(&frame, above);
-            prop_assert_eq!((context.cs.rpl(), context.ss.rpl()), (3, 3));
-            // VM, IOPL, VIF, VIP; IF.
-            prop_assert_eq!(context.flags & (1 << 17 | 3 << 12 | 3 << 19), 0);
-            prop_assert_eq!(context.flags & (1 << 9), 1 << 9);
-            prop_assert_eq!(context.flags >> 22, 0);
-            prop_assert_eq!(context.ip, frame[3]);
-            prop_assert_eq!(context.sp, frame[6]);
+        fn whatever_a_frame_says_is_ring_3s(frame: [u64; 8]) {
+            let [r11, rcx, flags, rip, cs, rflags, rsp, ss] = frame;
+            let frame = SwitchToUser { r11, rcx, flags, rip, cs, rflags, rsp, ss };
+            for found in [Application::whole(&frame, None), Application::after_system_call(rip, rflags, rsp, None)] {
+                let context = found.context;
+                prop_assert_eq!((context.cs.rpl(), context.ss.rpl()), (3, 3));
+                // VM, IOPL, VIF, VIP; IF.
+                prop_assert_eq!(context.flags & (1 << 17 | 3 << 12 | 3 << 19), 0);
+                prop_assert_eq!(context.flags & (1 << 9), 1 << 9);
+                prop_assert_eq!(context.flags >> 22, 0);
+                prop_assert_eq!((context.ip, context.sp), (rip, rsp));
+            }
         }
     }
 }

@@ -38,8 +38,8 @@ pub struct Vcpu {
     pub event_callback: Option<Callback>,
     /// Where the guest goes when its own state could not be loaded.
     pub failsafe_callback: Option<Callback>,
-    /// Where the `syscall` of an x86_64 guest's applications leads.
-    pub system_call: Option<Callback>,
+    /// Where the `syscall` of an x86_64 guest's applications leads, in the flat code segment.
+    pub system_call: Option<GuestVirt>,
     /// Whether an x86_64 guest's kernel or an application runs: the mode of its paging state, to be had without a lock. Changed by
     /// [`user_mode::switch`](crate::user_mode::switch). (An x86_32 guest's is its ring.)
     pub mode: Mode,

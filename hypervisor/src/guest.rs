@@ -98,8 +98,8 @@ pub struct CpuLocal {
     domain: Cell<Option<(&'static Host<Hw>, NonNull<Domain>)>>,
     /// The first two bytes of the page that it shares with us: upcall pending, upcall mask.
     shared: Cell<VirtAddr>,
-    /// The domain's architecture, for the entries in assembly.
-    arch: Cell<Arch>,
+    /// Whose exceptions come, for the entries in assembly.
+    traps_of: Cell<quick::TrapsOf>,
     /// The error code that a store of its kernel's to a page table faults with, for them too; no code if writable page tables
     /// are off. A hint, kept by [`CpuLocal::note_assists`]: whether it is one is for the long way to find out.
     table_store: Cell<u8>,
@@ -130,7 +130,7 @@ impl Default for CpuLocal {
             running: UnsafeCell::new(None),
             domain: Cell::new(None),
             shared: Cell::new(VirtAddr::zero()),
-            arch: Cell::new(Arch::X86_64),
+            traps_of: Cell::new(quick::TrapsOf::Kernel),
             table_store: Cell::new(NO_CODE),
             vcpu: Cell::new(core::ptr::null()),
             syscall_to: Cell::new(user::nobody),
@@ -162,10 +162,12 @@ impl CpuLocal {
     fn install(&self, running: Running) -> &mut Running {
         self.domain.set(Some((running.host, NonNull::from(&*running.dom))));
         self.shared.set(layout::direct_frame(running.dom.shared_info));
-        self.arch.set(running.dom.arch);
+        match running.dom.arch {
+            Arch::X86_32 => self.traps_of.set(quick::TrapsOf::X86_32),
+            Arch::X86_64 => self.note_mode(running.vcpu.mode),
+        }
         self.note_assists(&running.dom);
         self.vcpu.set(&raw const *running.vcpu);
-        self.note_mode(running.vcpu.mode);
         // SAFETY: nothing of a guest's runs on this CPU, so there is no other reference.
         unsafe { (*self.running.get()).insert(running) }
     }

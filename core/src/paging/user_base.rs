@@ -44,6 +44,15 @@ impl UserBase {
     }
 }
 
+/// What was done to the kernel's tables before the mode changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Settled {
+    /// Nothing.
+    Nothing,
+    /// Some may have been open, and have been closed: that may be the domain's end.
+    Tables,
+}
+
 /// A domain's applications have nothing to run on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NoUserBase;
@@ -90,18 +99,24 @@ impl<H: Hardware> Pager<'_, H> {
     /// # Errors
     /// The applications have no base; nothing has changed.
     #[inline]
-    pub fn switch_mode(&self, to: Mode, load: impl FnOnce(Mfn)) -> Result<(), NoUserBase> {
+    pub fn switch_mode(&self, to: Mode, load: impl FnOnce(Mfn)) -> Result<Settled, NoUserBase> {
+        let mut state = self.dom.paging.lock();
+        let mut settled = Settled::Nothing;
         // What the kernel wrote to its tables counts when applications run; they open none.
-        let mut state = if to == Mode::User { self.lock() } else { self.dom.paging.lock() };
+        if to == Mode::User && state.writable.busy {
+            self.settle(&mut state);
+            settled = Settled::Tables;
+        }
         let root = state.user.roots[to as usize];
         if to == Mode::User && root == NO_ROOT {
             return Err(NoUserBase);
         }
-        let before = state.user.roots[state.user.mode as usize];
+        let [kernel, user] = state.user.roots;
+        debug_assert!(state.user.mode != to, "it changes");
         state.user.mode = to;
-        if root != before {
+        if kernel != user {
             load(root);
         }
-        Ok(())
+        Ok(settled)
     }
 }

@@ -21,7 +21,7 @@ use core::arch::{asm, global_asm};
 use core::marker::PhantomData;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
-use proxenos_abi::{GuestArch, GuestWord, X86_32, X86_64};
+use proxenos_abi::{GuestArch, GuestWord, Selector, X86_32, X86_64};
 use proxenos_core::addr::GuestVirt;
 use proxenos_core::bounce::{self, Callback, Cause, FrameMemory, Mode, SYSTEM_CALL, TrapHandler, TrapTable};
 use proxenos_core::domain::Arch;
@@ -43,8 +43,54 @@ pub(super) enum Next {
     LongWay = 1,
 }
 
+/// Whose exceptions come: the entries below choose by it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(super) enum TrapsOf {
+    /// An x86_32 guest's, in whatever ring.
+    X86_32 = 0,
+    /// An x86_64 guest's kernel.
+    Kernel = 1,
+    /// An application of such a kernel.
+    Application = 2,
+}
+
+/// Who was interrupted, as far as an entry knows it.
+trait Interrupted {
+    /// The mode.
+    fn mode(frame: &TrapFrame) -> Mode;
+}
+
+/// Some ring of an x86_32 guest.
+enum SomeRing {}
+/// An x86_64 guest's kernel.
+enum Kernel {}
+/// An application of such a kernel.
+enum Application {}
+
+impl Interrupted for SomeRing {
+    #[inline(always)]
+    fn mode(frame: &TrapFrame) -> Mode {
+        Mode::of_ring(Selector(frame.cs as u16))
+    }
+}
+
+impl Interrupted for Kernel {
+    #[inline(always)]
+    fn mode(_: &TrapFrame) -> Mode {
+        Mode::Kernel
+    }
+}
+
+impl Interrupted for Application {
+    #[inline(always)]
+    fn mode(_: &TrapFrame) -> Mode {
+        Mode::User
+    }
+}
+
 /// A page fault in a guest that is its own.
-extern "C" fn page_fault<P: Personality>(frame: &mut TrapFrame) -> Next {
+extern "C" fn page_fault<P: Personality, I: Interrupted>(frame: &mut TrapFrame) -> Next {
     let at = Cr2::read_raw();
     // An x86_32 guest forms no address of the hypervisor's; one that the CPU looks up for it is beyond its tables.
     let is_ours = P::ARCH == Arch::X86_64 && (layout::HYPERVISOR_START..layout::HYPERVISOR_END).contains(&at);
@@ -62,7 +108,8 @@ extern "C" fn page_fault<P: Personality>(frame: &mut TrapFrame) -> Next {
         None => return Next::LongWay,
     };
     let code = (frame.error_code & !faults::PRESENT | present) as u32;
-    let next = enter_handler::<P>(cpu, run, frame, Vector::PAGE_FAULT, &Cause::PageFault { code, at: GuestVirt(at) });
+    let next =
+        enter_handler::<P, I>(cpu, run, frame, Vector::PAGE_FAULT, &Cause::PageFault { code, at: GuestVirt(at) });
     if next == Next::LongWay {
         // A fault on the way there has changed it.
         // SAFETY: the register only says where a page fault was.
@@ -86,7 +133,7 @@ impl Exceptions {
 const PLAIN: Exceptions = Exceptions(1 << 0 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 16 | 1 << 19);
 
 /// Another exception in a guest, or its `int 0x80`.
-extern "C" fn exception<P: Personality>(frame: &mut TrapFrame) -> Next {
+extern "C" fn exception<P: Personality, I: Interrupted>(frame: &mut TrapFrame) -> Next {
     if frame.has_forbidden_flags() {
         return Next::LongWay;
     }
@@ -95,16 +142,16 @@ extern "C" fn exception<P: Personality>(frame: &mut TrapFrame) -> Next {
     let Some(run) = (unsafe { cpu.local.running() }) else { return Next::LongWay };
     let vector = Vector(frame.vector as u8);
     if PLAIN.contains(vector) {
-        return enter_handler::<P>(cpu, run, frame, vector, &Cause::Plain);
+        return enter_handler::<P, I>(cpu, run, frame, vector, &Cause::Plain);
     }
     // With an error code it may be an `int n` or a far call, of who has rights to ports it may be a use of one.
     if vector == Vector::GENERAL_PROTECTION && frame.error_code == 0 && !run.vcpu.ports.any() {
-        return enter_handler::<P>(cpu, run, frame, vector, &Cause::Code(0));
+        return enter_handler::<P, I>(cpu, run, frame, vector, &Cause::Code(0));
     }
     if vector == Vector::SYSTEM_CALL
         && let Some(handler) = run.vcpu.traps.open_to_all(vector.0)
     {
-        return enter::<P>(cpu, run, frame, &handler, &Cause::Plain);
+        return enter::<P, I>(cpu, run, frame, &handler, &Cause::Plain);
     }
     Next::LongWay
 }
@@ -116,10 +163,10 @@ pub(super) extern "C" fn upcall<P: Personality>(frame: &mut TrapFrame) -> Next {
     // SAFETY: the one reference: that of the call's handler has ended, and this one ends with this function.
     let Some(run) = (unsafe { cpu.local.running() }) else { return Next::LongWay };
     let Some(callback) = run.vcpu.event_callback else { return Next::LongWay };
-    // A 64-bit guest's calls are its kernel's.
+    // Calls are kernels'.
     let next = match P::ARCH {
-        Arch::X86_32 => enter_kernel::<P>(run, frame, &callback, &Cause::Plain),
-        Arch::X86_64 => enter_kernel_from::<P>(run, frame, Mode::Kernel, &callback, &Cause::Plain),
+        Arch::X86_32 => enter_kernel::<P, SomeRing>(run, frame, &callback, &Cause::Plain),
+        Arch::X86_64 => enter_kernel::<P, Kernel>(run, frame, &callback, &Cause::Plain),
     };
     if next == Next::Guest {
         cpu.local.mask_upcalls();
@@ -137,7 +184,7 @@ pub(super) fn cpu_of(frame: &TrapFrame) -> &'static Cpu {
 }
 
 #[inline(always)]
-fn enter_handler<P: Personality>(
+fn enter_handler<P: Personality, I: Interrupted>(
     cpu: &Cpu,
     run: &mut Running,
     frame: &mut TrapFrame,
@@ -145,18 +192,18 @@ fn enter_handler<P: Personality>(
     cause: &Cause,
 ) -> Next {
     let Some(handler) = run.vcpu.traps.get(vector.0) else { return Next::LongWay };
-    enter::<P>(cpu, run, frame, &handler, cause)
+    enter::<P, I>(cpu, run, frame, &handler, cause)
 }
 
 #[inline(always)]
-fn enter<P: Personality>(
+fn enter<P: Personality, I: Interrupted>(
     cpu: &Cpu,
     run: &mut Running,
     frame: &mut TrapFrame,
     handler: &TrapHandler,
     cause: &Cause,
 ) -> Next {
-    let next = enter_kernel::<P>(run, frame, &handler.at, cause);
+    let next = enter_kernel::<P, I>(run, frame, &handler.at, cause);
     if next == Next::Guest && handler.masks_events {
         cpu.local.mask_upcalls();
     }
@@ -165,18 +212,16 @@ fn enter<P: Personality>(
 
 /// Enters the guest's kernel. Where mode and cause are constants, this comes to a few stores.
 #[inline(always)]
-fn enter_kernel<P: Personality>(run: &mut Running, frame: &mut TrapFrame, to: &Callback, cause: &Cause) -> Next {
-    match frame.mode::<P>(&run.vcpu) {
+fn enter_kernel<P: Personality, I: Interrupted>(
+    run: &mut Running,
+    frame: &mut TrapFrame,
+    to: &Callback,
+    cause: &Cause,
+) -> Next {
+    match I::mode(frame) {
         Mode::Kernel => enter_kernel_from::<P>(run, frame, Mode::Kernel, to, cause),
-        Mode::User if P::ARCH == Arch::X86_64 => enter_kernel_from_application(run, frame, to, cause),
         Mode::User => enter_kernel_from::<P>(run, frame, Mode::User, to, cause),
     }
-}
-
-/// The same for an x86_64 guest's application. Out of the way of kernels, whose exceptions need fewer registers.
-#[inline(never)]
-fn enter_kernel_from_application(run: &mut Running, frame: &mut TrapFrame, to: &Callback, cause: &Cause) -> Next {
-    enter_kernel_from::<X86_64>(run, frame, Mode::User, to, cause)
 }
 
 /// The same from a mode that is known.
@@ -280,7 +325,7 @@ const _: () = assert!(bounce::CLEARED_FLAGS >> 31 == 0 && TrapFrame::FORBIDDEN_F
 // Exceptions: what the stub has pushed makes the top of a `TrapFrame`. The two entries differ in where they lead to only.
 global_asm!(
     ".pushsection .text.entry, \"ax\", @progbits",
-    ".macro short_way name, short_32, short_64",
+    ".macro short_way name, short_32, short_64, short_application",
     ".balign 16",
     ".globl \\name, \\name\\()_iret",
     "\\name:",
@@ -301,8 +346,8 @@ global_asm!(
     "   cmpb %al, {table_store}(%rsp)",
     "   je .Lexception_table_store",
     ".endif",
-    "   cmpb ${x86_32}, {arch}(%rsp)",
-    "   jne .L\\name\\()_64",
+    "   cmpb ${kernel}, {traps_of}(%rsp)",
+    "   jae .L\\name\\()_64",
     // r8 to r11 are nobody's in 32-bit code, which is all that an x86_32 guest has.
     "   callq \\short_32",
     "   testl %eax, %eax",
@@ -327,7 +372,10 @@ global_asm!(
     "   movq %r9, {r9}(%rsp)",
     "   movq %r10, {r10}(%rsp)",
     "   movq %r11, {r11}(%rsp)",
+    // Of the two that are left, the greater.
+    "   ja .L\\name\\()_application",
     "   callq \\short_64",
+    ".L\\name\\()_64_called:",
     "   testl %eax, %eax",
     "   jnz .Lexception_long_64",
     "   cmpl $0, {attention}(%rsp)",
@@ -341,6 +389,9 @@ global_asm!(
     "   movq {r10}(%rsp), %r10",
     "   movq {r11}(%rsp), %r11",
     "   jmp .L\\name\\()_done",
+    ".L\\name\\()_application:",
+    "   callq \\short_application",
+    "   jmp .L\\name\\()_64_called",
     ".L\\name\\()_pending:",
     "   cmpb $0, 1(%rdx)",
     "   jne .L\\name\\()_done",
@@ -350,8 +401,8 @@ global_asm!(
     "   jne .L\\name\\()_64_done",
     "   jmp .Lexception_leave_64",
     ".endm",
-    "   short_way exception_entry, {exception_32}, {exception_64}",
-    "   short_way page_fault_entry, {page_fault_32}, {page_fault_64}",
+    "   short_way exception_entry, {exception_32}, {exception_64}, {exception_application}",
+    "   short_way page_fault_entry, {page_fault_32}, {page_fault_64}, {page_fault_application}",
     ".purgem short_way",
     // The long way. The frame is completed; what is nobody's need not be right there.
     ".Lexception_table_store:",
@@ -398,14 +449,16 @@ global_asm!(
     "   cld",
     "   jmp .Lexception_leave",
     ".popsection",
-    x86_32 = const Arch::X86_32 as u8,
-    exception_32 = sym exception::<X86_32>,
-    exception_64 = sym exception::<X86_64>,
-    page_fault_32 = sym page_fault::<X86_32>,
-    page_fault_64 = sym page_fault::<X86_64>,
+    kernel = const TrapsOf::Kernel as u8,
+    exception_32 = sym exception::<X86_32, SomeRing>,
+    exception_64 = sym exception::<X86_64, Kernel>,
+    exception_application = sym exception::<X86_64, Application>,
+    page_fault_32 = sym page_fault::<X86_32, SomeRing>,
+    page_fault_64 = sym page_fault::<X86_64, Kernel>,
+    page_fault_application = sym page_fault::<X86_64, Application>,
     trap_entry = sym trap_entry,
     leave = sym leave_after_exception,
-    arch = const LOCAL + offset_of!(CpuLocal, arch),
+    traps_of = const LOCAL + offset_of!(CpuLocal, traps_of),
     table_store = const LOCAL + offset_of!(CpuLocal, table_store),
     error_code = const offset_of!(TrapFrame, error_code),
     attention = const LOCAL + offset_of!(CpuLocal, attention),

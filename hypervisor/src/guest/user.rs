@@ -9,7 +9,7 @@
 //! application executed it ([`super::ports`]).
 
 use super::calls::FROM_SYSCALL;
-use super::quick::{self, LOCAL, Next};
+use super::quick::{self, LOCAL, Next, TrapsOf};
 use super::{CpuLocal, Running, deliver, end, hw, leave};
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::idt::Vector;
@@ -17,10 +17,10 @@ use crate::cpu::percpu::Cpu;
 use core::arch::{asm, global_asm};
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
-use proxenos_abi::{Errno, X86_64};
+use proxenos_abi::{Errno, GuestArch, X86_64};
 use proxenos_core::addr::GuestVirt;
-use proxenos_core::bounce::{Cause, Mode};
-use proxenos_core::paging::user_base::NoUserBase;
+use proxenos_core::bounce::{Callback, Cause, Mode};
+use proxenos_core::paging::user_base::{NoUserBase, Settled};
 use proxenos_core::user_mode::{self, Application};
 
 /// Length of `syscall`.
@@ -39,24 +39,28 @@ pub(super) unsafe extern "C" fn nobody() {
 }
 
 impl CpuLocal {
-    /// To be called when a domain is to run here, and when it changes its mode.
+    /// To be called when an x86_64 domain is to run here, and when it changes its mode.
     #[inline]
     pub(super) fn note_mode(&self, mode: Mode) {
         self.syscall_to.set(match mode {
             Mode::Kernel => syscall_common,
             Mode::User => syscall_of_application,
         });
+        self.traps_of.set(match mode {
+            Mode::Kernel => TrapsOf::Kernel,
+            Mode::User => TrapsOf::Application,
+        });
     }
 }
 
 /// Changes the mode of the guest that runs here.
 #[inline(always)]
-fn switch(cpu: &Cpu, run: &mut Running, to: Mode) -> Result<(), NoUserBase> {
-    user_mode::switch(run.host, &run.dom, &mut run.vcpu, to, |root| hw::load_root_of_mode(cpu, root))?;
+fn switch(cpu: &Cpu, run: &mut Running, to: Mode) -> Result<Settled, NoUserBase> {
+    let settled = user_mode::switch(run.host, &run.dom, &mut run.vcpu, to, |root| hw::load_root_of_mode(cpu, root))?;
     // SAFETY: both bases of gs are the guest's, and the hypervisor uses none.
     unsafe { asm!("swapgs", options(nomem, nostack, preserves_flags)) }
     cpu.local.note_mode(to);
-    Ok(())
+    Ok(settled)
 }
 
 /// The guest's kernel runs from here on, if it did not already: its page tables, its base of gs.
@@ -89,9 +93,7 @@ extern "C" fn switch_to_user(frame: &mut TrapFrame) -> u64 {
     let Ok(application) = Application::at_stack(run.host, GuestVirt(frame.rsp)) else {
         return Errno::EFAULT.to_result() as u64;
     };
-    if switch(cpu, run, Mode::User).is_err() {
-        return Errno::EFAULT.to_result() as u64;
-    }
+    let Ok(settled) = switch(cpu, run, Mode::User) else { return Errno::EFAULT.to_result() as u64 };
     let Application { context, rax } = application;
     frame.set_context(&context);
     (frame.rcx, frame.r11) = (context.rcx, context.r11);
@@ -99,7 +101,7 @@ extern "C" fn switch_to_user(frame: &mut TrapFrame) -> u64 {
         frame.rax = rax;
     }
     // A page table that had to be closed may be the domain's end.
-    if !run.dom.run_state().is_empty() {
+    if settled == Settled::Tables && !run.dom.run_state().is_empty() {
         cpu.local.attention.store(1, Ordering::Relaxed);
     }
     0
@@ -110,8 +112,11 @@ extern "C" fn system_call(frame: &mut TrapFrame) -> Next {
     let cpu = quick::cpu_of(frame);
     // SAFETY: the one reference of this entry; it ends with this function.
     let Some(run) = (unsafe { cpu.local.running() }) else { return Next::LongWay };
+    // The entry has saved all but these, which it has twice.
+    (frame.rcx, frame.r11) = (frame.rip, frame.rflags);
     match run.vcpu.system_call {
-        Some(to) if !frame.has_forbidden_flags() => {
+        Some(ip) if !frame.has_forbidden_flags() => {
+            let to = Callback { cs: X86_64::FLAT_GUESTOS_CS, ip };
             quick::enter_kernel_from::<X86_64>(run, frame, Mode::User, &to, &Cause::Plain)
         }
         _ => Next::LongWay,
@@ -127,7 +132,10 @@ extern "C" fn system_call_at_length(frame: &mut TrapFrame) {
     // SAFETY: the one reference of this entry: that of the short way has ended.
     let Some(run) = (unsafe { cpu.local.running() }) else { crate::fault::report_trap(frame) };
     match run.vcpu.system_call {
-        Some(to) => deliver::enter_kernel(run, frame, &to, &Cause::Plain),
+        Some(ip) => {
+            let to = Callback { cs: X86_64::FLAT_GUESTOS_CS, ip };
+            deliver::enter_kernel(run, frame, &to, &Cause::Plain);
+        }
         // An instruction that the guest does not have, but for what has become of rcx and r11.
         None => {
             frame.rip = frame.rip.wrapping_sub(SYSCALL_BYTES);
@@ -156,12 +164,10 @@ global_asm!(
     "   movq %rdi, {rdi}(%rsp)",
     "   movq %rsi, {rsi}(%rsp)",
     "   movq %rdx, {rdx}(%rsp)",
-    "   movq %rcx, {rcx}(%rsp)",
     "   movq %rax, {rax}(%rsp)",
     "   movq %r8, {r8}(%rsp)",
     "   movq %r9, {r9}(%rsp)",
     "   movq %r10, {r10}(%rsp)",
-    "   movq %r11, {r11}(%rsp)",
     "   movq %rsp, %rdi",
     "   callq {system_call}",
     "   testl %eax, %eax",
