@@ -15,10 +15,11 @@ use crate::physdev::Sizing;
 use crate::pirq::Pirqs;
 use crate::run_state::RunWord;
 use crate::sched::Home;
+use crate::sync::Mutex;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use proxenos_abi::Pirq;
 use proxenos_abi::hypercall::VmAssistType;
-use spin::{Mutex, Once};
+use spin::Once;
 
 /// A guest's architecture, where it is chosen at run time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

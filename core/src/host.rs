@@ -12,10 +12,10 @@ use crate::paging::Target;
 use crate::paging::format::HYPERVISOR_L4_SLOTS;
 use crate::paging::types::is_low_io;
 use crate::pci::PciConfig;
+use crate::sync::Mutex;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering};
-use spin::Mutex;
 
 /// All that `core` asks of the machine.
 pub trait Hardware: MachineMemory + GuestMemory + Tlb + CpuTables + Console + Clock + Preemption + PciConfig {}

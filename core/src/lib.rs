@@ -42,13 +42,16 @@ pub mod reservation;
 pub mod run_state;
 pub mod sched;
 pub mod segments;
+pub mod shootdown;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim_hw;
 pub mod speculation;
 pub mod store;
+pub mod sync;
 pub mod teardown;
 pub mod timekeeping;
+pub mod tsc_sync;
 pub mod vcpu;
 pub mod virq;

@@ -120,9 +120,16 @@ pub trait Tlb {
     fn flush_caches(&self);
     /// Writes back and drops what the data caches of all CPUs hold of a frame of RAM (`clflush`).
     fn flush_frame(&self, frame: Mfn);
-    /// The global flush clock: a stamp taken now is older than every later flush.
+    /// The global flush clock: a stamp taken now is older than every later flush. What the caller has unmapped before is unmapped for
+    /// every walk behind such a flush, whatever access it was done by (a full barrier).
     fn stamp(&self) -> u32;
-    /// Flushes every TLB that was last flushed before `stamp` was taken.
+    /// [`stamp`](Self::stamp), for a caller whose last access to memory was an atomic exchange, which is the barrier.
+    #[inline]
+    fn stamp_behind_exchange(&self) -> u32 {
+        self.stamp()
+    }
+    /// Flushes every TLB, of all CPUs, that was last flushed before `stamp` was taken; when it returns all have. May be called
+    /// with any lock held ([`crate::shootdown`]).
     fn flush_if_older(&self, stamp: u32);
 }
 

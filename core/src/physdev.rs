@@ -19,6 +19,7 @@ use crate::hypercall::Caller;
 use crate::pci::{PciAddress, PciConfig, Width};
 use crate::personality::Personality;
 use crate::pirq::Trigger;
+use crate::sync::{Mutex, MutexGuard};
 use alloc::collections::BTreeMap;
 use proxenos_abi::payload::Payload;
 use proxenos_abi::physdev::{
@@ -27,7 +28,6 @@ use proxenos_abi::physdev::{
 };
 use proxenos_abi::zerocopy::{FromZeros, IntoBytes};
 use proxenos_abi::{Errno, Pirq};
-use spin::{Mutex, MutexGuard};
 
 /// Registers of every device's configuration (PCI Local Bus Specification 2.3, §6.1).
 const VENDOR: u8 = 0x00;

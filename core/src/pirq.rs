@@ -14,9 +14,9 @@
 
 use crate::event::{EventDomain, EventDomains, EventError, PIRQS, PirqSharing, raise_pirq};
 use crate::machine::MachineMemory;
+use crate::sync::Mutex;
 use arrayvec::ArrayVec;
 use proxenos_abi::{DomId, Pirq};
-use spin::Mutex;
 
 /// Domains that can share a line, as in Xen 2.0.
 pub const MAX_SHARERS: usize = 7;

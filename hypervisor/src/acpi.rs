@@ -5,7 +5,9 @@
 //! S5, is a constant package, which [`sleep_type`] finds by its encoding.
 
 use crate::boot::{self, info::AcpiRoot};
+use crate::cpu::smp::MAX_CPUS;
 use crate::mm::ioremap::{self, Access};
+use crate::time::apic::ApicId;
 use acpi::address::{AddressSpace, GenericAddress};
 use acpi::fadt::Fadt;
 use acpi::hpet::HpetInfo;
@@ -131,6 +133,8 @@ pub struct IsaOverride {
 /// What the tables say.
 #[derive(Debug, Default)]
 pub struct Machine {
+    /// The CPUs, by the numbers of their APICs, in the order of the table: the boot CPU is one of them.
+    pub cpus: ArrayVec<ApicId, MAX_CPUS>,
     /// The I/O APICs.
     pub io_apics: ArrayVec<IoApic, MAX_IO_APICS>,
     /// Interrupts of the PC/AT that arrive in another way than they did there.
@@ -145,11 +149,24 @@ pub struct Machine {
     reset: Option<(Register, u8)>,
 }
 
+/// Flag of a CPU's entry in the MADT: it is there, and may be started (ACPI 6.4, table 5.47).
+const CPU_ENABLED: u32 = 1 << 0;
+
+impl Machine {
+    /// Notes a CPU. Firmware may name one in both of its ways.
+    fn add_cpu(&mut self, cpu: ApicId) {
+        if !self.cpus.contains(&cpu) {
+            let _ = self.cpus.try_push(cpu);
+        }
+    }
+}
+
 static MACHINE: Once<Machine> = Once::new();
 
 /// What the tables say; nothing before [`init`].
 pub fn machine() -> &'static Machine {
     static NOTHING: Machine = Machine {
+        cpus: ArrayVec::new_const(),
         io_apics: ArrayVec::new_const(),
         isa_overrides: ArrayVec::new_const(),
         hpet: None,
@@ -208,6 +225,12 @@ fn read(tables: &AcpiTables<Mapper>) -> Machine {
     if let Ok(madt) = tables.find_table::<Madt>() {
         for entry in madt.get().entries() {
             match entry {
+                MadtEntry::LocalApic(cpu) if cpu.flags & CPU_ENABLED != 0 => {
+                    machine.add_cpu(ApicId(cpu.apic_id.into()));
+                }
+                MadtEntry::LocalX2Apic(cpu) if cpu.flags & CPU_ENABLED != 0 => {
+                    machine.add_cpu(ApicId(cpu.x2apic_id));
+                }
                 MadtEntry::IoApic(chip) => {
                     let registers = MachineAddr(chip.io_apic_address.into());
                     let _ = machine.io_apics.try_push(IoApic { registers, first: chip.global_system_interrupt_base });

@@ -6,6 +6,7 @@
 use crate::console;
 use crate::cpu::entry::{Origin, TrapFrame};
 use crate::cpu::idt::Vector;
+use crate::cpu::ipi;
 use crate::cpu::percpu::{self, Cpu, CpuId, StackAddress};
 use crate::mm::{layout, paging};
 use crate::power;
@@ -23,8 +24,9 @@ const MAX_FRAMES: usize = 32;
 /// How many reports have begun.
 static REPORTS: AtomicU32 = AtomicU32::new(0);
 
-/// Whether this is the first report. A second one means that the first failed, or that another CPU was faster.
+/// Begins the one report there is: all other CPUs stop, this one too if another is faster. A second report then means that the first failed.
 fn begin() -> impl Write {
+    ipi::stop_others();
     if REPORTS.fetch_add(1, Ordering::Relaxed) > 0 {
         let _ = writeln!(console::emergency(), "(px) a fault while reporting a fault: stopped");
         power::stop_fatally();
@@ -71,7 +73,11 @@ fn describe_trap(out: &mut impl Write, frame: &TrapFrame) -> fmt::Result {
 /// Which build this is, and which CPU.
 fn identify(out: &mut impl Write) -> fmt::Result {
     let cpu = Cpu::try_current().map_or(CpuId::BOOT, |cpu| cpu.id);
-    writeln!(out, "(px) Proxenos {} build {}, CPU {}", env!("CARGO_PKG_VERSION"), build_id(), cpu.0)
+    writeln!(out, "(px) Proxenos {} build {}, CPU {}", env!("CARGO_PKG_VERSION"), build_id(), cpu.0)?;
+    match ipi::stopped() {
+        0 => Ok(()),
+        others => writeln!(out, "(px) {others} other CPUs stopped"),
+    }
 }
 
 fn registers(out: &mut impl Write, f: &TrapFrame) -> fmt::Result {

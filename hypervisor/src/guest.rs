@@ -51,6 +51,7 @@ pub use start::start;
 use crate::cpu::entry::{TrapFrame, resume_guest};
 use crate::cpu::idt::Vector;
 use crate::cpu::percpu::{Cpu, Pending};
+use crate::cpu::smp;
 use crate::mm::layout;
 use crate::time;
 use alloc::boxed::Box;
@@ -89,8 +90,6 @@ pub struct Running {
 
 /// What guest code keeps per CPU, in [`Cpu::local`].
 pub struct CpuLocal {
-    /// The flush clock when this CPU's TLB was last emptied.
-    last_flush: AtomicU32,
     /// Who runs here. Only its own CPU touches it, with interrupts disabled.
     running: UnsafeCell<Option<Running>>,
     /// The same domain, for traps that come while the hypervisor works on `running`.
@@ -124,7 +123,6 @@ const NO_CODE: u8 = 0xff;
 impl Default for CpuLocal {
     fn default() -> Self {
         Self {
-            last_flush: AtomicU32::new(0),
             running: UnsafeCell::new(None),
             domain: Cell::new(None),
             shared: Cell::new(VirtAddr::zero()),
@@ -142,14 +140,6 @@ impl Default for CpuLocal {
 }
 
 impl CpuLocal {
-    fn last_flush(&self) -> u32 {
-        self.last_flush.load(Ordering::Relaxed)
-    }
-
-    fn set_last_flush(&self, now: u32) {
-        self.last_flush.store(now, Ordering::Relaxed);
-    }
-
     /// Who runs here.
     ///
     /// # Safety
@@ -208,6 +198,22 @@ impl CpuLocal {
         // their locks and atomics only.
         self.domain.get().map(|(host, domain)| (host, unsafe { domain.as_ref() }))
     }
+}
+
+/// What each CPU but the boot CPU needs before it can run guests. ([`start`] does this for that one.)
+pub fn init_cpu() {
+    syscall::init();
+}
+
+/// The domains that run on the other CPUs.
+///
+/// # Safety
+/// Those CPUs stand still, for as long as the result is used ([`crate::cpu::ipi::while_others_stand_still`]).
+unsafe fn running_elsewhere<'a>() -> impl Iterator<Item = &'a Running> {
+    let here = Cpu::current().id;
+    let others = smp::cpus().filter(move |cpu| cpu.id != here);
+    // SAFETY: a CPU stands still in the handler of an interrupt from a guest or the idle loop, where it has no reference to this.
+    others.filter_map(|cpu| unsafe { (*cpu.local.running.get()).as_ref() })
 }
 
 /// A trap from a guest.
@@ -336,7 +342,7 @@ fn change(cpu: &'static Cpu, frame: &mut TrapFrame, next: Option<Slot>, now: u64
             run
         }
         None => {
-            switch::unload(cpu, old.host);
+            switch::unload(cpu);
             let host = old.host;
             sched::park(old);
             idle(cpu, host, frame)

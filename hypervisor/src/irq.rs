@@ -12,6 +12,7 @@
 
 use crate::acpi::{self, IoApic};
 use crate::cpu::idt::Vector;
+use crate::cpu::percpu::{Cpu, CpuId};
 use crate::mm::ioremap::{self, Access};
 use crate::options::Com1;
 use crate::time::apic;
@@ -20,7 +21,8 @@ use arrayvec::ArrayVec;
 use proxenos_abi::{DomId, Pirq};
 use proxenos_core::event::{PIRQS, PirqSharing};
 use proxenos_core::pirq::{LineControl, Pirqs, Trigger};
-use spin::{Mutex, Once};
+use proxenos_core::sync::Mutex;
+use spin::Once;
 use x86_64::VirtAddr;
 
 /// Registers of an I/O APIC (Intel 82093AA data sheet, section 3.2): an index at 0, the register it selects at 0x10.
@@ -157,8 +159,9 @@ impl LineControl for IoApics {
     fn open(&self, line: Pirq) {
         let Some(place) = place(line) else { return };
         let level = if place.trigger == Trigger::Level { LEVEL } else { 0 };
-        // To this CPU: the domain that binds or answers runs here.
-        place.chip.redirect(place.input, u32::from(vector_of(line).0) | place.polarity | level, apic::id().0);
+        // To this CPU: the domain that binds or answers runs here. Numbers of CPUs have eight bits here.
+        let cpu = Some(Cpu::current()).filter(|cpu| cpu.apic_id().0 < 0xff).unwrap_or_else(|| Cpu::of(CpuId::BOOT));
+        place.chip.redirect(place.input, u32::from(vector_of(line).0) | place.polarity | level, cpu.apic_id().0);
     }
 
     fn close(&self, line: Pirq) {

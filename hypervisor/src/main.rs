@@ -8,6 +8,8 @@
 //! - Interrupts are disabled whenever the hypervisor runs, except at the one `hlt` of the idle loop. So nothing here is
 //!   ever interrupted by itself, but by NMI, machine check and its own faults, and a spin lock is all a lock needs to
 //!   be.
+//! - Who waits with interrupts off, for a lock or for another CPU, serves what others want of it meanwhile: all locks are
+//!   [`proxenos_core::sync::Mutex`], but those that nobody waits for with anything else to do.
 //! - A CPU has one stack; what is per CPU lies at its top ([`cpu::percpu`]).
 //! - A fault in the hypervisor is the end, except at the instructions of [`cpu::extable`]; it is reported ([`fault`]).
 #![no_std]
@@ -31,7 +33,8 @@ mod provoke;
 mod symbols;
 mod time;
 
-use options::Provocation;
+use cpu::smp;
+use options::CpuCheck;
 
 /// Runs on the boot CPU's own stack, with address space, heap and traps in order: brings up the rest and leaves for the
 /// guests.
@@ -39,9 +42,12 @@ extern "C" fn kmain() -> ! {
     acpi::init();
     time::init();
     cpu::speculation::report();
+    smp::start();
     irq::open_console();
-    // One of them needs a domain.
-    if let Some(what) = boot::options().provoke.filter(|&what| what != Provocation::LostReference) {
+    if boot::options().cpu_check == CpuCheck::Run {
+        smp::check();
+    }
+    if let Some(what) = boot::options().provoke.filter(|&what| provoke::is_due_at_boot(what)) {
         provoke::provoke(what);
     }
     guest::start()

@@ -14,6 +14,8 @@
 //! | `audit=calls`      | and whenever a guest makes the debugging call 31                                   |
 //! | `sched=NAME[,N]`   | scheduler: `bvt` (default; N: context switch allowance), `rrobin` (N: slice) or `atropos`; N in µs |
 //! | `guest-console`    | for tests: all domains may write to the console; their lines begin with `(dN) `      |
+//! | `maxcpus=N`        | use this many CPUs at most; `nosmp` is `maxcpus=1`                                 |
+//! | `check-cpus`       | before any guest runs, have all CPUs flush for one another                         |
 //! | `provoke=FAULT`    | for tests of the fault reports only: once booted, fault like this ([`Provocation`])  |
 //! | `tsc-skew=PPM`     | for tests of the clock only: take the TSC to be so many parts in a million faster than measured, until it is measured again |
 //! | `tsc-skew=PPM,kept` | and do not measure it again                                                       |
@@ -23,6 +25,7 @@
 //! This module uses nothing but `core`, so that host tests can include it.
 
 use core::fmt;
+use core::num::NonZeroU16;
 
 /// A size in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -81,6 +84,15 @@ pub enum Audit {
     OnCall,
 }
 
+/// Whether all CPUs are checked at boot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CpuCheck {
+    /// They are not.
+    Skip,
+    /// They are.
+    Run,
+}
+
 /// A number of microseconds.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Micros(pub u32);
@@ -122,6 +134,12 @@ pub enum Provocation {
     ExecuteData,
     /// `double-fault`: a fault without a stack for it.
     DoubleFault,
+    /// `cpu-panic`: a panic on the last CPU, while the others are anywhere.
+    CpuPanic,
+    /// `lost-cpu`: the other CPUs are not told to start. They have to be left out.
+    LostCpu,
+    /// `tsc-apart`: the other CPUs' time stamp counters are an hour ahead. They have to be set, or left out.
+    TscApart,
     /// `lost-reference`: a reference to a frame of domain 0's that nobody has. The audit has to find it.
     LostReference,
 }
@@ -171,6 +189,10 @@ pub struct Options {
     pub scheduler: Scheduler,
     /// `guest-console`.
     pub guest_console: GuestConsole,
+    /// `maxcpus`: how many CPUs may be used; all that there are if it is not said.
+    pub max_cpus: Option<NonZeroU16>,
+    /// `check-cpus`.
+    pub cpu_check: CpuCheck,
     /// `provoke`.
     pub provoke: Option<Provocation>,
     /// `tsc-skew`.
@@ -208,6 +230,8 @@ impl Options {
         audit: if cfg!(debug_assertions) { Audit::AtEnd } else { Audit::Off },
         scheduler: Scheduler::Bvt(None),
         guest_console: GuestConsole::Domain0,
+        max_cpus: None,
+        cpu_check: CpuCheck::Skip,
         provoke: None,
         tsc_skew: None,
     };
@@ -244,11 +268,14 @@ impl Options {
             ("audit", Some("calls")) => self.audit = Audit::OnCall,
             ("sched", Some(value)) => self.scheduler = scheduler(value).ok_or(bad)?,
             ("guest-console", None) => self.guest_console = GuestConsole::All,
+            ("maxcpus", Some(value)) => self.max_cpus = Some(cpus(value).ok_or(bad)?),
+            ("nosmp", None) => self.max_cpus = Some(NonZeroU16::MIN),
+            ("check-cpus", None) => self.cpu_check = CpuCheck::Run,
             ("provoke", Some(value)) => self.provoke = Some(provocation(value).ok_or(bad)?),
             ("tsc-skew", Some(value)) => self.tsc_skew = Some(skew(value).ok_or(bad)?),
             (
                 "noreboot" | "dom0_mem" | "dom0_shadow" | "com1" | "loglvl" | "p2m" | "debug-exit" | "audit" | "sched"
-                | "guest-console" | "provoke" | "tsc-skew",
+                | "guest-console" | "maxcpus" | "nosmp" | "check-cpus" | "provoke" | "tsc-skew",
                 _,
             ) => {
                 return Err(bad);
@@ -313,6 +340,10 @@ fn baud(text: &str) -> Option<u32> {
     ((2..=115_200).contains(&baud) && 115_200 % baud == 0).then_some(baud)
 }
 
+fn cpus(text: &str) -> Option<NonZeroU16> {
+    NonZeroU16::new(u16::try_from(decimal(text)?).ok()?)
+}
+
 fn log_level(text: &str) -> Option<LogLevel> {
     match text {
         "error" => Some(LogLevel::Error),
@@ -333,6 +364,9 @@ fn provocation(text: &str) -> Option<Provocation> {
         "write-text" => Some(Provocation::WriteText),
         "execute-data" => Some(Provocation::ExecuteData),
         "double-fault" => Some(Provocation::DoubleFault),
+        "cpu-panic" => Some(Provocation::CpuPanic),
+        "lost-cpu" => Some(Provocation::LostCpu),
+        "tsc-apart" => Some(Provocation::TscApart),
         "lost-reference" => Some(Provocation::LostReference),
         _ => None,
     }

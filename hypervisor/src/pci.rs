@@ -3,7 +3,7 @@
 //! A machine without a bus answers with all ones. The lock [`PORTS`] makes an access one: address, then data.
 
 use proxenos_core::pci::{PciAddress, Width};
-use spin::Mutex;
+use proxenos_core::sync::Mutex;
 use x86_64::instructions::port::Port;
 
 /// The address goes to the first, the data through four from the second on.

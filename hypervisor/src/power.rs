@@ -2,6 +2,7 @@
 
 use crate::acpi;
 use crate::boot;
+use crate::cpu::ipi;
 use crate::options::{IoPort, OnFatal};
 use core::sync::atomic::{AtomicU16, Ordering};
 use x86_64::instructions::{hlt, interrupts, port::Port};
@@ -41,6 +42,7 @@ pub fn debug_exit(code: ExitCode) {
 
 /// Turns the machine off (ACPI state S5); if it has no ACPI or does not obey, halts.
 pub fn power_off() -> ! {
+    ipi::stop_others();
     acpi::enter_s5();
     log::error!("this machine cannot be turned off by ACPI: halted");
     halt()
@@ -50,6 +52,7 @@ pub fn power_off() -> ! {
 /// triple fault, whichever works first.
 pub fn reboot() -> ! {
     interrupts::disable();
+    ipi::stop_others();
     acpi::reset();
     // SAFETY: these ports reset the machine or do nothing; nothing of its state is needed any more.
     unsafe {
@@ -73,8 +76,14 @@ fn spin_for_a_while() {
     }
 }
 
-/// Stops this CPU for good.
+/// Stops the machine for good.
 pub fn halt() -> ! {
+    ipi::stop_others();
+    halt_this_cpu()
+}
+
+/// Stops this CPU for good.
+pub fn halt_this_cpu() -> ! {
     loop {
         interrupts::disable();
         hlt();

@@ -1,9 +1,11 @@
 //! Faults of the hypervisor made on purpose (option `provoke=`), so that tests can see how each is reported
-//! ([`crate::fault`]). None of them returns (but the one that only the audit can see, and that is made elsewhere), and
+//! ([`crate::fault`]). None of them returns (but those that are made elsewhere, for others to see), and
 //! without the option nothing here runs.
 //!
 //! Each fault has a function of its own that is never inlined: its name is what the backtrace has to show.
 
+use crate::cpu::percpu::CpuId;
+use crate::cpu::smp;
 use crate::mm::layout;
 use crate::options::Provocation;
 use core::arch::asm;
@@ -11,6 +13,17 @@ use core::hint::black_box;
 
 /// A page of the hypervisor's part of every address space where nothing is ever mapped, far from any stack.
 const NOWHERE: u64 = layout::HYPERVISOR_START + 0x1234_5000;
+
+/// Whether it is made here, once the machine is up: others are made where they belong, before that or after.
+pub fn is_due_at_boot(what: Provocation) -> bool {
+    !matches!(what, Provocation::LostReference | Provocation::LostCpu | Provocation::TscApart)
+}
+
+/// Panics, and says where.
+#[inline(never)]
+pub fn panic_on(cpu: CpuId) -> ! {
+    panic!("a panic on CPU {} on purpose", black_box(cpu.0))
+}
 
 /// Does it.
 #[inline(never)]
@@ -26,8 +39,9 @@ pub fn provoke(what: Provocation) -> ! {
         Provocation::WriteText => write_text(),
         Provocation::ExecuteData => execute_data(),
         Provocation::DoubleFault => double_fault(),
-        // Made by `guest::start`, for the audit to find: nothing faults.
-        Provocation::LostReference => {}
+        Provocation::CpuPanic => smp::panic_elsewhere(),
+        // Made elsewhere: nothing faults.
+        Provocation::LostReference | Provocation::LostCpu | Provocation::TscApart => {}
     }
     panic!("{what:?} was provoked, and nothing happened")
 }

@@ -10,6 +10,8 @@ use anyhow::{Result, bail, ensure};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use crate::further::Further;
+
 /// A guest architecture of the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum, Deserialize, Serialize)]
 pub enum Arch {
@@ -158,11 +160,13 @@ struct RawRun {
     arch: Option<Vec<Arch>>,
     timeout: Option<u64>,
     memory: Option<u32>,
+    cpus: Option<u16>,
     machine: Option<Machine>,
     boot: Option<Boot>,
     hv_args: Option<String>,
     cmdline: Option<String>,
     initrd: Option<String>,
+    domains: Option<OneOrMany>,
     expect: Option<OneOrMany>,
     forbid: Option<OneOrMany>,
     expect_status: Option<u8>,
@@ -193,6 +197,8 @@ pub struct RunSpec {
     pub timeout: u64,
     /// The machine's memory in MiB.
     pub memory: u32,
+    /// Its CPUs.
+    pub cpus: u16,
     /// The machine.
     pub machine: Machine,
     /// The way in.
@@ -203,6 +209,8 @@ pub struct RunSpec {
     pub cmdline: String,
     /// Initial RAM disk, relative to the package.
     pub initrd: Option<String>,
+    /// Further domains.
+    pub domains: Vec<Further>,
     /// Texts the console must show, in this order.
     pub expect: Vec<String>,
     /// Texts it must not show.
@@ -233,16 +241,18 @@ pub struct GuestMeta {
 }
 
 const OUTER_KEYS: [&str; 3] = ["kind", "plain", "run"];
-const RUN_KEYS: [&str; 17] = [
+const RUN_KEYS: [&str; 19] = [
     "name",
     "arch",
     "timeout",
     "memory",
+    "cpus",
     "machine",
     "boot",
     "hv-args",
     "cmdline",
     "initrd",
+    "domains",
     "expect",
     "forbid",
     "expect-status",
@@ -295,16 +305,21 @@ impl GuestMeta {
 
 impl RunSpec {
     fn new(raw: RawRun) -> Result<Self> {
+        let domains = raw.domains.map(OneOrMany::into_vec).unwrap_or_default();
+        let domains = domains.iter().map(|text| text.parse()).collect::<Result<Vec<Further>>>()?;
+        let has_modules = raw.initrd.is_some() || !domains.is_empty();
         let spec = Self {
             name: raw.name,
             arch: raw.arch.unwrap_or_else(|| Arch::ALL.to_vec()),
             timeout: raw.timeout.unwrap_or(60),
             memory: raw.memory.unwrap_or(128),
+            cpus: raw.cpus.unwrap_or(1),
             machine: raw.machine.unwrap_or(Machine::Pc),
-            boot: raw.boot.unwrap_or(if raw.initrd.is_some() { Boot::Multiboot } else { Boot::Pvh }),
+            boot: raw.boot.unwrap_or(if has_modules { Boot::Multiboot } else { Boot::Pvh }),
             hv_args: raw.hv_args.unwrap_or_default(),
             cmdline: raw.cmdline.unwrap_or_default(),
             initrd: raw.initrd,
+            domains,
             expect: raw.expect.map(OneOrMany::into_vec).unwrap_or_default(),
             forbid: raw.forbid.map(OneOrMany::into_vec).unwrap_or_default(),
             expect_status: raw.expect_status.unwrap_or(0),
@@ -314,9 +329,10 @@ impl RunSpec {
             max: raw.max.unwrap_or_default(),
             spoil: raw.spoil.unwrap_or_default(),
         };
+        ensure!(spec.cpus > 0, "a machine has at least one CPU");
         ensure!(
-            !(spec.boot == Boot::Pvh && spec.initrd.is_some()),
-            "PVH in QEMU carries one module: an initrd needs boot = \"multiboot\" or \"iso\""
+            !(spec.boot == Boot::Pvh && has_modules),
+            "PVH in QEMU carries one module: an initrd or a further domain needs boot = \"multiboot\" or \"iso\""
         );
         for max in &spec.max {
             let regex = regex_lite::Regex::new(&max.pattern)?;
@@ -341,13 +357,13 @@ mod tests {
         assert_eq!(meta.arch, Arch::ALL);
         assert_eq!(meta.runs.len(), 1);
         let run = &meta.runs[0];
-        assert_eq!((run.timeout, run.memory, run.machine, run.boot), (60, 128, Machine::Pc, Boot::Pvh));
+        assert_eq!((run.timeout, run.memory, run.cpus, run.machine, run.boot), (60, 128, 1, Machine::Pc, Boot::Pvh));
     }
 
     #[test]
     fn runs_inherit_and_override_whole_keys() {
         let meta = parse(
-            r#"{"proxenos": {"kind": "test", "arch": ["x86_64"], "expect": ["a", "b"], "memory": 64,
+            r#"{"proxenos": {"kind": "test", "arch": ["x86_64"], "expect": ["a", "b"], "memory": 64, "cpus": 2,
                 "run": [{"name": "big", "memory": 512, "expect": "c"}, {"name": "bad", "expect-status": 125,
                          "spoil": [{"truncate": 100}, {"replace": {"from": "ab", "to": "cd"}},
                                    {"write": {"at": 4, "bytes": [1]}},
@@ -356,7 +372,7 @@ mod tests {
         .expect("valid");
         assert_eq!(meta.kind, Kind::Test);
         assert_eq!(meta.runs.len(), 3);
-        assert_eq!(meta.runs[1].memory, 512);
+        assert_eq!((meta.runs[1].memory, meta.runs[1].cpus), (512, 2));
         assert_eq!(meta.runs[1].expect, ["c"]);
         assert_eq!(meta.runs[2].expect, ["a", "b"]);
         assert_eq!(meta.runs[2].arch, [Arch::X86_64]);
@@ -391,6 +407,7 @@ mod tests {
             r#"{"proxenos": {"arch": ["x86_32"], "run": [{"name": "x", "arch": ["x86_64"]}]}}"#,
             r#"{"proxenos": {"arch": ["arm"]}}"#,
             r#"{"proxenos": {"max": [{"pattern": "no group", "value": 1}]}}"#,
+            r#"{"proxenos": {"cpus": 0}}"#,
             r#"{"proxenos": {"spoil": [{"burn": 1}]}}"#,
         ] {
             assert!(parse(bad).is_err(), "{bad}");

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::further::Module;
 use crate::workspace::Workspace;
 use crate::{ImageArgs, apt, console, qemu, run};
 
@@ -20,6 +21,8 @@ pub struct Contents<'a> {
     pub kernel: &'a Path,
     /// Its initial RAM disk.
     pub initrd: Option<&'a Path>,
+    /// Further domains.
+    pub further: &'a [Module],
     /// The hypervisor's command line.
     pub hypervisor_line: String,
     /// The guest's command line.
@@ -47,11 +50,17 @@ fn menu(contents: &Contents<'_>) -> Result<String> {
         ensure!(!text.contains(['\'', '\n']), "GRUB cannot be told a command line with a quote in it: {text}");
         Ok(text.split_whitespace().map(|word| format!(" '{word}'")).collect())
     };
-    let initrd = if contents.initrd.is_some() { "  module2 /boot/initrd initrd\n" } else { "" };
+    let mut others = String::new();
+    if contents.initrd.is_some() {
+        others.push_str("  module2 /boot/initrd initrd\n");
+    }
+    for (number, module) in (1..).zip(contents.further) {
+        others.push_str(&format!("  module2 /boot/domain{number} domain{number}{}\n", quote(&module.line)?));
+    }
     Ok(format!(
         "set timeout={}\nset default=0\nserial --unit=0 --speed=115200\nterminal_output console serial\n\
          terminal_input console serial\n\nmenuentry 'Proxenos' {{\n  multiboot2 /boot/proxenos{}\n  \
-         module2 /boot/domain0 domain0{}\n{initrd}}}\n",
+         module2 /boot/domain0 domain0{}\n{others}}}\n",
         contents.menu_seconds,
         quote(&contents.hypervisor_line)?,
         quote(&contents.guest_line)?,
@@ -70,6 +79,11 @@ pub fn make(contents: &Contents<'_>, output: &Path) -> Result<()> {
         [("proxenos", Some(contents.hypervisor)), ("domain0", Some(contents.kernel)), ("initrd", contents.initrd)];
     for (name, file) in files.into_iter().filter_map(|(name, file)| Some((name, file?))) {
         std::fs::copy(file, boot.join(name)).with_context(|| format!("cannot copy {}", file.display()))?;
+    }
+    for (number, module) in (1..).zip(contents.further) {
+        let file = &module.kernel;
+        std::fs::copy(file, boot.join(format!("domain{number}")))
+            .with_context(|| format!("cannot copy {}", file.display()))?;
     }
     std::fs::write(boot.join("grub/grub.cfg"), menu(contents)?)?;
     let made = Command::new("grub-mkrescue")
@@ -98,6 +112,7 @@ pub fn command(args: &ImageArgs) -> Result<()> {
         hypervisor: &built.hypervisor.elf,
         kernel: &built.kernel,
         initrd: args.domain.initrd.as_deref(),
+        further: &built.further,
         // No exit device on hardware.
         hypervisor_line: args.domain.hv_args.clone(),
         guest_line: args.domain.cmdline.clone(),
@@ -118,6 +133,7 @@ mod tests {
             hypervisor: Path::new("px"),
             kernel: Path::new("guest"),
             initrd: Some(Path::new("disk")),
+            further: &[],
             hypervisor_line: "debug-exit=0xf4 loglvl=all".to_owned(),
             guest_line: guest_line.to_owned(),
             menu_seconds: 0,

@@ -9,6 +9,7 @@ mod cargo;
 mod compile;
 mod console;
 mod elf;
+mod further;
 mod guest_meta;
 mod iso;
 mod lint;
@@ -101,6 +102,9 @@ struct DomainArgs {
     /// The guest's command line
     #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
     cmdline: String,
+    /// A further domain: `GUEST[/ARCH] [options] [-- command line]`; may be repeated
+    #[arg(long = "domain", value_name = "TEXT")]
+    further: Vec<further::Further>,
     /// Options for the hypervisor
     #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
     hv_args: String,
@@ -115,6 +119,9 @@ struct RunArgs {
     /// The machine's memory in MiB
     #[arg(long, value_name = "MiB", default_value_t = 128)]
     memory: u32,
+    /// The machine's CPUs
+    #[arg(long, value_name = "CPUS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    smp: u16,
     /// The machine QEMU makes
     #[arg(long, default_value = "pc")]
     machine: Machine,

@@ -4,8 +4,8 @@
 //!
 //! - **PVH** (the default): `-kernel proxenos` (ELF64 with a `XEN_ELFNOTE_PHYS32_ENTRY` note), `-initrd GUEST`, which
 //!   arrives as the one and only module, and without a command line of its own.
-//! - **Multiboot 1** (chosen when there is an initrd besides the kernel): `-kernel proxenos.multiboot`,
-//!   `-initrd "GUEST args,INITRD"`. `proxenos.multiboot` is made after linking from the hypervisor's ELF64 file: an
+//! - **Multiboot 1** (chosen when there is an initrd or a further domain besides the kernel): `-kernel proxenos.multiboot`,
+//!   `-initrd "GUEST args,INITRD,GUEST domain options -- args"`. `proxenos.multiboot` is made after linking from the hypervisor's ELF64 file: an
 //!   ELF32 file with the same segments at the same *physical* addresses and a Multiboot 1 header that this tool adds.
 //!   It is entered in 32-bit protected mode at the ELF64 file's `e_entry` (translated to a physical address when it is a
 //!   virtual one) with `eax = 0x2badb002` and `ebx` = the Multiboot 1 information.
@@ -35,7 +35,7 @@
 //!
 //! # The console
 //!
-//! COM1. Lines of the hypervisor's log begin with `(px) `; all else is domain 0's.
+//! COM1. Lines of the hypervisor's log begin with `(px) `, of domain N's, where it may write any, with `(dN) `; all else is domain 0's.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -45,6 +45,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::accel::Accel;
 use crate::apt;
+use crate::further::Module;
 use crate::guest_meta::Machine;
 use crate::process::End;
 
@@ -78,6 +79,8 @@ pub enum Boot {
         kernel: PathBuf,
         /// Its initial RAM disk.
         initrd: Option<PathBuf>,
+        /// Further domains.
+        further: Vec<Module>,
     },
     /// An image with a boot loader, which has all command lines in it.
     Iso(PathBuf),
@@ -168,7 +171,7 @@ impl Vm {
                 }
                 command.args(["-append", &hypervisor_line(&self.hv_args, Some(&self.cmdline))]);
             }
-            Boot::Multiboot { hypervisor, kernel, initrd } => {
+            Boot::Multiboot { hypervisor, kernel, initrd, further } => {
                 command.arg("-kernel").arg(hypervisor);
                 let mut modules = link(links, "domain0", kernel)?.into_os_string();
                 // A comma ends a module; a doubled one stands for itself.
@@ -176,6 +179,11 @@ impl Vm {
                 if let Some(initrd) = initrd {
                     modules.push(",");
                     modules.push(link(links, "initrd", initrd)?);
+                }
+                for (number, module) in (1..).zip(further) {
+                    modules.push(",");
+                    modules.push(link(links, &format!("domain{number}"), &module.kernel)?);
+                    modules.push(format!(" {}", module.line.replace(',', ",,")));
                 }
                 command.arg("-initrd").arg(modules);
                 command.args(["-append", &hypervisor_line(&self.hv_args, None)]);
@@ -302,13 +310,21 @@ mod tests {
         let kernel = dir.path().join("a, strange name");
         std::fs::write(&kernel, "").expect("writable");
         let links = tempfile::tempdir().expect("a directory");
-        let boot = |initrd| Boot::Multiboot { hypervisor: "px".into(), kernel: kernel.clone(), initrd };
+        let boot = |initrd| Boot::Multiboot {
+            hypervisor: "px".into(),
+            kernel: kernel.clone(),
+            initrd,
+            further: vec![Module { kernel: kernel.clone(), line: "domain mem=8M -- x,y".to_owned() }],
+        };
         let command = vm(Machine::Pc, boot(Some(kernel.clone()))).command(links.path()).expect("valid");
         let place = links.path().display();
-        assert!(arguments(&command).contains(&format!("{place}/domain0 a=1,,2 b,{place}/initrd")));
+        let last = "domain1 domain mem=8M -- x,,y";
+        let list = format!("{place}/domain0 a=1,,2 b,{place}/initrd,{place}/{last}");
+        assert!(arguments(&command).contains(&list));
         let bare = tempfile::tempdir().expect("a directory");
         let command = vm(Machine::Pc, boot(None)).command(bare.path()).expect("valid");
-        assert!(arguments(&command).contains(&format!("{}/domain0 a=1,,2 b", bare.path().display())));
+        let place = bare.path().display();
+        assert!(arguments(&command).contains(&format!("{place}/domain0 a=1,,2 b,{place}/{last}")));
     }
 
     #[test]

@@ -29,11 +29,11 @@ use crate::frame::{FrameInfo, FrameType};
 use crate::host::{Hardware, Host};
 use crate::paging::{Pager, PagingState};
 use crate::segments::Segments;
+use crate::sync::MutexGuard;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::Ordering;
-use spin::MutexGuard;
 
 /// The invariants, by the names that the design gives them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

@@ -13,11 +13,11 @@ use crate::paging::format::{FourLevel, HYPERVISOR_L4_SLOTS, TwoLevel};
 use crate::paging::shadow::Access;
 use crate::paging::{Pager, PagingError, Target};
 use crate::sim::{SimAccess, SimFault, SimMachine, SimRing};
+use crate::sync::Mutex;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use proxenos_abi::Port;
 use proxenos_abi::start_info::StartInfoFlags;
-use spin::Mutex;
 
 /// Frames of the machine, and of the domain.
 const MACHINE: u64 = 0x1800;

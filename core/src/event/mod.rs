@@ -22,12 +22,12 @@ pub use page::{block, is_masked, signal, upcall_is_due};
 pub use wire::{Reply, event_channel_op};
 
 use crate::addr::Mfn;
+use crate::sync::{Mutex, MutexGuard};
 use alloc::vec::Vec;
 use core::ops::Deref;
 use core::sync::atomic::{AtomicU16, Ordering};
 use proxenos_abi::ids::NR_VIRQS;
 use proxenos_abi::{DomId, Errno, Pirq, Port, Virq};
-use spin::{Mutex, MutexGuard};
 
 /// Ports of a domain (`NR_EVENT_CHANNELS`).
 pub const PORTS: usize = 1024;

@@ -79,12 +79,13 @@ impl<H: Hardware> Pager<'_, H> {
         }
         // The CPU may have set A or D in the old entry meanwhile; its frame and rights cannot have changed, and with them the
         // reference that is given back: we hold the paging lock.
-        F::swap_at(hw, at, new);
+        // The shadow first, so that both are changed behind the exchange.
         self.write_l1_shadow_at::<F>(table.shadow, at, new);
+        F::swap_at(hw, at, new);
         if old.present() {
             match frames.above_first_mib(old.mfn()).filter(|_| old.writable()) {
                 Some(info) => {
-                    if info.put_writable(hw.stamp()) {
+                    if info.put_writable(hw.stamp_behind_exchange()) {
                         self.host.free_frame(old.mfn(), info);
                     }
                 }

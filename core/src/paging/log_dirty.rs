@@ -32,11 +32,11 @@ use crate::domain::{Arch, Domain};
 use crate::event::EventDomains;
 use crate::frame::FrameInfo;
 use crate::host::{Hardware, Host};
+use crate::sync::Mutex;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use proxenos_abi::Errno;
 use proxenos_abi::dom0_ops::args::ShadowControlOp;
-use spin::Mutex;
 
 /// What shadows are for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

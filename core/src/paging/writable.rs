@@ -28,8 +28,8 @@ use crate::addr::{GuestVirt, Mfn};
 use crate::domain::{Arch, RunState};
 use crate::frame::FrameType;
 use crate::host::Hardware;
+use crate::sync::MutexGuard;
 use proxenos_abi::hypercall::VmAssistType;
-use spin::MutexGuard;
 
 /// Tables that may be open at a time.
 pub const WINDOWS: usize = 2;

@@ -28,12 +28,12 @@ use crate::machine::{
 use crate::paging::shadow::Access;
 use crate::pci::{PciAddress, PciConfig, Width};
 use crate::sim::SimMachine;
+use crate::sync::Mutex;
 use alloc::collections::BTreeMap;
 use alloc::sync::Weak;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
 use cpu::Cpu;
-use spin::Mutex;
 
 /// The simulated machine's hardware.
 pub struct SimHardware {

@@ -11,13 +11,13 @@ use crate::machine::{CpuTables, DescriptorPage};
 use crate::paging::Pager;
 use crate::paging::format::HYPERVISOR_L4_SLOTS;
 use crate::preempt::{Answer, Place};
+use crate::sync::Mutex;
 use crate::vcpu::Vcpu;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use proxenos_abi::Hypercall;
 use proxenos_abi::arch::{FIRST_RESERVED_GDT_ENTRY, LAST_RESERVED_GDT_ENTRY};
-use spin::Mutex;
 
 /// What the hypervisor's slots of an L4 table hold here: not present, and recognisable, with the slot's number below it.
 pub const PATTERN_SLOT: u64 = 0x4859_5045_5256_0000;

@@ -8,10 +8,11 @@ mod domain_options;
 
 use domain_options::{DomainOptions, Reservation, Weight};
 use options::{
-    Audit, Bytes, Com1, Complaint, GuestConsole, IoPort, Kept, LogLevel, Micros, OnFatal, Options, P2m, Provocation,
-    Scheduler, Skew, split_guest_part,
+    Audit, Bytes, Com1, Complaint, CpuCheck, GuestConsole, IoPort, Kept, LogLevel, Micros, OnFatal, Options, P2m,
+    Provocation, Scheduler, Skew, split_guest_part,
 };
 use proptest::prelude::*;
+use std::num::NonZeroU16;
 
 /// The options of a line that must be wholly understood.
 fn understood(line: &str) -> Options {
@@ -44,12 +45,15 @@ fn every_option_is_understood() {
         audit: Audit::AtEnd,
         scheduler: Scheduler::RoundRobin(Some(Micros(2000))),
         guest_console: GuestConsole::All,
+        max_cpus: NonZeroU16::new(3),
+        cpu_check: CpuCheck::Run,
         provoke: Some(Provocation::Panic),
         tsc_skew: Some(Skew { ppm: 200, kept: Kept::Always }),
     };
     let line = "dom0_mem=64M dom0_shadow=384K com1=9600,8n1 loglvl=debug noreboot p2m=scrambled debug-exit=0xf4 audit \
-                sched=rrobin,2000 guest-console provoke=panic tsc-skew=200,kept";
+                sched=rrobin,2000 guest-console maxcpus=3 check-cpus provoke=panic tsc-skew=200,kept";
     assert_eq!(understood(line), expected);
+    assert_eq!(understood("nosmp").max_cpus, NonZeroU16::new(1));
     assert_eq!(understood("audit=calls").audit, Audit::OnCall);
     assert_eq!(understood("tsc-skew=1").tsc_skew, Some(Skew { ppm: 1, kept: Kept::AtFirst }));
     assert_eq!(understood("com1=off").com1, Com1::Off);
@@ -106,6 +110,9 @@ fn every_fault_can_be_provoked() {
         ("write-text", Provocation::WriteText),
         ("execute-data", Provocation::ExecuteData),
         ("double-fault", Provocation::DoubleFault),
+        ("cpu-panic", Provocation::CpuPanic),
+        ("lost-cpu", Provocation::LostCpu),
+        ("tsc-apart", Provocation::TscApart),
         ("lost-reference", Provocation::LostReference),
     ] {
         assert_eq!(understood(&format!("provoke={text}")).provoke, Some(fault), "{text}");
@@ -155,6 +162,12 @@ fn values_without_sense_are_complained_about() {
         "debug-exit=0x",
         "debug-exit=0x+4",
         "debug-exit=70000",
+        "maxcpus",
+        "maxcpus=0",
+        "maxcpus=-1",
+        "maxcpus=70000",
+        "nosmp=1",
+        "check-cpus=yes",
         "provoke",
         "provoke=",
         "provoke=PANIC",
@@ -181,7 +194,7 @@ proptest! {
     }
 
     #[test]
-    fn no_value_panics(name in "dom0_mem|com1|loglvl|p2m|debug-exit|provoke", value in "\\PC{0,24}") {
+    fn no_value_panics(name in "dom0_mem|com1|loglvl|p2m|debug-exit|maxcpus|provoke", value in "\\PC{0,24}") {
         Options::parse(&format!("{name}={value}"), &mut |_| {});
     }
 }

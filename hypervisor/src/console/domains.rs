@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use arrayvec::ArrayVec;
 use core::fmt::Write;
 use proxenos_abi::DomId;
-use spin::Mutex;
+use proxenos_core::sync::Mutex;
 
 /// Bytes of a line that are kept; one that is longer is broken.
 const LONGEST: usize = 160;

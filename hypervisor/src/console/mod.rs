@@ -16,10 +16,10 @@ use crate::options::{Com1, Options};
 pub use input::Arrived;
 use input::Input;
 use proxenos_core::console_keys::Command;
+use proxenos_core::sync::{Mutex, MutexGuard};
 use ring::Ring;
 pub use ring::{Position, Reading};
 use serial::Serial;
-use spin::{Mutex, MutexGuard};
 
 struct Console {
     ring: Ring,

@@ -9,7 +9,7 @@
 
 use crate::cpu::idt::Vector;
 use crate::cpu::percpu::{self, Cpu, Pending};
-use crate::cpu::{debugreg, extable, nmi};
+use crate::cpu::{debugreg, extable, ipi, nmi};
 use crate::mm::layout::STACK_SIZE;
 use crate::{fault, guest, irq, time};
 use core::arch::global_asm;
@@ -278,6 +278,11 @@ enum Handled {
 /// Interrupts of the local APIC, whatever they interrupt.
 fn interrupt(vector: Vector) -> Handled {
     match vector {
+        Vector::LOOK | Vector::FLUSH | Vector::HOLD => {
+            // First, so that the next may come while this CPU stands still.
+            time::apic::end_of_interrupt();
+            if ipi::received(vector) { Handled::Wholly } else { Handled::NotYet }
+        }
         Vector::TIMER => {
             time::apic::end_of_interrupt();
             let cpu = Cpu::current();
@@ -305,7 +310,7 @@ fn interrupt(vector: Vector) -> Handled {
 fn hypervisor_trap(frame: &mut TrapFrame) {
     match frame.vector() {
         // Taken in the idle loop, which looks at what is pending.
-        Vector::TIMER => {}
+        Vector::TIMER | Vector::LOOK => {}
         vector if irq::line_of(vector).is_some() => {}
         Vector::NMI => nmi::handle(),
         // One of a guest's breakpoints: on memory that is being copied, or held off by `mov ss` until the first

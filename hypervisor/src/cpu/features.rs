@@ -1,6 +1,6 @@
 //! What this CPU can do, and the control registers set accordingly.
 //!
-//! Everything is read once, on the boot CPU; others are taken to be alike.
+//! Everything is read once, on the boot CPU; others that are not alike ([`fingerprint`]) are not used.
 
 use raw_cpuid::{CpuId, CpuIdReaderNative};
 use spin::Once;
@@ -22,6 +22,8 @@ pub struct Features {
     pub sysenter: Support,
     /// The page attribute table.
     pub pat: Support,
+    /// The TSC can be moved by IA32_TSC_ADJUST.
+    pub tsc_adjust: Support,
     /// The TSC's frequency where CPUID tells it, in Hz.
     pub tsc_hz: Option<u64>,
     /// The maker, such as `GenuineIntel`.
@@ -49,6 +51,37 @@ impl Support {
     pub fn is_there(self) -> bool {
         self == Self::Yes
     }
+}
+
+/// What CPUID says of a CPU that guests could depend on, bit by bit; what differs between the CPUs of a machine by its nature is left
+/// out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fingerprint([[u32; 4]; FINGERPRINT.len()]);
+
+/// Leaf, subleaf, and the bits of eax to edx that count.
+const FINGERPRINT: [(u32, u32, [u32; 4]); 7] = [
+    // ebx has the APIC number; OSXSAVE follows CR4.
+    (1, 0, [!0, 0, !(1 << 27), !0]),
+    // OSPKE follows CR4.
+    (7, 0, [!0, !0, !(1 << 4), !0]),
+    // The size in ebx follows XCR0.
+    (0xd, 0, [!0, 0, !0, !0]),
+    (0xd, 1, [!0, 0, !0, !0]),
+    (0x8000_0001, 0, [0, 0, !0, !0]),
+    (0x8000_0007, 0, [0, 0, 0, !0]),
+    (0x8000_0008, 0, [!0, !0, 0, 0]),
+];
+
+/// That of this CPU.
+pub fn fingerprint() -> Fingerprint {
+    Fingerprint(FINGERPRINT.map(|(leaf, subleaf, masks)| {
+        let last = raw_cpuid::cpuid!(leaf & 0x8000_0000).eax;
+        if leaf > last {
+            return [0; 4];
+        }
+        let found = raw_cpuid::cpuid!(leaf, subleaf);
+        [found.eax & masks[0], found.ebx & masks[1], found.ecx & masks[2], found.edx & masks[3]]
+    }))
 }
 
 static FEATURES: Once<Features> = Once::new();
@@ -79,6 +112,7 @@ fn detect() -> Features {
         invariant_tsc: Support::of(power.is_some_and(|p| p.has_invariant_tsc())),
         sysenter: basic_has(raw_cpuid::FeatureInfo::has_sysenter_sysexit),
         pat: basic_has(raw_cpuid::FeatureInfo::has_pat),
+        tsc_adjust: Support::of(cpuid.get_extended_feature_info().is_some_and(|e| e.has_tsc_adjust_msr())),
         tsc_hz: tsc_frequency(&cpuid),
         vendor,
         brand,

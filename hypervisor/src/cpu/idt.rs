@@ -39,6 +39,12 @@ impl Vector {
     pub const PIC: Self = Self(0xe0);
     /// The local APIC's timer.
     pub const TIMER: Self = Self(0xf0);
+    /// From another CPU: see [`super::ipi::Message::Look`].
+    pub const LOOK: Self = Self(0xf1);
+    /// From another CPU: see [`super::ipi::Message::Flush`].
+    pub const FLUSH: Self = Self(0xf2);
+    /// From another CPU: see [`super::ipi::Message::Hold`].
+    pub const HOLD: Self = Self(0xf3);
     /// The local APIC's own errors.
     pub const APIC_ERROR: Self = Self(0xfe);
     /// The local APIC's spurious interrupts.

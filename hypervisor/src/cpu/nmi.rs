@@ -2,7 +2,9 @@
 //!
 //! The handler may have interrupted anybody, the holder of any lock too: it takes none, and only notes what there is for
 //! domain 0 to know. A guest that it interrupts goes on at once: domain 0 is told at the next tick at the latest.
+//! Those of devices come to the boot CPU; another CPU sends one to have this one stop ([`ipi`]).
 
+use super::ipi;
 use super::percpu::{Cpu, Pending};
 use core::sync::atomic::Ordering;
 use proxenos_core::virq::HardwareErrors;
@@ -13,6 +15,7 @@ const STATUS: u16 = 0x61;
 
 /// An NMI.
 pub fn handle() {
+    ipi::stop_if_told();
     let Some(cpu) = Cpu::try_current() else { return };
     cpu.nmi_count.fetch_add(1, Ordering::Relaxed);
     let mut port = Port::<u8>::new(STATUS);

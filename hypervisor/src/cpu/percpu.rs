@@ -11,9 +11,11 @@ use crate::cpu::entry::TrapFrame;
 use crate::cpu::{features, gdt, idt};
 use crate::mm::layout::{self, PAGE_SIZE, STACK_SIZE, VirtRange};
 use crate::mm::paging::{self, Flags};
+use crate::time::apic::ApicId;
 use core::arch::{asm, naked_asm};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use proxenos_abi::Mfn;
+use proxenos_core::shootdown::CpuTlb;
 use x86_64::VirtAddr;
 use x86_64::structures::tss::TaskStateSegment;
 
@@ -57,6 +59,12 @@ pub struct Cpu {
     pub nmi_count: AtomicU64,
     /// Interrupts of its timer taken.
     pub timer_count: AtomicU64,
+    /// What others know of its TLB, and want of it.
+    pub tlb: CpuTlb,
+    /// Where interrupts reach it.
+    apic: AtomicU32,
+    /// Another CPU has stopped it ([`super::ipi`]).
+    pub stopped: AtomicBool,
     /// What guest code keeps per CPU.
     pub local: crate::guest::CpuLocal,
 }
@@ -99,6 +107,28 @@ impl Cpu {
     #[must_use]
     pub fn try_current() -> Option<&'static Self> {
         READY.load(Ordering::Relaxed).then(Self::current)
+    }
+
+    /// A CPU that runs, or is being started.
+    ///
+    /// # Panics
+    /// If it has no area: nobody is to name such a CPU.
+    #[must_use]
+    pub fn of(id: CpuId) -> &'static Self {
+        assert!(id.0 < AREAS.load(Ordering::Acquire), "there is no CPU {}", id.0);
+        // SAFETY: `build` wrote it before it counted the area, which is never unmapped; what others may touch is atomic.
+        unsafe { &*Area::of(id).cpu().as_ptr() }
+    }
+
+    /// Where interrupts reach this CPU.
+    #[must_use]
+    pub fn apic_id(&self) -> ApicId {
+        ApicId(self.apic.load(Ordering::Relaxed))
+    }
+
+    /// Notes where interrupts reach it: before anybody sends any.
+    pub fn set_apic_id(&self, id: ApicId) {
+        self.apic.store(id.0, Ordering::Relaxed);
     }
 
     /// Notes that an interrupt left something to do.
@@ -243,12 +273,27 @@ pub fn classify(id: CpuId, at: VirtAddr) -> StackAddress {
 /// Bytes of an interrupt stack that are mapped; the rest is guard.
 const IST_STACK_MAPPED: u64 = 4 * PAGE_SIZE;
 
-/// Maps a CPU's area and fills in its [`Cpu`], GDT and TSS.
+/// How many areas are built: those of the first CPUs by number.
+static AREAS: AtomicU32 = AtomicU32::new(0);
+
+/// Maps a CPU's area, unless one that did not start has left it, and fills in its [`Cpu`], GDT and TSS. Areas are built in the order of
+/// numbers.
 ///
 /// # Panics
-/// When memory runs out: a machine that cannot spare 25 pages cannot run guests.
+/// When memory runs out: a machine that cannot spare 25 pages for each CPU cannot run guests.
 pub fn build(id: CpuId) -> Area {
     let area = Area::of(id);
+    let areas = AREAS.load(Ordering::Relaxed);
+    assert!(id.0 <= areas, "CPUs are numbered as they come");
+    if id.0 == areas {
+        map(area);
+    }
+    fill(id, area);
+    AREAS.fetch_max(id.0 + 1, Ordering::Release);
+    area
+}
+
+fn map(area: Area) {
     let data = Flags::DATA;
     let stack = area.stack();
     paging::map_fresh(stack.start + PAGE_SIZE..stack.end, data);
@@ -260,9 +305,13 @@ pub fn build(id: CpuId) -> Area {
     paging::map_fresh(area.tss()..area.tss() + PAGE_SIZE, data);
     let text: Mfn = layout::image_to_machine(layout::percpu_text()).mfn();
     paging::map(area.text()..area.text() + PAGE_SIZE, text.addr(), Flags::TEXT);
+}
 
+/// Writes what a CPU finds in its area. No CPU uses that.
+fn fill(id: CpuId, area: Area) {
+    let stack = area.stack();
     let cpu: *mut Cpu = area.cpu().as_mut_ptr();
-    // SAFETY: the pages were just mapped for this CPU, zeroed, and nobody else knows of them; `cpu` is aligned because
+    // SAFETY: the pages are mapped for this CPU, which does not run, and nobody else has anything to do with them; `cpu` is aligned because
     // RESERVED is a multiple of its alignment and the stack's top is page-aligned.
     unsafe {
         cpu.write(Cpu {
@@ -271,6 +320,9 @@ pub fn build(id: CpuId) -> Area {
             deadline: AtomicU64::new(u64::MAX),
             nmi_count: AtomicU64::new(0),
             timer_count: AtomicU64::new(0),
+            tlb: CpuTlb::default(),
+            apic: AtomicU32::new(0),
+            stopped: AtomicBool::new(false),
             local: crate::guest::CpuLocal::default(),
         });
         for end in idt::Ist::ALL.map(|which| area.ist_stack(which).end).into_iter().chain([stack.end]) {
@@ -287,10 +339,9 @@ pub fn build(id: CpuId) -> Area {
         let table: *mut gdt::Table = area.gdt().as_mut_ptr();
         (*table).fill_boot(area.tss());
     }
-    area
 }
 
-/// Takes over a CPU that runs on a borrowed stack: loads its tables, moves to its own stack and calls `next` there.
+/// Takes over the boot CPU, which runs on a borrowed stack: loads its tables, moves to its own stack and calls `next` there.
 ///
 /// # Safety
 /// `area` comes from [`build`] and belongs to the CPU this runs on, whose current stack is not needed any more.
@@ -305,6 +356,20 @@ pub unsafe fn enter(area: Area, next: extern "C" fn() -> !) -> ! {
     READY.store(true, Ordering::Relaxed);
     // SAFETY: the stack is mapped, and the first frame lies below the `Cpu` at its top.
     unsafe { switch_stack(area.cpu().as_u64(), next) }
+}
+
+/// Takes over a CPU that has been started, and runs on its own stack already: loads its tables.
+///
+/// # Safety
+/// `area` comes from [`build`] and belongs to the CPU this runs on.
+pub unsafe fn take_over(area: Area) {
+    // SAFETY: `build` filled the table, and the area is never unmapped.
+    unsafe {
+        gdt::load(area.gdt());
+        gdt::load_tss();
+    }
+    idt::load();
+    features::set_control_registers();
 }
 
 /// Continues in `next` on an empty stack.

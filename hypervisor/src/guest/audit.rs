@@ -3,12 +3,13 @@
 //! machine, like any other.
 //!
 //! It takes the domains' paging locks and then the allocator's, and 160 KiB of the heap at most: it is called with none of
-//! the hypervisor's locks held, on the way from a guest. Domains that do not run are held in their seats meanwhile; while others
-//! run, on other CPUs, there is none.
+//! the hypervisor's locks held, on the way from a guest. The other CPUs stand still meanwhile, none with a lock, so that a domain
+//! is in its seat or runs on one of them.
 
-use super::{Running, sched};
+use super::{Running, running_elsewhere, sched};
 use crate::boot;
 use crate::cpu::entry::TrapFrame;
+use crate::cpu::ipi;
 use crate::cpu::percpu::Cpu;
 use crate::options::Audit;
 use alloc::vec::Vec;
@@ -39,22 +40,22 @@ pub fn call(frame: &mut TrapFrame) -> u64 {
 /// # Panics
 /// If not.
 fn check(run: &Running) {
-    sched::with_all_parked(|parked, running| {
-        // One runs here.
-        if running > 1 {
-            return log::warn!("no audit: {} domains run on other CPUs", running - 1);
+    ipi::while_others_stand_still(|| sched::with_all_parked(|parked, running| look(run, parked, running)));
+}
+
+/// All other CPUs stand still. `parked` are the domains that do not run, and `running` is how many do, with the one here.
+fn look(run: &Running, parked: &[&Running], running: usize) {
+    // SAFETY: the other CPUs stand still until this is over.
+    let elsewhere = unsafe { running_elsewhere() };
+    let all: Vec<&Running> = core::iter::once(run).chain(elsewhere).chain(parked.iter().copied()).collect();
+    assert!(all.len() == running + parked.len(), "a domain neither runs nor is in its seat");
+    let subjects: Vec<Subject<'_>> =
+        all.iter().map(|run| Subject { dom: &run.dom, segments: &run.vcpu.segments }).collect();
+    match audit(run.host, &subjects) {
+        Ok(census) => log::info!("audit: {census}: all hold"),
+        Err(violations) => {
+            violations.iter().for_each(|violation| log::error!("audit: {violation}"));
+            panic!("the audit found {} violations", violations.len())
         }
-        let parked = parked.iter().copied();
-        let subjects: Vec<Subject<'_>> = core::iter::once(run)
-            .chain(parked)
-            .map(|run| Subject { dom: &run.dom, segments: &run.vcpu.segments })
-            .collect();
-        match audit(run.host, &subjects) {
-            Ok(census) => log::info!("audit: {census}: all hold"),
-            Err(violations) => {
-                violations.iter().for_each(|violation| log::error!("audit: {violation}"));
-                panic!("the audit found {} violations", violations.len())
-            }
-        }
-    });
+    }
 }

@@ -216,7 +216,7 @@ fn new_domain(host: &Host<Hw>, id: DomId, arch: Arch, privileges: Privileges) ->
 /// Validates the page tables that the builder wrote, pins them and makes them the domain's base.
 fn install_tables(host: &Host<Hw>, dom: &Domain, top: Mfn) -> Result<(), PagingError> {
     let pager = Pager::new(host, dom);
-    let mut state: spin::MutexGuard<'_, PagingState> = dom.paging.lock();
+    let mut state: proxenos_core::sync::MutexGuard<'_, PagingState> = dom.paging.lock();
     match dom.arch {
         Arch::X86_32 => {
             pager.create_upper_tables(&mut state)?;

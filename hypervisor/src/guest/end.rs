@@ -21,7 +21,6 @@ const POWEROFF: u8 = 0;
 pub fn ended(run: &Running) {
     let id = run.dom.id;
     console::domains::finish(id);
-    virq::domain_ended(run.host, &run.dom);
     audit::at_end(run);
     let cpu = Cpu::current();
     log::debug!("CPU {}: timer interrupts: {}", cpu.id.0, cpu.timer_count.load(Ordering::Relaxed));
@@ -31,6 +30,8 @@ pub fn ended(run: &Running) {
         (None, DomId::DOM0) => log::error!("domain 0 was stopped, and the machine with it"),
         (None, _) => log::error!("domain {} was stopped", id.0),
     }
+    // Last: domain 0 may be running, and act upon it.
+    virq::domain_ended(run.host, &run.dom);
     if id == DomId::DOM0 {
         power::debug_exit(ExitCode(reason.map_or(CRASHED.0, |reason| reason.min(CRASHED.0))));
         if reason == Some(POWEROFF) { power::power_off() } else { power::restart() }

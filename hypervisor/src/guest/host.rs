@@ -9,7 +9,8 @@ use proxenos_abi::Pirq;
 use proxenos_core::frame::{FrameInfo, FrameTable};
 use proxenos_core::frame_alloc::{FrameAllocator, Zone};
 use proxenos_core::host::{Domains, Host, MachineToPhys, NO_PFN_NARROW};
-use spin::{Mutex, Once};
+use proxenos_core::sync::Mutex;
+use spin::Once;
 use x86_64::VirtAddr;
 
 static HOST: Once<Host<Hw>> = Once::new();

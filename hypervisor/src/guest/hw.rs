@@ -4,7 +4,7 @@
 //! caller names only frames that the frame table knows, all of which are RAM and mapped.
 
 use super::memory;
-use crate::cpu::percpu::Cpu;
+use crate::cpu::tlb;
 use crate::mm::layout::{self, PAGE_SIZE};
 use crate::mm::paging::{self, Flags};
 use crate::{console, pci, time};
@@ -22,14 +22,6 @@ use x86_64::structures::DescriptorTablePointer;
 /// The machine.
 #[derive(Clone, Copy)]
 pub struct Hw;
-
-/// Counts TLB flushes of the whole machine: a stamp older than a CPU's last flush is of no concern to it.
-static FLUSH_CLOCK: AtomicU32 = AtomicU32::new(1);
-
-/// Begins a flush: the clock moves before the TLB is emptied, so a stamp taken in between counts as younger than the flush.
-fn tick_flush_clock() -> u32 {
-    FLUSH_CLOCK.fetch_add(1, Ordering::AcqRel).wrapping_add(1)
-}
 
 /// A byte of RAM, as an atomic of the width asked for.
 fn cell<T>(at: MachineAddr) -> &'static T {
@@ -214,11 +206,7 @@ impl GuestMemory for Hw {
 
 impl Tlb for Hw {
     fn flush_all(&self) {
-        let now = tick_flush_clock();
-        // No translation is global, so reloading CR3 drops them all.
-        // SAFETY: the tables stay the ones that are loaded.
-        unsafe { asm!("mov {0}, cr3", "mov cr3, {0}", out(reg) _, options(nostack, preserves_flags)) }
-        Cpu::current().local.set_last_flush(now);
+        tlb::flush_all();
     }
 
     fn flush_page(&self, at: GuestVirt) {
@@ -245,14 +233,16 @@ impl Tlb for Hw {
     }
 
     fn stamp(&self) -> u32 {
-        FLUSH_CLOCK.load(Ordering::Acquire)
+        tlb::CLOCK.stamp()
+    }
+
+    #[inline]
+    fn stamp_behind_exchange(&self) -> u32 {
+        tlb::CLOCK.stamp_behind_exchange()
     }
 
     fn flush_if_older(&self, stamp: u32) {
-        // The difference is signed, so that the clock may wrap.
-        if Cpu::current().local.last_flush().wrapping_sub(stamp) as i32 <= 0 {
-            self.flush_all();
-        }
+        tlb::flush_if_older(stamp);
     }
 }
 
@@ -268,10 +258,8 @@ fn gdt_base(domain: DomId) -> VirtAddr {
 
 impl CpuTables for Hw {
     fn load_root(&self, l4: Mfn) {
-        let now = tick_flush_clock();
         // SAFETY: `core` passes a validated L4 table, or one of its own making, whose upper slots are the hypervisor's.
-        unsafe { asm!("mov cr3, {}", in(reg) l4.addr().0, options(nostack, preserves_flags)) }
-        Cpu::current().local.set_last_flush(now);
+        unsafe { tlb::load_root(l4) }
     }
 
     fn map_descriptors(&self, domain: DomId, page: DescriptorPage, frame: Option<Mfn>) {

@@ -22,7 +22,8 @@ use proxenos_core::sched::{
     Affinity, Alarms, Chosen, CpuId, Global, Home, Params, Pick, Repick, RunQueue, SchedError, Schedulers, Slot, Span,
     Time, WakeSet,
 };
-use spin::{Mutex, MutexGuard, Once};
+use proxenos_core::sync::{Mutex, MutexGuard};
+use spin::Once;
 
 static SCHEDULING: Once<Scheduling> = Once::new();
 
@@ -109,7 +110,6 @@ pub fn scheduler() -> SchedulerId {
 
 /// Says how another CPU is interrupted, so that it looks at its queue: its handler does [`Cpu::set_pending`] with
 /// [`Pending::SCHEDULE`].
-#[expect(dead_code, reason = "for the other CPUs, which are not started yet")]
 pub fn set_interrupt(interrupt: fn(CpuId)) {
     INTERRUPT.call_once(|| interrupt);
 }

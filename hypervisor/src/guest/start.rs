@@ -11,7 +11,8 @@ use super::build::{Order, Refusal, build, zone};
 use super::hw::Hw;
 use super::{enter, host, sched};
 use crate::boot::info::Module;
-use crate::cpu::percpu::Cpu;
+use crate::cpu::percpu::{self, Cpu};
+use crate::cpu::{ipi, smp};
 use crate::domain_options::{DomainOptions, Reservation, Weight};
 use crate::mm::layout::{self, PAGE_SIZE};
 use crate::options::{GuestConsole, Provocation};
@@ -38,7 +39,8 @@ pub fn start() -> ! {
     super::faults::init();
     super::syscall::init();
     let host = host::init();
-    sched::init(1);
+    sched::init(u16::try_from(smp::count()).expect("no more CPUs than areas"));
+    sched::set_interrupt(|cpu| ipi::kick(percpu::CpuId(cpu.0.into())));
     let modules = &boot::info().modules;
     let Some((kernel, others)) = modules.split_first() else {
         panic!("no domain 0: the loader gave no module; the first one must be its kernel");
@@ -69,6 +71,7 @@ pub fn start() -> ! {
         "boot: {} TSC cycles from our first instruction to the guest's",
         time::tsc::read().0 - boot::first_tsc()
     );
+    smp::release(|| enter(Cpu::current(), host::get().expect("the machine is known")));
     enter(Cpu::current(), host)
 }
 

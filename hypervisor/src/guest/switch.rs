@@ -7,20 +7,18 @@
 //!
 //! No lock: what is in a CPU is that CPU's, what is in [`Running`] its owner's.
 
-use super::hw::Hw;
 use super::{CpuLocal, Running, deliver, faults, fpu, syscall};
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::gdt;
 use crate::cpu::percpu::Cpu;
 use crate::cpu::speculation;
+use crate::cpu::tlb;
 use crate::ex_table;
-use crate::mm::paging;
 use core::arch::asm;
 use proxenos_abi::{Selector, X86_32, X86_64};
 use proxenos_core::bounce::DataSegments;
 use proxenos_core::builder::InitialState;
 use proxenos_core::domain::Arch;
-use proxenos_core::host::Host;
 use proxenos_core::machine::CpuTables;
 use proxenos_core::paging::Pager;
 use proxenos_core::personality::Personality;
@@ -84,6 +82,7 @@ pub fn save(local: &CpuLocal, run: &mut Running, frame: &TrapFrame) {
 /// Makes a domain the one that this CPU's tables and registers are of. `frame` becomes what it goes on with.
 pub fn load(local: &CpuLocal, run: &mut Running, frame: &mut TrapFrame) {
     let root = run.dom.paging.lock().cpu_root().expect("a domain that can run has a page-table base");
+    tlb::begin_to_walk();
     run.host.hw.load_root(root);
     run.vcpu.segments.load(run.host, &run.dom);
     if local.syscall.replace(Some(run.dom.arch)) != Some(run.dom.arch) {
@@ -108,8 +107,8 @@ pub fn load(local: &CpuLocal, run: &mut Running, frame: &mut TrapFrame) {
 }
 
 /// Leaves this CPU with nothing of any domain's: the hypervisor's own page tables and descriptor tables.
-pub fn unload(cpu: &Cpu, host: &Host<Hw>) {
-    host.hw.load_root(paging::top());
+pub fn unload(cpu: &Cpu) {
+    tlb::rest();
     // SAFETY: the CPU's own table, which was filled when its area was built, and is never unmapped.
     unsafe { gdt::load(cpu.area().gdt()) }
 }

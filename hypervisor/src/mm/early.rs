@@ -11,7 +11,8 @@ use crate::mm::layout::{self, PAGE_SIZE};
 use crate::mm::ranges::{MachineRange, RangeSet};
 use core::sync::atomic::{AtomicBool, Ordering};
 use proxenos_abi::{MachineAddr, Mfn};
-use spin::{Mutex, Once};
+use proxenos_core::sync::Mutex;
+use spin::Once;
 
 /// Where early frames may come from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -11,6 +11,7 @@ use crate::mm::layout::{self, PAGE_SIZE};
 use crate::mm::paging::{self, Flags};
 use core::alloc::Layout;
 use core::ptr::NonNull;
+use proxenos_core::sync::Mutex;
 use talc::TalcLock;
 use talc::base::Talc;
 use talc::base::binning::Binning;
@@ -23,7 +24,7 @@ pub const INITIAL: u64 = 512 << 10;
 const STEP: u64 = 256 << 10;
 
 #[global_allocator]
-static HEAP: TalcLock<spin::Mutex<()>, Growing> = TalcLock::new(Growing { mapped: 0, end: None });
+static HEAP: TalcLock<Mutex<()>, Growing> = TalcLock::new(Growing { mapped: 0, end: None });
 
 /// Where the heap's memory comes from.
 #[derive(Debug)]

@@ -6,7 +6,7 @@
 use crate::mm::layout::{IOREMAP, IOREMAP_SIZE, PAGE_SIZE};
 use crate::mm::paging::{self, Flags};
 use proxenos_abi::{MachineAddr, Mfn};
-use spin::Mutex;
+use proxenos_core::sync::Mutex;
 use x86_64::VirtAddr;
 
 /// How a mapping is cached and what may be done with it.

@@ -13,7 +13,8 @@ use crate::mm::early::{self, Zone};
 use crate::mm::layout::{self, PAGE_SIZE, VirtRange};
 use core::sync::atomic::{AtomicU64, Ordering};
 use proxenos_abi::{MachineAddr, Mfn};
-use spin::{Mutex, Once};
+use proxenos_core::sync::Mutex;
+use spin::Once;
 use x86_64::VirtAddr;
 use x86_64::instructions::tlb;
 use x86_64::registers::control::{Cr3, Cr3Flags};
@@ -156,7 +157,9 @@ pub fn map_fresh(range: VirtRange, flags: Flags) {
     }
 }
 
-/// Removes the mappings of a range of whole 4 KiB pages, and drops them from this CPU's TLB.
+/// Removes the mappings of a range of whole 4 KiB pages, and drops them from this CPU's TLB. No other can have them: they are of
+/// firmware tables, which are looked at before other CPUs start, or of a domain's descriptor tables, which only a CPU looks into that
+/// runs the domain, and whose translations go when it changes to another's tables.
 ///
 /// # Panics
 /// When a page of the range is not mapped, or by a large page.

@@ -10,9 +10,9 @@ use super::tsc::{self, Hz};
 use super::{Ratio, now_ns};
 use crate::cpu::features;
 use crate::cpu::idt::Vector;
-use crate::cpu::percpu::Cpu;
+use crate::cpu::percpu::{Cpu, CpuId};
 use crate::mm::ioremap::{self, Access};
-use proxenos_abi::MachineAddr;
+use proxenos_abi::{MachineAddr, Mfn};
 use spin::Once;
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::Msr;
@@ -27,6 +27,14 @@ const BASE: u64 = 0x000f_ffff_ffff_f000;
 const MASKED: u32 = 1 << 16;
 const DELIVER_NMI: u32 = 4 << 8;
 const TSC_DEADLINE: u32 = 2 << 17;
+/// Bits of the interrupt command register (Intel SDM vol. 3, 11.6.1): how it is delivered, that it is asserted, and that it is still
+/// under way.
+const DELIVER_INIT: u32 = 5 << 8;
+const DELIVER_STARTUP: u32 = 6 << 8;
+const ASSERT: u32 = 1 << 14;
+const PENDING: u32 = 1 << 12;
+/// How often a command is looked at that is under way. It takes microseconds; what has not gone by then never will.
+const PATIENCE: u32 = 1_000_000;
 /// Bit of the spurious-interrupt register that turns the APIC on.
 const SOFTWARE_ENABLE: u32 = 1 << 8;
 /// Divide configuration: by 1.
@@ -43,6 +51,8 @@ enum Register {
     EndOfInterrupt = 0xb0,
     Spurious = 0xf0,
     ErrorStatus = 0x280,
+    Command = 0x300,
+    CommandTo = 0x310,
     LvtTimer = 0x320,
     LvtThermal = 0x330,
     LvtPerformance = 0x340,
@@ -141,12 +151,14 @@ pub fn init() {
         write(Register::LvtThermal, MASKED | u32::from(Vector::SPURIOUS.0));
     }
     write(Register::Lvt0, MASKED | u32::from(Vector::SPURIOUS.0));
-    write(Register::Lvt1, DELIVER_NMI);
+    // The NMIs of devices: one CPU is enough to be told.
+    write(Register::Lvt1, if Cpu::current().id == CpuId::BOOT { DELIVER_NMI } else { MASKED | DELIVER_NMI });
     write(Register::LvtError, Vector::APIC_ERROR.0.into());
     write(Register::Spurious, SOFTWARE_ENABLE | u32::from(Vector::SPURIOUS.0));
     write(Register::EndOfInterrupt, 0);
     write(Register::DivideConfiguration, DIVIDE_BY_1);
     write(Register::InitialCount, MAX_COUNT);
+    Cpu::current().set_apic_id(id());
     let kind = match mode {
         Mode::Msrs => "x2APIC",
         Mode::Memory(_) => "xAPIC",
@@ -162,6 +174,52 @@ pub fn id() -> ApicId {
         Mode::Memory(_) => raw >> 24,
         Mode::Msrs => raw,
     })
+}
+
+/// Whether interrupts can be addressed to an APIC: those that are reached by memory know numbers of eight bits, of which 255 means all.
+#[must_use]
+pub fn can_reach(to: ApicId) -> bool {
+    matches!(mode(), Mode::Msrs) || to.0 < 0xff
+}
+
+/// What one CPU sends another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Signal {
+    /// An interrupt.
+    Interrupt(Vector),
+    /// A non-maskable one.
+    Nmi,
+    /// Reset, and wait for [`Signal::Startup`].
+    Init,
+    /// Begin, in real mode, at the start of a frame of the first MiB.
+    Startup(Mfn),
+}
+
+/// Sends a signal to a CPU. All that was stored before can be seen by whoever receives it.
+pub fn send(to: ApicId, signal: Signal) {
+    let command = ASSERT
+        | match signal {
+            Signal::Interrupt(vector) => vector.0.into(),
+            Signal::Nmi => DELIVER_NMI,
+            Signal::Init => DELIVER_INIT,
+            Signal::Startup(at) => DELIVER_STARTUP | at.0 as u32,
+        };
+    match mode() {
+        Mode::Memory(_) => {
+            (0..PATIENCE).find(|_| read(Register::Command) & PENDING == 0);
+            write(Register::CommandTo, to.0 << 24);
+            write(Register::Command, command);
+        }
+        Mode::Msrs => {
+            // Such a write is ordered with nothing (Intel SDM vol. 3, 11.12.3).
+            // SAFETY: fences; then the register exists in this mode, and what is sent is the hypervisor's to send.
+            unsafe {
+                core::arch::x86_64::_mm_mfence();
+                core::arch::x86_64::_mm_lfence();
+                Msr::new(0x800 + Register::Command as u32 / 16).write(u64::from(to.0) << 32 | u64::from(command));
+            }
+        }
+    }
 }
 
 /// Whether the timer counts at a rate that nobody knows.
@@ -181,8 +239,9 @@ pub(super) fn set_rate(rate: Hz) {
 }
 
 /// Makes this CPU's timer ready for [`set_deadline`].
-pub(super) fn init_timer() {
+pub fn init_timer() {
     write(Register::InitialCount, 0);
+    let is_first = TIMER.get().is_none();
     let timer = *TIMER.call_once(|| match RATE.get() {
         None => Timer::TscDeadline,
         Some(rate) => Timer::Count(Ratio::new(rate.0, 1_000_000_000)),
@@ -192,12 +251,15 @@ pub(super) fn init_timer() {
             write(Register::LvtTimer, TSC_DEADLINE | u32::from(Vector::TIMER.0));
             // The mode must be set before the first write to the deadline (Intel SDM vol. 3, 11.5.4.1).
             core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
-            log::info!("timer: TSC deadline");
         }
         Timer::Count(_) => {
             write(Register::LvtTimer, Vector::TIMER.0.into());
-            log::info!("timer: APIC count, {} kHz", RATE.get().map_or(0, |rate| rate.0 / 1000));
         }
+    }
+    match timer {
+        _ if !is_first => {}
+        Timer::TscDeadline => log::info!("timer: TSC deadline"),
+        Timer::Count(_) => log::info!("timer: APIC count, {} kHz", RATE.get().map_or(0, |rate| rate.0 / 1000)),
     }
 }
 

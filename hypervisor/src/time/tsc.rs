@@ -5,7 +5,7 @@
 //! later it is a hundred times as good, and the clock bends to it ([`Line`]). Nobody is woken for that: it is done when a
 //! timer fires anyway.
 //!
-//! Lines are published once each and never change; who reads the clock takes no lock.
+//! The boot CPU's counter is the machine's: the others' show the same time, or the CPU is not used ([`crate::cpu::smp`]). Lines are published once each and never change; who reads the clock takes no lock.
 
 use super::{Ratio, apic, reference::Reference, rtc};
 use crate::boot;
@@ -15,6 +15,7 @@ use core::arch::x86_64::{_mm_lfence, _rdtsc};
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use proxenos_core::timekeeping::clock::{Calibration, Line, Reading};
 use spin::{Mutex, Once};
+use x86_64::registers::model_specific::Msr;
 
 /// A value of the counter.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -57,6 +58,23 @@ pub fn read() -> Tsc {
     unsafe {
         _mm_lfence();
         Tsc(_rdtsc())
+    }
+}
+
+const IA32_TSC_ADJUST: u32 = 0x3b;
+
+/// By how much this CPU's counter has been moved, where it can be.
+#[must_use]
+pub fn adjustment() -> Option<u64> {
+    // SAFETY: CPUID says that the register is there; reading it changes nothing.
+    features::get().tsc_adjust.is_there().then(|| unsafe { Msr::new(IA32_TSC_ADJUST).read() })
+}
+
+/// Moves this CPU's counter: for a CPU that nobody uses yet.
+pub fn set_adjustment(value: u64) {
+    if adjustment().is_some_and(|old| old != value) {
+        // SAFETY: the register is there. The counter jumps, and nobody has read it on this CPU.
+        unsafe { Msr::new(IA32_TSC_ADJUST).write(value) }
     }
 }
 

@@ -65,6 +65,14 @@ pub fn plan(guests: &[Guest]) -> Vec<Row> {
     rows
 }
 
+impl Row {
+    /// The guests that it takes, each with its architecture.
+    pub fn guests(&self) -> impl Iterator<Item = (&str, Arch)> {
+        let further = self.spec.domains.iter().filter_map(|domain| domain.package(self.arch));
+        core::iter::once((self.guest.as_str(), self.arch)).chain(further)
+    }
+}
+
 /// The guests' executables.
 pub type Images = HashMap<(String, Arch), PathBuf>;
 
@@ -107,14 +115,18 @@ impl Runner {
         });
     }
 
+    fn image(&self, guest: &str, arch: Arch) -> Option<&Path> {
+        self.images.get(&(guest.to_owned(), arch)).map(PathBuf::as_path)
+    }
+
     fn run(&self, row: &Row) -> Result<Verdict> {
-        let Some(built) = self.images.get(&(row.guest.clone(), row.arch)) else {
+        let Some(built) = self.image(&row.guest, row.arch) else {
             return Ok(Verdict::Fail("the guest was not built".to_owned()));
         };
         let scratch = tempfile::tempdir()?;
         let spec = &row.spec;
         let kernel = if spec.spoil.is_empty() {
-            built.clone()
+            built.to_owned()
         } else {
             let spoiled = scratch.path().join("spoiled");
             std::fs::write(&spoiled, spoil::apply(std::fs::read(built)?, &spec.spoil)?)?;
@@ -131,6 +143,7 @@ impl Runner {
             debugger: Debugger::None,
         };
         let mut command = vm.command(scratch.path())?;
+        command.args(["-smp", &spec.cpus.to_string()]);
         for device in &spec.devices {
             command.args(["-device", device]);
         }
@@ -150,15 +163,26 @@ impl Runner {
 
     fn boot(&self, row: &Row, kernel: PathBuf, scratch: &Path) -> Result<qemu::Boot> {
         let initrd = row.spec.initrd.as_ref().map(|file| row.dir.join(file));
+        let mut further = Vec::new();
+        for domain in &row.spec.domains {
+            let built = match domain.package(row.arch) {
+                Some((name, arch)) => Some(self.image(name, arch).with_context(|| format!("`{name}` was not built"))?),
+                None => None,
+            };
+            further.push(domain.module(built));
+        }
         Ok(match row.spec.boot {
             Boot::Pvh => qemu::Boot::Pvh { hypervisor: self.hypervisor.elf.clone(), kernel: Some(kernel) },
-            Boot::Multiboot => qemu::Boot::Multiboot { hypervisor: self.hypervisor.multiboot.clone(), kernel, initrd },
+            Boot::Multiboot => {
+                qemu::Boot::Multiboot { hypervisor: self.hypervisor.multiboot.clone(), kernel, initrd, further }
+            }
             Boot::Iso => {
                 let image = scratch.join("image.iso");
                 let contents = Contents {
                     hypervisor: &self.hypervisor.elf,
                     kernel: &kernel,
                     initrd: initrd.as_deref(),
+                    further: &further,
                     hypervisor_line: qemu::hypervisor_line(&hypervisor_args(&row.spec), None),
                     guest_line: row.spec.cmdline.clone(),
                     menu_seconds: 0,

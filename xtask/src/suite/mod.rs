@@ -178,7 +178,9 @@ fn bare_metal_tests(
     let wanted: Vec<(Arch, Vec<&Guest>)> = Arch::ALL
         .into_iter()
         .map(|arch| {
-            let of_rows = |guest: &&Guest| rows.iter().any(|row| row.guest == guest.name && row.arch == arch);
+            let of_rows = |guest: &&Guest| {
+                rows.iter().flat_map(guests::Row::guests).any(|wanted| wanted == (guest.name.as_str(), arch))
+            };
             (arch, guests.iter().filter(of_rows).collect())
         })
         .filter(|(_, list): &(Arch, Vec<&Guest>)| !list.is_empty())
