@@ -104,6 +104,8 @@ impl MachineMemory for Entry {
 struct Counts {
     mappings: u32,
     writable: u32,
+    /// Frames given away.
+    given: u32,
 }
 
 /// A grantor's entry, its frames, and the hypervisor.
@@ -166,12 +168,18 @@ impl Machine {
 
     /// A domain gives a frame away: it is the receiver's from then on.
     pub fn give(&self, giver: DomId, frame: u32) -> Result<u32, Unfit> {
-        let _table = self.counts.lock().unwrap();
+        let mut counts = self.counts.lock().unwrap();
         let place = status::commit(&self.entry, ENTRY, giver)?;
         // What the giver left in it.
         self.contents[frame as usize].with_mut(|_| ());
         status::complete(&self.entry, ENTRY, frame);
+        counts.given += 1;
         Ok(place)
+    }
+
+    /// How many frames were given away.
+    pub fn given(&self) -> u32 {
+        self.counts.lock().unwrap().given
     }
 }
 

@@ -159,12 +159,12 @@ fn to_oneself(table: Frame) {
     let (granted, at) = (frame(), frame());
     check_eq!(map(at.virt(), Pte::NONE), Ok(()));
     // Domain 0 is whom an entry names that names nobody.
-    let flags = Word::from(u32::from(GrantFlags::PERMIT_ACCESS.bits()));
+    let flags = u32::from(GrantFlags::PERMIT_ACCESS.bits());
     let entry = table.words().cast::<u32>();
     // SAFETY: the table is mapped there.
     unsafe {
         entry.add(1).write_volatile(granted.mfn().raw() as u32);
-        entry.write_volatile(flags as u32);
+        entry.write_volatile(flags);
     }
     let host = Padded::from_u64(at.virt().raw()).expect("an address of ours");
     let op = |dom, grant, flags: GrantMapFlags| MapGrantRef::<Arch> {
@@ -194,7 +194,7 @@ fn to_oneself(table: Frame) {
     }
     check_eq!(probe::load(at.virt()), None, "nothing is mapped");
     // SAFETY: the table is mapped there.
-    check_eq!(unsafe { entry.read_volatile() }, flags as u32, "the entry is as it was");
+    check_eq!(unsafe { entry.read_volatile() }, flags, "the entry is as it was");
     check_eq!(memory::pin(1, granted.mfn()), Err(Errno::EINVAL), "a page of ours, mapped to be written");
     check_eq!(map(granted.virt(), Pte::NONE), Ok(()));
     check_eq!(memory::pin(1, granted.mfn()), Ok(()), "to grant a frame keeps it from nothing");

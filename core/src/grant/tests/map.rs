@@ -107,7 +107,7 @@ fn every_refusal_has_its_status_and_changes_nothing() {
         world.map_refused(1, HOST, FREE_PAGE, GENERAL);
         // No table for that address, an address that is no page's or not a guest's.
         world.map_refused(0, HOST, 5000, GENERAL);
-        for at in [world.guests[MAPPER].va(FREE_PAGE).0 + 1, 0xfc00_0000, 0xffff_8000_0000_0000, u64::MAX & !4095] {
+        for at in [world.guests[MAPPER].va(FREE_PAGE).0 + 1, 0xfc00_0000, 0xffff_8000_0000_0000, !4095] {
             let before = world.snapshot();
             let mut op = mapping(GRANTOR, 0, HOST, at);
             assert_eq!(world.guest(MAPPER).grants(GrantTableCommand::MapGrantRef, core::slice::from_mut(&mut op)), OK);
