@@ -224,7 +224,9 @@ extern "C" fn arrive() -> ! {
     apic::init_timer();
     guest::init_cpu();
     // What firmware did to one counter and not to the other.
-    adjustment.map(tsc::set_adjustment);
+    if let Some(adjustment) = adjustment {
+        tsc::set_adjustment(adjustment);
+    }
     STAGE.store(READY, Ordering::Release);
     loop {
         match STAGE.load(Ordering::Acquire) {
@@ -283,11 +285,13 @@ fn provoke_panic(here: CpuId) -> ! {
     if here.0 == count() - 1 {
         provoke::panic_on(here);
     }
-    while here != CpuId::BOOT {
-        let _nothing_of_a_guest = Cpu::current().wait_for_interrupt();
+    if here == CpuId::BOOT {
+        loop {
+            core::hint::spin_loop();
+        }
     }
     loop {
-        core::hint::spin_loop();
+        let _nothing_of_a_guest = Cpu::current().wait_for_interrupt();
     }
 }
 
