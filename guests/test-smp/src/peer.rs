@@ -91,7 +91,7 @@ impl Peer {
         let done = map(at, Pte::NONE, UpdateVaFlags::INVLPG)
             && ask(DomMemOp::DecreaseReservation) == Ok(1)
             && ask(DomMemOp::IncreaseReservation) == Ok(1);
-        self.offered_mfn = Mfn(list[0] as u64);
+        self.offered_mfn = Mfn(list[0].to_u64());
         if !done || !map(at, Pte::new(self.offered_mfn, PteFlags::KERNEL_RW), UpdateVaFlags::INVLPG) {
             self.error();
         }
