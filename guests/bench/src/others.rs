@@ -39,9 +39,7 @@ fn exchange(port: Port) -> bool {
 
 /// The other domain.
 pub fn partner() -> ! {
-    events::set_handler(ANSWERED, |port| {
-        let _ = events::send(port);
-    });
+    events::set_handler(ANSWERED, |port| assert_eq!(events::send(port), Ok(())));
     events::set_handler(YIELDS, |_| YIELDING.store(true, Ordering::Relaxed));
     events::unmask(ANSWERED);
     events::unmask(YIELDS);

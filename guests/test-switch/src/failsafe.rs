@@ -2,7 +2,7 @@
 
 use crate::ends;
 use crate::state::{self, Ldt};
-use core::sync::atomic::AtomicU32;
+use core::sync::atomic::{AtomicU32, Ordering};
 use proxenos_guest::abi::Selector;
 use proxenos_guest::arch::failsafe_count;
 use proxenos_guest::test::section;
@@ -47,7 +47,12 @@ pub fn unloadable() {
     let ldt = Ldt::install([WORDS[0].as_ptr(), WORDS[1].as_ptr()]);
     ldt.load();
     ldt.set(0, 0);
-    // Nobody else may want the CPU: it waits, until the time comes.
-    let _ = time::set_timer_in(1_000_000);
-    let _ = hypercall::sched_block();
+    // Nobody else may want the CPU: it waits, with no event pending, until its time comes. The first time it does not come back.
+    for _ in 0..3 {
+        shared_info::pending_word(0).store(0, Ordering::SeqCst);
+        shared_info::pending_selector().store(0, Ordering::SeqCst);
+        shared_info::upcall_pending().store(0, Ordering::SeqCst);
+        let _ = time::set_timer_in(1_000_000);
+        let _ = hypercall::sched_block();
+    }
 }

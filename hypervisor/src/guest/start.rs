@@ -113,9 +113,11 @@ fn start_further(
     let image = Image::parse(contents(module)).map_err(Refusal::Image)?;
     let pages = options.memory.0 / PAGE_SIZE;
     let needs = needs(options);
-    let free = host.alloc.lock().free_frames(zone(image.arch())).saturating_sub(reserve.0);
+    // Of what is left free the domains built before have already taken some, for themselves: half of it has to do.
+    let free = host.alloc.lock().free_frames(zone(image.arch())).saturating_sub(reserve.0 / 2);
     if needs.0 > free {
-        return Err(Refusal::Memory { asked_mib: options.memory.0 >> 20, free_mib: free >> 8 });
+        let free_mib = free.saturating_sub(needs.0 - pages) >> 8;
+        return Err(Refusal::Memory { asked_mib: options.memory.0 >> 20, free_mib });
     }
     let home = place(id, options)?;
     let privileges = match boot::options().guest_console {

@@ -77,7 +77,7 @@ pub fn save(local: &CpuLocal, run: &mut Running, frame: &TrapFrame) {
     // No table of its stays open while it does not run.
     drop(Pager::new(run.host, &run.dom).lock());
     let context = &mut *run.context;
-    context.frame = *frame;
+    copy_frame(frame, &mut context.frame);
     context.data = faults::data_selectors();
     if run.dom.arch == Arch::X86_64 {
         context.bases = Bases { fs: FsBase::read(), gs: GsBase::read(), other_gs: KernelGsBase::read() };
@@ -100,7 +100,7 @@ pub fn load(local: &CpuLocal, run: &mut Running, frame: &mut TrapFrame) {
     }
     speculation::enter_domain();
     fpu::enter(&mut run.vcpu.fpu, &run.context.fpu);
-    *frame = run.context.frame;
+    copy_frame(&run.context.frame, frame);
     let data = run.context.data;
     map_local_segments(run, &data);
     let loaded = load_data_segments(&data);
@@ -119,6 +119,21 @@ pub fn unload(cpu: &Cpu) {
     tlb::rest();
     // SAFETY: the CPU's own table, which was filled when its area was built, and is never unmapped.
     unsafe { gdt::load(cpu.area().gdt()) }
+}
+
+/// Copies a frame, by words: what the compiler calls for so many bytes copies single ones, on the CPUs that do that fast.
+#[inline]
+fn copy_frame(from: &TrapFrame, to: &mut TrapFrame) {
+    // SAFETY: two frames, of which the second is ours alone; the direction flag is clear.
+    unsafe {
+        asm!(
+            "rep movsq",
+            inout("rcx") size_of::<TrapFrame>() / 8 => _,
+            inout("rsi") core::ptr::from_ref(from) => _,
+            inout("rdi") core::ptr::from_mut(to) => _,
+            options(nostack, preserves_flags)
+        );
+    }
 }
 
 /// The pages of the LDT that data selectors name are mapped, where the guest has them: the CPU could not ask for them in the
