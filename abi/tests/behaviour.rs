@@ -122,7 +122,7 @@ fn mmu_requests_pack_their_arguments() {
     mmu::<X86_32>();
     mmu::<X86_64>();
     assert!(MmuUpdate::<X86_32>::from_parts(MmuCommand::NormalPtUpdate, 1 << 32, 0).is_none());
-    let unknown = MmuUpdate::<X86_32> { ptr: 1, val: 14 };
+    let unknown = MmuUpdate::<X86_32> { ptr: 1, val: 15 };
     assert_eq!((unknown.command(), unknown.ext_command()), (None, None));
 }
 

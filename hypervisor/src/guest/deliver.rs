@@ -19,6 +19,7 @@ use proxenos_core::domain::Arch;
 use proxenos_core::machine::{GuestMemory, MachineMemory};
 use proxenos_core::personality::Personality;
 use proxenos_core::vcpu::Vcpu;
+use x86_64::registers::model_specific::{FsBase, GsBase};
 
 /// An exception is the guest's to handle. `at` is the address of a page fault.
 pub fn exception(run: &mut Running, frame: &mut TrapFrame, vector: Vector, code: u32, at: Option<GuestVirt>) {
@@ -201,23 +202,23 @@ const IOPL: u64 = 3 << 12;
 /// Interrupts are on whenever a guest runs.
 const IF: u64 = 1 << 9;
 
-/// The data selectors as they are, for the failsafe frame; then null, so that the kernel starts with something sound. 64-bit code
-/// needs no such help, and would lose the bases of fs and gs by it.
+/// The data selectors as they are, for the failsafe frame; then null, so that the kernel starts with something sound. An x86_64 guest's
+/// bases of fs and gs stay: they may be those of `set_segment_base`, by which its kernel finds what is its own.
 fn data_segments(arch: Arch) -> DataSegments {
     let (ds, es, fs, gs): (u16, u16, u16, u16);
+    let bases = (FsBase::read(), GsBase::read());
     // SAFETY: null selectors can always be loaded; the hypervisor uses none of the four.
     unsafe {
         asm!(
             "mov {0:x}, ds", "mov {1:x}, es", "mov {2:x}, fs", "mov {3:x}, gs",
-            out(reg) ds, out(reg) es, out(reg) fs, out(reg) gs,
-            options(nomem, nostack, preserves_flags)
+            "mov ds, {4:x}", "mov es, {4:x}", "mov fs, {4:x}", "mov gs, {4:x}",
+            out(reg) ds, out(reg) es, out(reg) fs, out(reg) gs, in(reg) 0u64,
+            options(nostack, preserves_flags)
         );
-        if arch == Arch::X86_32 {
-            asm!(
-                "mov ds, {0:x}", "mov es, {0:x}", "mov fs, {0:x}", "mov gs, {0:x}", in(reg) 0u64,
-                options(nostack, preserves_flags)
-            );
-        }
+    }
+    if arch == Arch::X86_64 {
+        FsBase::write(bases.0);
+        GsBase::write(bases.1);
     }
     DataSegments { ds: Selector(ds), es: Selector(es), fs: Selector(fs), gs: Selector(gs) }
 }

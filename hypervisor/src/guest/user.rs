@@ -34,6 +34,9 @@ unsafe extern "C" {
 }
 
 /// Where `syscall` goes on when no guest runs that could make one.
+///
+/// # Safety
+/// None: it only has the type of an entry.
 pub(super) unsafe extern "C" fn nobody() {
     unreachable!("no guest runs")
 }
@@ -67,8 +70,14 @@ fn switch(cpu: &Cpu, run: &mut Running, to: Mode) -> Result<Settled, NoUserBase>
 #[inline]
 pub(super) fn enter_kernel(run: &mut Running) {
     if run.vcpu.mode == Mode::User {
-        leave_application(Cpu::current(), run);
+        leave_application_at_length(run);
     }
+}
+
+/// Out of the way of kernels.
+#[inline(never)]
+fn leave_application_at_length(run: &mut Running) {
+    leave_application(Cpu::current(), run);
 }
 
 /// The same, where it was an application that ran.
