@@ -34,8 +34,8 @@
 //! are cleared; the TLB is flushed; then references are given back; then the flags are cleared. Between
 //! the steps no lock is held. So at no moment can a grantor see its flags clear while its frame can still be reached, by a TLB or
 //! by the hypervisor in the name of the other domain. A batch flushes once for each 32 unmaps. The mapping domain's
-//! one virtual CPU is in the hypervisor meanwhile; what another CPU's TLB remembers of it is of no use before that CPU loads its
-//! tables anew.
+//! one virtual CPU is in the hypervisor meanwhile. *Relied upon:* what another CPU's TLB remembers of that domain is of no
+//! use, since a CPU that begins to run a domain which ran elsewhere in between loads its tables anew.
 //!
 //! # The end of either side
 //!
