@@ -10,9 +10,6 @@
 //! entry is what it was when its line was looked at, and what is given back is what was taken. (Were it not so, the
 //! hypervisor would lose count, but touch no memory that is not RAM: each entry is read once a pass.)
 //!
-//! **What it costs** depends on what is there, by a factor of thirty, so it is counted as it is done ([`cost`]) and told when the scan
-//! is over: who looks at the clock then looks often enough.
-//!
 //! Lock: the owner's paging lock. Neither scan makes way in between.
 
 use super::format::{Format, PlainNumbers, Pte, bits};
@@ -21,7 +18,6 @@ use crate::addr::{Mfn, PAGE_SIZE};
 use crate::frame::WritableOf;
 use crate::host::Hardware;
 use crate::preempt::cost;
-use core::cell::Cell;
 
 /// What is looked at in one go, bytes.
 const LINE: usize = 64;
@@ -46,82 +42,65 @@ macro_rules! each_of_line {
 impl<H: Hardware> Pager<'_, H> {
     /// Checks a frame as a table of the lowest level, taking a reference for each entry; when that fails, none is taken.
     pub(super) fn validate_l1<F: Format>(&self, state: &mut PagingState, table: Mfn) -> Result<(), PagingError> {
-        let steps = Cell::new(cost::TABLE);
+        state.poll.step(cost::TABLE);
         let shadow = self.create_empty_shadow::<F>(state, table);
-        let result = if F::SHADOWED && shadow.is_none() {
-            self.get_one_by_one::<F>(table, &steps)
-        } else {
-            let shadow = shadow.unwrap_or(NO_SHADOW);
-            self.get_l1_entries::<F>(table, shadow, &steps).map_err(|(done, error)| {
-                self.mapped_nothing(|| self.put_l1_entries::<F>(table, done, shadow, &steps));
-                if F::SHADOWED {
-                    self.destroy_cleared_shadow::<F>(state, table);
-                }
-                error
-            })
-        };
-        state.poll.step(steps.get());
-        result
+        if F::SHADOWED && shadow.is_none() {
+            return self.get_one_by_one::<F>(table);
+        }
+        let shadow = shadow.unwrap_or(NO_SHADOW);
+        self.get_l1_entries::<F>(table, shadow).map_err(|(done, error)| {
+            self.mapped_nothing(|| self.put_l1_entries::<F>(table, done, shadow));
+            if F::SHADOWED {
+                self.destroy_cleared_shadow::<F>(state, table);
+            }
+            error
+        })
     }
 
     /// Gives back the references of a table of the lowest level that ceases to be one.
     pub(super) fn devalidate_l1<F: Format>(&self, state: &mut PagingState, table: Mfn) {
-        let steps = Cell::new(cost::TABLE);
+        state.poll.step(cost::TABLE);
         let shadow = self.host.frames.info(table).and_then(|info| info.shadow()).filter(|_| F::SHADOWED);
         // Who is watched is to know of each foreign mapping that goes ([`super::log_dirty`]).
         if self.host.is_any_watched() || F::SHADOWED && shadow.is_none() {
-            self.put_one_by_one::<F>(table, F::ENTRIES, &steps);
-            self.destroy_shadow::<F>(state, table, 1);
-        } else {
-            // By invariant I6 no other slot of the shadow is in use than those of present entries.
-            self.put_l1_entries::<F>(table, F::ENTRIES, shadow.unwrap_or(NO_SHADOW), &steps);
-            if F::SHADOWED {
-                self.destroy_cleared_shadow::<F>(state, table);
-            }
+            self.put_one_by_one::<F>(table, F::ENTRIES);
+            return self.destroy_shadow::<F>(state, table, 1);
         }
-        state.poll.step(steps.get());
+        // By invariant I6 no other slot of the shadow is in use than those of present entries.
+        self.put_l1_entries::<F>(table, F::ENTRIES, shadow.unwrap_or(NO_SHADOW));
+        if F::SHADOWED {
+            self.destroy_cleared_shadow::<F>(state, table);
+        }
     }
 
     /// As the scan, of a table for whose shadow there is no room.
     #[cold]
-    fn get_one_by_one<F: Format>(&self, table: Mfn, steps: &Cell<u32>) -> Result<(), PagingError> {
+    fn get_one_by_one<F: Format>(&self, table: Mfn) -> Result<(), PagingError> {
         for index in 0..F::ENTRIES {
-            let entry = F::load(&self.host.hw, table, index);
-            count(steps, cost::PLACE + if entry.present() { of_one(entry) } else { 0 });
-            let taken = self.get_l1_target::<F>(entry, Target::Own);
-            taken.inspect_err(|_| self.mapped_nothing(|| self.put_one_by_one::<F>(table, index, steps)))?;
+            let taken = self.get_l1_target::<F>(F::load(&self.host.hw, table, index), Target::Own);
+            taken.inspect_err(|_| self.mapped_nothing(|| self.put_one_by_one::<F>(table, index)))?;
         }
         Ok(())
     }
 
     #[cold]
-    fn put_one_by_one<F: Format>(&self, table: Mfn, entries: usize, steps: &Cell<u32>) {
-        for index in 0..entries {
-            count(steps, cost::PLACE);
-            let entry = F::load(&self.host.hw, table, index);
-            if entry.present() {
-                self.put_one(entry, self.host.hw.stamp(), steps);
-            }
+    fn put_one_by_one<F: Format>(&self, table: Mfn, count: usize) {
+        for index in 0..count {
+            self.put_l1_target(F::load(&self.host.hw, table, index));
         }
     }
 
     /// Takes the references of all entries and writes their shadow. When one is refused, says which: those before it hold
     /// theirs.
     #[inline(never)]
-    fn get_l1_entries<F: Format>(
-        &self,
-        table: Mfn,
-        shadow: Mfn,
-        steps: &Cell<u32>,
-    ) -> Result<(), (usize, PagingError)> {
+    fn get_l1_entries<F: Format>(&self, table: Mfn, shadow: Mfn) -> Result<(), (usize, PagingError)> {
         let per_line = F::ENTRIES * LINE / PAGE_SIZE;
         let (own, numbers) = (self.dom.own_writable.kept(), PlainNumbers::kept());
         for first in (0..F::ENTRIES).step_by(per_line) {
             if !self.has_entries::<F>(table, first) {
                 continue;
             }
-            count(steps, per_line as u32 * cost::PLACE);
-            each_of_line!(F: first => |index| self.get_quickly::<F>(own, numbers, table, index, shadow, steps)?);
+            each_of_line!(F: first => |index| self.get_quickly::<F>(own, numbers, table, index, shadow)?);
         }
         Ok(())
     }
@@ -143,7 +122,6 @@ impl<H: Hardware> Pager<'_, H> {
         table: Mfn,
         index: usize,
         shadow: Mfn,
-        steps: &Cell<u32>,
     ) -> Result<(), (usize, PagingError)> {
         let used = bits::P | bits::RW | if F::SHADOWED { bits::A | bits::D } else { 0 };
         let entry = F::load(&self.host.hw, table, index);
@@ -159,19 +137,12 @@ impl<H: Hardware> Pager<'_, H> {
             }
             return Ok(());
         }
-        if entry.present() { self.get_one::<F>(entry, index, shadow, steps) } else { Ok(()) }
+        if entry.present() { self.get_one::<F>(entry, index, shadow) } else { Ok(()) }
     }
 
     #[cold]
     #[inline(never)]
-    fn get_one<F: Format>(
-        &self,
-        entry: Pte,
-        index: usize,
-        shadow: Mfn,
-        steps: &Cell<u32>,
-    ) -> Result<(), (usize, PagingError)> {
-        count(steps, of_one(entry));
+    fn get_one<F: Format>(&self, entry: Pte, index: usize, shadow: Mfn) -> Result<(), (usize, PagingError)> {
         self.get_l1_target::<F>(entry, Target::Own).map_err(|error| (index, error))?;
         if F::SHADOWED {
             self.write_l1_shadow(shadow, index, entry);
@@ -179,38 +150,28 @@ impl<H: Hardware> Pager<'_, H> {
         Ok(())
     }
 
-    /// Gives back the references of the first `entries` entries, and clears the slots of their shadow.
+    /// Gives back the references of the first `count` entries, and clears the slots of their shadow.
     #[inline(never)]
-    fn put_l1_entries<F: Format>(&self, table: Mfn, entries: usize, shadow: Mfn, steps: &Cell<u32>) {
+    fn put_l1_entries<F: Format>(&self, table: Mfn, count: usize, shadow: Mfn) {
         // No CPU that flushes after this walks to the table, so that the stamp speaks for all of its entries.
         let stamp = self.host.hw.stamp();
         let numbers = PlainNumbers::kept();
         let per_line = F::ENTRIES * LINE / PAGE_SIZE;
-        let whole = entries - entries % per_line;
+        let whole = count - count % per_line;
         for first in (0..whole).step_by(per_line) {
             if !self.has_entries::<F>(table, first) {
                 continue;
             }
-            count(steps, per_line as u32 * cost::PLACE);
-            each_of_line!(F: first => |index| self.put_quickly::<F>(numbers, table, index, shadow, stamp, steps));
+            each_of_line!(F: first => |index| self.put_quickly::<F>(numbers, table, index, shadow, stamp));
         }
-        for index in whole..entries {
-            count(steps, cost::PLACE);
-            self.put_quickly::<F>(numbers, table, index, shadow, stamp, steps);
+        for index in whole..count {
+            self.put_quickly::<F>(numbers, table, index, shadow, stamp);
         }
     }
 
     /// An entry whose frame others refer to as well.
     #[inline(always)]
-    fn put_quickly<F: Format>(
-        &self,
-        numbers: PlainNumbers,
-        table: Mfn,
-        index: usize,
-        shadow: Mfn,
-        stamp: u32,
-        steps: &Cell<u32>,
-    ) {
+    fn put_quickly<F: Format>(&self, numbers: PlainNumbers, table: Mfn, index: usize, shadow: Mfn, stamp: u32) {
         let entry = F::load(&self.host.hw, table, index);
         if !entry.present() {
             return;
@@ -225,28 +186,17 @@ impl<H: Hardware> Pager<'_, H> {
         {
             return;
         }
-        self.put_one(entry, stamp, steps);
+        self.put_one(entry, stamp);
     }
 
     #[inline(never)]
-    fn put_one(&self, entry: Pte, stamp: u32, steps: &Cell<u32>) {
+    fn put_one(&self, entry: Pte, stamp: u32) {
         let quickly = !entry.writable()
             && self.host.frames.above_first_mib(entry.mfn()).is_some_and(|info| info.put_readable_quickly(stamp));
-        let freed = !quickly && self.put_mapping(entry, stamp);
-        count(steps, if freed { cost::OTHER + cost::FRAME } else { cost::OTHER });
+        if !quickly {
+            self.put_mapping(entry, stamp);
+        }
     }
-}
-
-/// Something was done.
-#[inline(always)]
-fn count(steps: &Cell<u32>, cost: u32) {
-    // A table has no more than 1024 entries.
-    steps.set(steps.get().wrapping_add(cost));
-}
-
-/// What it costs to take the reference of an entry that is not of the commonest kind.
-const fn of_one(entry: Pte) -> u32 {
-    if entry.0 & bits::UNCACHED != 0 { cost::OTHER + cost::FLUSH } else { cost::OTHER }
 }
 
 /// The frame that an entry names; a number that no frame has, if a bit above it is set that entries of this format may not have.

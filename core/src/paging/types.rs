@@ -149,16 +149,16 @@ impl<H: Hardware> Pager<'_, H> {
     #[inline]
     pub fn put_l1_target(&self, entry: Pte) {
         if entry.present() {
-            let _: bool = self.put_mapping(entry, self.host.hw.stamp());
+            self.put_mapping(entry, self.host.hw.stamp());
         }
     }
 
     /// As [`put_l1_target`](Self::put_l1_target), of a present entry that no CPU could walk to any more when the TLB clock
-    /// stood at `stamp`. True if that freed the frame.
+    /// stood at `stamp`.
     #[inline]
-    pub(super) fn put_mapping(&self, entry: Pte, stamp: u32) -> bool {
+    pub(super) fn put_mapping(&self, entry: Pte, stamp: u32) {
         let mfn = entry.mfn();
-        let Some(info) = self.host.frames.above_first_mib(mfn) else { return false };
+        let Some(info) = self.host.frames.above_first_mib(mfn) else { return };
         let was_last = if entry.writable() {
             if self.host.is_any_watched() {
                 log_dirty::foreign_writer(self.host, self.dom.id, mfn, info);
@@ -174,7 +174,6 @@ impl<H: Hardware> Pager<'_, H> {
         if was_last {
             self.host.free_frame(mfn, info);
         }
-        was_last
     }
 
     /// A mapping of a descriptor page is gone, perhaps the one at which its owner's LDT was found.

@@ -6,10 +6,8 @@ use crate::addr::{DomId, MachineAddr, Mfn};
 use crate::domain::Arch;
 use crate::frame::Condition;
 use crate::machine::{GuestMemory, MachineMemory};
-use crate::paging::Pager;
-use crate::paging::format::bits::{A, D, PCD, RW, US};
-use crate::paging::format::{FourLevel, TwoLevel};
-use crate::preempt::{Answer, Poll};
+use crate::paging::format::bits::{RW, US};
+use crate::preempt::Answer;
 use alloc::vec::Vec;
 use proxenos_abi::{Errno, Hypercall};
 
@@ -88,44 +86,6 @@ impl World {
         });
         self.host.hw.preempt_every(0);
         (result, times, self.host.hw.longest_stretch())
-    }
-}
-
-#[test]
-fn what_a_table_costs_is_counted() {
-    for arch in [Arch::X86_32, Arch::X86_64] {
-        let mut world = World::of(arch);
-        let table = world.more(1, 1, 0)[0];
-        let guest = &world.guests[1];
-        let (used, read) = (guest.entry(DATA, RW) | A | D, guest.entry(DATA, 0));
-        let mut least = 0;
-        for (value, what) in [(0, "empty"), (used, "writable"), (read, "read-only"), (used | PCD, "uncached")] {
-            world.fill_table(1, table, value);
-            let pager = Pager::new(&*world.host, &world.guests[1].dom);
-            let mut state = pager.lock();
-            let counted = |state: &mut crate::paging::PagingState, unpin: bool| {
-                state.poll = Poll::begin();
-                let _ = world.host.hw.longest_stretch();
-                match (arch, unpin) {
-                    (Arch::X86_32, false) => pager.pin::<TwoLevel>(state, table, 1),
-                    (Arch::X86_32, true) => pager.unpin::<TwoLevel>(state, table),
-                    (Arch::X86_64, false) => pager.pin::<FourLevel>(state, table, 1),
-                    (Arch::X86_64, true) => pager.unpin::<FourLevel>(state, table),
-                }
-                .expect("it is good");
-                // A step stands for ten instructions.
-                let (steps, accesses) = (10 * state.poll.steps() as usize, world.host.hw.longest_stretch());
-                state.poll = Poll::NEVER;
-                assert!(steps >= accesses, "{arch:?}, {what}: {accesses} accesses are counted as {steps} instructions");
-                steps
-            };
-            let pinned = counted(&mut state, false);
-            assert!(pinned > least, "{arch:?}, {what}");
-            least = pinned;
-            counted(&mut state, true);
-            drop(state);
-            world.check();
-        }
     }
 }
 
