@@ -20,8 +20,10 @@ pub fn serve_while_waiting(service: fn()) {
     SERVICE.call_once(|| service);
 }
 
-/// One turn of a wait with interrupts off: for a lock, or for another CPU's answer.
+/// One turn of a wait with interrupts off: for a lock, or for another CPU's answer. (Out of line: within every lock it would cost those that
+/// are free some registers.)
 #[cold]
+#[inline(never)]
 pub fn wait_a_little() {
     if let Some(service) = SERVICE.get() {
         service();
