@@ -24,7 +24,6 @@ const PREEMPTIONS: Option<usize> = None;
 
 /// Runs the other CPUs beside the grantor's, which says whether it got its way, in every order; then what must be true
 /// in the end.
-#[expect(clippy::arc_with_non_send_sync, reason = "the checker's threads are all on one of the machine's")]
 fn every_order(
     prepare: fn(&Machine),
     others: &'static [fn(&Machine)],

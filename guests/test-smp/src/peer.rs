@@ -4,7 +4,7 @@ use crate::frame;
 use crate::letter::{Field, Letter, Task};
 use core::sync::atomic::{AtomicU32, Ordering};
 use proxenos_guest::abi::mmu::UpdateVaFlags;
-use proxenos_guest::abi::{DomId, GuestVirt, Mfn, Port, hypercall::DomMemOp};
+use proxenos_guest::abi::{DomId, GuestVirt, GuestWord, Mfn, Port, hypercall::DomMemOp};
 use proxenos_guest::arch::read_tsc;
 use proxenos_guest::memory::{Frame, remap};
 use proxenos_guest::pte::{Pte, PteFlags};
