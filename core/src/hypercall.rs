@@ -468,7 +468,9 @@ fn answer_multicall<P: Personality, H: Hardware>(
     count: u32,
 ) -> Option<u64> {
     let size = size_of::<MulticallEntry<P>>() as u64;
-    if !P::in_guest_range(list, u64::from(count) * size) || !vcpu.unfinished.is_empty() {
+    // All entries of an aligned list are aligned.
+    let aligned = list.0.is_multiple_of(P::Word::BYTES as u64);
+    if !aligned || !P::in_guest_range(list, u64::from(count) * size) || !vcpu.unfinished.is_empty() {
         return None;
     }
     let (mut at, mut left, mut poll) = (list, count, Poll::begin());
@@ -484,7 +486,13 @@ fn answer_multicall<P: Personality, H: Hardware>(
             answer_in_multicall::<P, H>(host, dom, vcpu, at, op)
         };
         let Some(result) = answer else { break };
-        if write_result::<P, H>(host, at, result).is_err() {
+        let slot = result_of_entry::<P>(at);
+        let written = if P::Word::BYTES == 4 {
+            host.hw.write_aligned_u32(slot, result as u32)
+        } else {
+            host.hw.write_aligned_u64(slot, result)
+        };
+        if written.is_err() {
             return write_failed();
         }
         at = at.offset(size);
@@ -557,10 +565,15 @@ fn first_words<P: Personality, H: Hardware>(host: &Host<H>, entry: GuestVirt) ->
     }
 }
 
-/// Writes the result of one of a multicall's calls into its entry.
+/// Where the result of one of a multicall's calls goes.
 #[inline(always)]
+const fn result_of_entry<P: Personality>(entry: GuestVirt) -> GuestVirt {
+    entry.offset((P::Word::BYTES * (1 + MULTICALL_RESULT_ARG)) as u64)
+}
+
+/// Writes the result of one of a multicall's calls into its entry.
 fn write_result<P: Personality, H: Hardware>(host: &Host<H>, entry: GuestVirt, result: u64) -> Result<(), BadPointer> {
-    let slot = entry.offset((P::Word::BYTES * (1 + MULTICALL_RESULT_ARG)) as u64);
+    let slot = result_of_entry::<P>(entry);
     if P::Word::BYTES == 4 { host.hw.write_u32(slot, result as u32) } else { host.hw.write_u64(slot, result) }
 }
 

@@ -108,15 +108,35 @@ pub trait GuestMemory {
         Ok(words)
     }
 
-    /// Writes 32 bits, little-endian.
+    /// Writes 32 bits, little-endian, to any address.
     #[inline]
     fn write_u32(&self, to: GuestVirt, value: u32) -> Result<(), BadPointer> {
+        if to.0.is_multiple_of(4) {
+            self.write_aligned_u32(to, value)
+        } else {
+            self.copy_to_guest(to, &value.to_le_bytes())
+        }
+    }
+
+    /// Writes 64 bits, little-endian, to any address.
+    #[inline]
+    fn write_u64(&self, to: GuestVirt, value: u64) -> Result<(), BadPointer> {
+        if to.0.is_multiple_of(8) {
+            self.write_aligned_u64(to, value)
+        } else {
+            self.copy_to_guest(to, &value.to_le_bytes())
+        }
+    }
+
+    /// [`write_u32`](Self::write_u32) to a multiple of four, which the caller has made sure of: such a word lies on one page.
+    #[inline]
+    fn write_aligned_u32(&self, to: GuestVirt, value: u32) -> Result<(), BadPointer> {
         self.copy_to_guest(to, &value.to_le_bytes())
     }
 
-    /// Writes 64 bits, little-endian.
+    /// [`write_u64`](Self::write_u64) to a multiple of eight, likewise.
     #[inline]
-    fn write_u64(&self, to: GuestVirt, value: u64) -> Result<(), BadPointer> {
+    fn write_aligned_u64(&self, to: GuestVirt, value: u64) -> Result<(), BadPointer> {
         self.copy_to_guest(to, &value.to_le_bytes())
     }
 }

@@ -5,6 +5,7 @@
 #![no_std]
 #![no_main]
 
+mod attacks;
 mod disturb;
 mod ends;
 mod failsafe;
@@ -33,6 +34,11 @@ fn main(_: &StartInfo) {
         Some("shares") => shares::run(),
         Some("share") => shares::share(),
         Some("multicall") => multicall::run(),
+        Some("attacked") => attacks::run(),
+        Some("stuck") => attacks::stuck(),
+        Some("storm") => attacks::storm(),
+        Some("shut") => attacks::shut(),
+        Some("callback-unmapped") => attacks::callback_unmapped(),
         _ => test::error("no such part"),
     }
 }

@@ -16,7 +16,8 @@ fn count(_: Port) {
     RECEIVED.store(received() + 1, Ordering::Relaxed);
 }
 
-fn received() -> u32 {
+/// Events that have been counted.
+pub fn received() -> u32 {
     RECEIVED.load(Ordering::Relaxed)
 }
 

@@ -4,7 +4,7 @@ use crate::ends;
 use crate::state::{self, Floating, Ldt, WATCHED};
 use core::hint::black_box;
 use core::sync::atomic::{AtomicU32, Ordering};
-use proxenos_guest::abi::{GuestVirt, Port, Virq};
+use proxenos_guest::abi::{DomId, GuestVirt, Port, Virq};
 use proxenos_guest::test::section;
 use proxenos_guest::{boot, check, check_eq, events, hypercall, probe, time, traps};
 
@@ -18,6 +18,7 @@ const WORDS: usize = 16 << 10;
 static MEMORY: [AtomicU32; WORDS] = [const { AtomicU32::new(0) }; WORDS];
 static SEGMENTS: [AtomicU32; 2] = [AtomicU32::new(0), AtomicU32::new(0)];
 static EVENTS: AtomicU32 = AtomicU32::new(0);
+static STORM: AtomicU32 = AtomicU32::new(0);
 static TICKS: AtomicU32 = AtomicU32::new(0);
 
 fn on_event(_: Port) {
@@ -56,6 +57,13 @@ pub fn run() {
     events::set_handler(receiver, on_event);
     events::unmask(receiver);
     state::count_debug_exceptions();
+    // One that sends to this domain without end, if there is one.
+    let storm = boot::option("storm").map(|domain| {
+        let domain = domain.parse().map(DomId).expect("a domain's number");
+        let (own, _) = events::bind_interdomain(DomId::SELF, domain).expect("domain 0 may");
+        events::set_handler(own, |_| STORM.store(STORM.load(Ordering::Relaxed) + 1, Ordering::Relaxed));
+        events::unmask(own);
+    });
     let seed = if boot::is_initial_domain() { 0x1234_5678 } else { 0x0bad_cafe };
     let word = |index: usize| (index as u32).wrapping_mul(seed | 1).rotate_left(7);
     MEMORY.iter().enumerate().for_each(|(index, cell)| cell.store(word(index), Ordering::Relaxed));
@@ -105,6 +113,7 @@ pub fn run() {
     check!(ran < passed / 10 * 9, "others ran too: of {passed} ns this domain had {ran}");
     check!(TICKS.load(Ordering::Relaxed) > ROUNDS, "a tick whenever it is switched to");
     check_eq!(events::unhandled_count(), 0, "events that nobody sent");
+    check_eq!(storm.is_some(), STORM.load(Ordering::Relaxed) > ROUNDS, "a storm, where there was one");
     if boot::is_initial_domain() {
         ends::dismiss(&[1]);
     } else {

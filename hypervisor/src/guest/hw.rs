@@ -204,13 +204,13 @@ impl GuestMemory for Hw {
     }
 
     #[inline(always)]
-    fn write_u32(&self, to: GuestVirt, value: u32) -> Result<(), BadPointer> {
-        memory::write_u32(to, value)
+    fn write_aligned_u32(&self, to: GuestVirt, value: u32) -> Result<(), BadPointer> {
+        memory::write_aligned_u32(to, value)
     }
 
     #[inline(always)]
-    fn write_u64(&self, to: GuestVirt, value: u64) -> Result<(), BadPointer> {
-        memory::write_u64(to, value)
+    fn write_aligned_u64(&self, to: GuestVirt, value: u64) -> Result<(), BadPointer> {
+        memory::write_aligned_u64(to, value)
     }
 }
 

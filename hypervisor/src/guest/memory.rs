@@ -137,12 +137,10 @@ pub fn read_words<const N: usize>(from: GuestVirt) -> Result<[u64; N], BadPointe
     Ok(words)
 }
 
-/// Writes 32 bits.
+/// Writes 32 bits, to a multiple of 4.
 #[inline(always)]
-pub fn write_u32(to: GuestVirt, value: u32) -> Result<(), BadPointer> {
-    if !to.0.is_multiple_of(4) {
-        return copy_to_guest(to, &value.to_le_bytes());
-    }
+pub fn write_aligned_u32(to: GuestVirt, value: u32) -> Result<(), BadPointer> {
+    debug_assert!(to.0.is_multiple_of(4));
     // SAFETY: writes to a guest address, which the caller has checked, so no memory of ours changes.
     unsafe {
         asm!(
@@ -157,13 +155,11 @@ pub fn write_u32(to: GuestVirt, value: u32) -> Result<(), BadPointer> {
     Ok(())
 }
 
-/// Writes 64 bits.
+/// Writes 64 bits, to a multiple of 8.
 #[inline(always)]
-pub fn write_u64(to: GuestVirt, value: u64) -> Result<(), BadPointer> {
-    if !to.0.is_multiple_of(8) {
-        return copy_to_guest(to, &value.to_le_bytes());
-    }
-    // SAFETY: as in `write_u32`.
+pub fn write_aligned_u64(to: GuestVirt, value: u64) -> Result<(), BadPointer> {
+    debug_assert!(to.0.is_multiple_of(8));
+    // SAFETY: as in `write_aligned_u32`.
     unsafe {
         asm!(
             "2: mov [{to}], {value}",
