@@ -14,7 +14,8 @@
 //! | [`calls`] | hypercalls: the fast path of `int 0x82` and `syscall` |
 //! | [`syscall`] | where `syscall` arrives |
 //! | [`user`] | x86_64 applications: the way to them, and back by `syscall` |
-//! | [`quick`] | the short ways into a guest's kernel: exceptions, `int 0x80`, upcalls |
+//! | [`quick`] | the short ways into a guest's kernel: exceptions, upcalls |
+//! | [`int80`] | the shortest one: `int 0x80` of x86_32 guests |
 //! | [`faults`] | page faults, #GP, #NM: which are the guest's own |
 //! | [`deliver`] | pushes frames on the guest's stack: exceptions, events, failsafe |
 //! | [`timer`] | ticks, timer events, the clock guests read |
@@ -33,6 +34,7 @@ mod faults;
 mod fpu;
 mod host;
 mod hw;
+mod int80;
 mod memory;
 mod ports;
 mod quick;
