@@ -288,8 +288,9 @@ fn refreshed() {
     let second = time::snapshot();
     check!(second.system_time > first.system_time, "the fields were updated within 700 ms");
     check!(second.tsc_timestamp > first.tsc_timestamp);
-    // The rate may have been measured better meanwhile.
-    check!(first.cpu_freq.abs_diff(second.cpu_freq) < first.cpu_freq / 1000);
+    // The rate may have been measured better meanwhile: by how much depends on how busy an emulator's computer was at boot, so how
+    // well the clocks agree is `test-drift`'s to judge.
+    check!(first.cpu_freq.abs_diff(second.cpu_freq) < first.cpu_freq / 16, "{first:?} {second:?}");
     let blocked = time::snapshot();
     let until = time::system_time() + 700_000_000;
     check_eq!(hypercall::set_timer_op(until), Ok(()));
