@@ -57,7 +57,7 @@ use crate::cpu::idt::Vector;
 use crate::cpu::percpu::{Cpu, Pending};
 use crate::cpu::smp;
 use crate::mm::layout;
-use crate::time;
+use crate::time::{self, Now};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::cell::{Cell, UnsafeCell};
@@ -74,9 +74,8 @@ use proxenos_core::event;
 use proxenos_core::host::Host;
 use proxenos_core::hypercall::Caller;
 use proxenos_core::preempt::Place;
-use proxenos_core::sched::Slot;
 use proxenos_core::vcpu::Vcpu;
-use sched::Turn;
+use sched::{Seat, Turn};
 use switch::Context;
 use timer::Timer;
 use x86_64::VirtAddr;
@@ -86,16 +85,18 @@ use x86_64::registers::control::Cr2;
 pub struct Running {
     host: &'static Host<Hw>,
     dom: Arc<Domain>,
-    vcpu: Box<Vcpu>,
+    vcpu: Vcpu,
     timer: Timer,
     /// The rest of its state: while it runs, what of that is not in the CPU.
-    context: Box<Context>,
+    context: Context,
+    /// Where it waits between its turns, once it has a place in a run queue.
+    seat: Option<Arc<Seat>>,
 }
 
 /// What guest code keeps per CPU, in [`Cpu::local`].
 pub struct CpuLocal {
     /// Who runs here. Only its own CPU touches it, with interrupts disabled.
-    running: UnsafeCell<Option<Running>>,
+    running: UnsafeCell<Option<Box<Running>>>,
     /// The same domain, for traps that come while the hypervisor works on `running`.
     domain: Cell<Option<(&'static Host<Hw>, NonNull<Domain>)>>,
     /// The first two bytes of the page that it shares with us: upcall pending, upcall mask.
@@ -117,6 +118,8 @@ pub struct CpuLocal {
     alarm: Cell<u64>,
     /// Nobody else can run here.
     alone: Cell<bool>,
+    /// Its run queue, once there is one.
+    queue: Cell<Option<sched::Own>>,
     /// For whom `syscall` was last opened or closed.
     syscall: Cell<Option<Arch>>,
     /// Breakpoints of who ran last are armed.
@@ -140,6 +143,7 @@ impl Default for CpuLocal {
             turn_ends: Cell::new(u64::MAX),
             alarm: Cell::new(u64::MAX),
             alone: Cell::new(true),
+            queue: Cell::new(None),
             syscall: Cell::new(None),
             breakpoints: Cell::new(false),
         }
@@ -156,12 +160,12 @@ impl CpuLocal {
     #[expect(clippy::mut_from_ref, reason = "the contents of a cell, exclusive by this function's contract")]
     unsafe fn running(&self) -> Option<&mut Running> {
         // SAFETY: as the caller promises; the CPU's own data is touched by no other CPU.
-        unsafe { (*self.running.get()).as_mut() }
+        unsafe { (*self.running.get()).as_deref_mut() }
     }
 
     /// Makes a domain the one that runs here.
     #[expect(clippy::mut_from_ref, reason = "the contents of a cell, to which nobody else has a reference yet")]
-    fn install(&self, running: Running) -> &mut Running {
+    fn install(&self, running: Box<Running>) -> &mut Running {
         self.domain.set(Some((running.host, NonNull::from(&*running.dom))));
         self.shared.set(layout::direct_frame(running.dom.shared_info));
         match running.dom.arch {
@@ -169,7 +173,7 @@ impl CpuLocal {
             Arch::X86_64 => self.note_mode(running.vcpu.mode),
         }
         self.note_assists(&running.dom);
-        self.vcpu.set(&raw const *running.vcpu);
+        self.vcpu.set(&raw const running.vcpu);
         // SAFETY: nothing of a guest's runs on this CPU, so there is no other reference.
         unsafe { (*self.running.get()).insert(running) }
     }
@@ -178,7 +182,7 @@ impl CpuLocal {
     ///
     /// # Safety
     /// No reference to it is used any more.
-    unsafe fn uninstall(&self) -> Option<Running> {
+    unsafe fn uninstall(&self) -> Option<Box<Running>> {
         self.domain.set(None);
         self.vcpu.set(core::ptr::null());
         // SAFETY: as the caller promises.
@@ -224,7 +228,7 @@ unsafe fn running_elsewhere<'a>() -> impl Iterator<Item = &'a Running> {
     let here = Cpu::current().id;
     let others = smp::cpus().filter(move |cpu| cpu.id != here);
     // SAFETY: a CPU stands still in the handler of an interrupt from a guest or the idle loop, where it has no reference to this.
-    others.filter_map(|cpu| unsafe { (*cpu.local.running.get()).as_ref() })
+    others.filter_map(|cpu| unsafe { (*cpu.local.running.get()).as_deref() })
 }
 
 /// A trap from a guest.
@@ -248,10 +252,11 @@ pub fn trap(frame: &mut TrapFrame) {
 
 impl Running {
     /// A domain that has not run yet.
-    fn at_start(host: &'static Host<Hw>, dom: Arc<Domain>, state: &InitialState) -> Self {
-        let mut vcpu = Box::new(Vcpu::new());
-        vcpu.set_kernel_stack(state.kernel_ss, state.kernel_sp);
-        Self { host, dom, vcpu, timer: Timer::new(), context: Box::new(Context::at_start(state)) }
+    fn at_start(host: &'static Host<Hw>, dom: Arc<Domain>, state: &InitialState) -> Box<Self> {
+        let (vcpu, context) = (Vcpu::new(), Context::at_start(state));
+        let mut running = Box::new(Self { host, dom, vcpu, timer: Timer::new(), context, seat: None });
+        running.vcpu.set_kernel_stack(state.kernel_ss, state.kernel_sp);
+        running
     }
 
     /// The guest as it makes a call: `frame` is where it stands behind it.
@@ -302,36 +307,36 @@ fn leave(cpu: &'static Cpu, mut run: &'static mut Running, frame: &mut TrapFrame
 fn attend(cpu: &'static Cpu, mut run: &'static mut Running, frame: &mut TrapFrame) -> &'static mut Running {
     let local = &cpu.local;
     let mut is_armed = true;
-    loop {
+    let now = loop {
         let pending = cpu.take_pending();
-        let now = time::now_ns();
+        let now = time::now();
         // Before it waits, it is looked what it asks for in its page.
         let waits = run.dom.run_state() == RunState::BLOCKED;
         let changed = core::mem::take(&mut run.vcpu.timer_changed);
         if pending.contains(Pending::TIMER) || changed || waits {
-            timer::serve(run, now);
+            timer::serve(run, &now);
             is_armed = false;
         }
-        if local.alarm.get() <= now {
-            sched::sound_alarms(cpu, now);
+        if local.alarm.get() <= now.ns {
+            sched::sound_alarms(cpu, &now);
         }
         sources::serve(run.host, Some((run, frame)), pending);
         if run.dom.run_state().intersects(RunState::SHUTDOWN | RunState::CRASHED) {
             end::explain(run, frame);
             end::ended(run);
         }
-        if sched::is_due(cpu, run, pending, now) {
+        if sched::is_due(cpu, run, pending, now.ns) {
             is_armed = false;
-            if let Turn::Next(next) = sched::reconsider(cpu, run, now) {
-                run = change(cpu, frame, next, now);
+            if let Turn::Next(next) = sched::reconsider(cpu, run, now.ns) {
+                run = change(cpu, frame, next, &now);
             }
         }
         if !cpu.has_pending() && !run.must_stop() {
-            break;
+            break now;
         }
-    }
+    };
     if !is_armed {
-        timer::program(local, Some(run));
+        timer::program_for(cpu, run, &now);
     }
     local.attention.store(0, Ordering::Relaxed);
     run
@@ -341,15 +346,15 @@ fn attend(cpu: &'static Cpu, mut run: &'static mut Running, frame: &mut TrapFram
 ///
 /// No reference to the domain that ran is used any more.
 #[expect(clippy::mut_from_ref, reason = "what is returned is in the CPU's cell, by `install`")]
-fn change(cpu: &'static Cpu, frame: &mut TrapFrame, next: Option<Slot>, now: u64) -> &'static mut Running {
+fn change(cpu: &'static Cpu, frame: &mut TrapFrame, next: Option<Box<Running>>, now: &Now) -> &'static mut Running {
     // SAFETY: the caller's reference has ended.
     let mut old = unsafe { cpu.local.uninstall() }.expect("a domain runs here");
     switch::save(&cpu.local, &mut old, frame);
-    timer::pause(&mut old, now);
+    timer::pause(&mut old, now.ns);
     match next {
         Some(next) => {
-            let run = cpu.local.install(sched::unpark(cpu, next));
-            switch::load(&cpu.local, run, frame);
+            let run = cpu.local.install(next);
+            switch::load(cpu, run, frame);
             sched::park(old);
             timer::resume(run, now);
             run
@@ -367,29 +372,30 @@ fn change(cpu: &'static Cpu, frame: &mut TrapFrame, next: Option<Slot>, now: u64
 fn idle(cpu: &'static Cpu, host: &Host<Hw>, frame: &mut TrapFrame) -> &'static mut Running {
     let mut pending = Pending::SCHEDULE;
     loop {
-        let now = time::now_ns();
-        if cpu.local.alarm.get() <= now {
-            sched::sound_alarms(cpu, now);
+        let now = time::now();
+        if cpu.local.alarm.get() <= now.ns {
+            sched::sound_alarms(cpu, &now);
         }
         sources::serve(host, None, pending);
-        if let Some(next) = sched::pick(cpu, now) {
-            let run = cpu.local.install(sched::unpark(cpu, next));
-            switch::load(&cpu.local, run, frame);
-            timer::resume(run, now);
+        if let Some(next) = sched::pick(cpu, now.ns) {
+            let run = cpu.local.install(next);
+            switch::load(cpu, run, frame);
+            timer::resume(run, &now);
             return run;
         }
-        timer::program(&cpu.local, None);
+        timer::program_for_nobody(&cpu.local);
         pending = cpu.wait_for_interrupt();
     }
 }
 
 /// A CPU is ready to run domains: it does so from now on.
 fn enter(cpu: &'static Cpu, host: &Host<Hw>) -> ! {
+    sched::enter(cpu);
     // Nobody's values are in the FPU yet.
     fpu::trap_next_use();
     let mut frame = TrapFrame::default();
     let run = idle(cpu, host, &mut frame);
-    timer::program(&cpu.local, Some(run));
+    timer::program_for(cpu, run, &time::now());
     leave(cpu, run, &mut frame);
     // SAFETY: page tables and descriptor tables are the domain's, validated; the frame is that of a guest at its start, or as it was
     // when it was last interrupted. Nothing on the stack below it is needed.

@@ -92,7 +92,11 @@ impl<P: Policy> Schedulers<P> {
         Ok(self.mutex(cpu)?.lock())
     }
 
-    fn mutex(&self, cpu: CpuId) -> Result<&Mutex<RunQueue<P>>, SchedError> {
+    /// The lock of a CPU's queue.
+    ///
+    /// # Errors
+    /// [`SchedError::NoSuchCpu`].
+    pub fn mutex(&self, cpu: CpuId) -> Result<&Mutex<RunQueue<P>>, SchedError> {
         self.queues.get(usize::from(cpu.0)).ok_or(SchedError::NoSuchCpu)
     }
 

@@ -10,6 +10,7 @@ use crate::boot;
 use crate::cpu::gdt::{self, Flavour};
 use crate::mm::layout::PAGE_SIZE;
 use crate::options::{Bytes, P2m};
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
@@ -55,7 +56,7 @@ pub fn zone(arch: Arch) -> Zone {
 }
 
 /// Builds a domain.
-pub fn build(host: &'static Host<Hw>, image: &Image<'_>, order: &Order<'_>) -> Result<Running, Refusal> {
+pub fn build(host: &'static Host<Hw>, image: &Image<'_>, order: &Order<'_>) -> Result<Box<Running>, Refusal> {
     let (id, arch, pages) = (order.id, image.arch(), order.pages);
     let kind = if id == DomId::DOM0 { DomainKind::Initial } else { DomainKind::Ordinary };
     let request = Request { module_bytes: order.module.len() as u64, pages, kind };

@@ -13,6 +13,8 @@
 use super::{Running, timer};
 use crate::cpu::percpu::{Cpu, Pending};
 use crate::options;
+use crate::time::Now;
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -22,7 +24,7 @@ use proxenos_core::sched::{
     Affinity, Alarms, Chosen, CpuId, Global, Home, Params, Pick, Repick, RunQueue, SchedError, Schedulers, Slot, Span,
     Time, WakeSet,
 };
-use proxenos_core::sync::{Mutex, MutexGuard};
+use proxenos_core::sync::Mutex;
 use spin::Once;
 
 static SCHEDULING: Once<Scheduling> = Once::new();
@@ -37,7 +39,7 @@ struct Scheduling {
 }
 
 /// What belongs to one CPU's queue.
-struct OfCpu {
+pub struct OfCpu {
     seats: Mutex<Seats>,
     /// Whom the CPU is to wake, or to look at.
     woken: WakeSet,
@@ -52,9 +54,16 @@ struct Seats {
 }
 
 /// A domain's place, whether it runs or not.
-struct Seat {
+pub struct Seat {
     /// The domain, unless it runs.
-    parked: Mutex<Option<Running>>,
+    parked: Mutex<Option<Box<Running>>>,
+}
+
+/// A CPU's own queue, and what belongs to it.
+#[derive(Clone, Copy)]
+pub struct Own {
+    of: &'static OfCpu,
+    queue: &'static Mutex<RunQueue<Chosen>>,
 }
 
 /// No [`Home`].
@@ -68,13 +77,15 @@ fn id(cpu: &Cpu) -> CpuId {
     CpuId(cpu.id.0 as u16)
 }
 
+/// The queue of the CPU this runs on, which has [entered](enter).
+#[inline]
+fn own(cpu: &Cpu) -> Own {
+    cpu.local.queue.get().expect("it has its queue")
+}
+
 impl Scheduling {
     fn of(&self, cpu: CpuId) -> &OfCpu {
         &self.cpus[usize::from(cpu.0)]
-    }
-
-    fn queue(&self, cpu: CpuId) -> MutexGuard<'_, RunQueue<Chosen>> {
-        self.schedulers.queue(cpu).expect("a queue for each CPU")
     }
 }
 
@@ -97,6 +108,13 @@ pub fn init(cpus: u16) {
         runs: AtomicU32::new(NOBODY),
     };
     SCHEDULING.call_once(|| Scheduling { schedulers, cpus: (0..cpus).map(of_cpu).collect() });
+}
+
+/// This CPU is about to run domains.
+pub fn enter(cpu: &Cpu) {
+    let (all, here) = (scheduling(), id(cpu));
+    let queue = all.schedulers.mutex(here).expect("a queue for each CPU");
+    cpu.local.queue.set(Some(Own { of: all.of(here), queue }));
 }
 
 pub fn span(micros: options::Micros) -> Span {
@@ -135,10 +153,12 @@ pub fn release(home: Home) {
 }
 
 /// Puts a domain into its place. It runs when it is its turn, unless its run state says otherwise.
-pub fn place(home: Home, running: Running) {
+pub fn place(home: Home, mut running: Box<Running>) {
     let dom = running.dom.clone();
-    let seat = Seat { parked: Mutex::new(Some(running)) };
-    scheduling().of(home.cpu).seats.lock().by_slot[home.slot.index()] = Some(Arc::new(seat));
+    let seat = Arc::new(Seat { parked: Mutex::new(None) });
+    running.seat = Some(seat.clone());
+    *seat.parked.lock() = Some(running);
+    scheduling().of(home.cpu).seats.lock().by_slot[home.slot.index()] = Some(seat);
     dom.set_home(home, told);
     told(&dom, News::RunState);
 }
@@ -173,12 +193,11 @@ fn ring(cpu: CpuId) {
 }
 
 /// What a look at the queue comes to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Turn {
     /// Who runs goes on.
     GoesOn,
-    /// Another is to run, or nobody.
-    Next(Option<Slot>),
+    /// Another is to run, which has been taken out of its seat, or nobody.
+    Next(Option<Box<Running>>),
 }
 
 impl Running {
@@ -198,59 +217,58 @@ pub fn is_due(cpu: &Cpu, run: &Running, pending: Pending, now: u64) -> bool {
 
 /// Looks at the queue while a domain runs here.
 pub fn reconsider(cpu: &Cpu, run: &mut Running, now: u64) -> Turn {
-    let (all, here, time) = (scheduling(), id(cpu), Time(now));
-    let own = run.dom.home().expect("who runs has a place").slot;
-    let mut seats = all.of(here).seats.lock();
-    let mut queue = all.queue(here);
-    let woken = wake(all.of(here), &mut seats, &mut queue, Some(own), time);
+    let (own, time) = (own(cpu), Time(now));
+    let here = run.dom.home().expect("who runs has a place").slot;
+    let mut seats = own.of.seats.lock();
+    let mut queue = own.queue.lock();
+    let woken = wake(own.of, &mut seats, &mut queue, Some(here), time);
     let yields = core::mem::take(&mut run.vcpu.reschedule);
     let pick = if run.must_stop() {
-        let _ = queue.sleep(own, time);
+        let _ = queue.sleep(here, time);
         if run.dom.run_state().contains(RunState::BLOCKED)
             && let Some(at) = timer::alarm_time(run)
         {
-            seats.alarms.set(own, Time(at));
+            seats.alarms.set(here, Time(at));
         }
-        Some(queue.pick(time))
+        queue.pick(time)
     } else if yields {
-        Some(queue.pick_other(time))
+        queue.pick_other(time)
     } else if woken == Repick::Now || cpu.local.turn_ends.get() <= now {
-        Some(queue.pick(time))
+        queue.pick(time)
     } else {
-        None
-    };
-    note(cpu, &seats, &queue);
-    let Some(pick) = pick else {
+        note(cpu, &seats, &queue);
         if let Repick::At(at) = woken {
             cpu.local.turn_ends.set(cpu.local.turn_ends.get().min(at.0));
         }
         return Turn::GoesOn;
     };
-    drop((queue, seats));
-    match picked(cpu, all, pick) {
-        Some(slot) if slot == own => Turn::GoesOn,
-        next => Turn::Next(next),
+    note(cpu, &seats, &queue);
+    drop(queue);
+    picked(cpu, own.of, pick);
+    match pick.next {
+        Some(slot) if slot == here => Turn::GoesOn,
+        next => Turn::Next(next.map(|slot| seats.unpark(slot))),
     }
 }
 
-/// Looks at the queue while this CPU idles: who is to run.
-pub fn pick(cpu: &Cpu, now: u64) -> Option<Slot> {
-    let (all, here) = (scheduling(), id(cpu));
-    let mut seats = all.of(here).seats.lock();
-    let mut queue = all.queue(here);
-    let _ = wake(all.of(here), &mut seats, &mut queue, None, Time(now));
+/// Looks at the queue while this CPU idles: who is to run, taken out of its seat.
+pub fn pick(cpu: &Cpu, now: u64) -> Option<Box<Running>> {
+    let own = own(cpu);
+    let mut seats = own.of.seats.lock();
+    let mut queue = own.queue.lock();
+    let _ = wake(own.of, &mut seats, &mut queue, None, Time(now));
     let pick = queue.pick(Time(now));
     note(cpu, &seats, &queue);
-    drop((queue, seats));
-    picked(cpu, all, pick)
+    drop(queue);
+    picked(cpu, own.of, pick);
+    pick.next.map(|slot| seats.unpark(slot))
 }
 
-fn picked(cpu: &Cpu, all: &Scheduling, pick: Pick) -> Option<Slot> {
+fn picked(cpu: &Cpu, of: &OfCpu, pick: Pick) {
     cpu.local.turn_ends.set(pick.until.map_or(u64::MAX, |at| at.0));
     let home = pick.next.map_or(NOBODY, |slot| Home { cpu: id(cpu), slot }.to_bits());
     // Whoever sends an event sees this, or its bits are seen behind it, on the way to the guest.
-    all.of(id(cpu)).runs.swap(home, Ordering::SeqCst);
-    pick.next
+    of.runs.swap(home, Ordering::SeqCst);
 }
 
 /// Keeps at hand what the short ways and the timer want to know.
@@ -290,11 +308,10 @@ fn wake(of: &OfCpu, seats: &mut Seats, queue: &mut RunQueue<Chosen>, runs: Optio
 
 /// Time has come for the first alarm: tells those whose time it is.
 #[cold]
-pub fn sound_alarms(cpu: &Cpu, now: u64) {
-    let of = scheduling().of(id(cpu));
-    let mut seats = of.seats.lock();
+pub fn sound_alarms(cpu: &Cpu, now: &Now) {
+    let mut seats = own(cpu).of.seats.lock();
     let Seats { by_slot, alarms } = &mut *seats;
-    while let Some(slot) = alarms.take_due(Time(now)) {
+    while let Some(slot) = alarms.take_due(Time(now.ns)) {
         let Some(Some(seat)) = by_slot.get(slot.index()) else { continue };
         if let Some(parked) = &mut *seat.parked.lock() {
             timer::serve(parked, now);
@@ -307,18 +324,17 @@ pub fn sound_alarms(cpu: &Cpu, now: u64) {
     cpu.local.alarm.set(seats.alarms.first().map_or(u64::MAX, |at| at.0));
 }
 
-/// Takes a domain that was picked out of its seat.
-pub fn unpark(cpu: &Cpu, slot: Slot) -> Running {
-    let seats = scheduling().of(id(cpu)).seats.lock();
-    let seat = seats.by_slot[slot.index()].as_ref().expect("who was picked has a seat");
-    seat.parked.lock().take().expect("who was picked does not run elsewhere")
+impl Seats {
+    /// Takes a domain that was picked out of its seat.
+    fn unpark(&self, slot: Slot) -> Box<Running> {
+        let seat = self.by_slot[slot.index()].as_ref().expect("who was picked has a seat");
+        seat.parked.lock().take().expect("who was picked does not run elsewhere")
+    }
 }
 
 /// Puts a domain whose turn has ended into its seat. Nothing of it is left in this CPU.
-pub fn park(running: Running) {
-    let home = running.dom.home().expect("who ran has a place");
-    let seats = scheduling().of(home.cpu).seats.lock();
-    let seat = seats.by_slot[home.slot.index()].as_ref().expect("who ran has a seat");
+pub fn park(running: Box<Running>) {
+    let seat = running.seat.clone().expect("who ran has a seat");
     *seat.parked.lock() = Some(running);
 }
 
@@ -328,6 +344,6 @@ pub fn with_all_parked<R>(each: impl FnOnce(&[&Running], usize) -> R) -> R {
     let seats: Vec<Arc<Seat>> =
         all.cpus.iter().flat_map(|of| of.seats.lock().by_slot.iter().flatten().cloned().collect::<Vec<_>>()).collect();
     let held: Vec<_> = seats.iter().map(|seat| seat.parked.lock()).collect();
-    let parked: Vec<&Running> = held.iter().filter_map(|parked| parked.as_ref()).collect();
+    let parked: Vec<&Running> = held.iter().filter_map(|parked| parked.as_deref()).collect();
     each(&parked, held.len() - parked.len())
 }

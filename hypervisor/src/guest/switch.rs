@@ -76,7 +76,7 @@ impl Context {
 pub fn save(local: &CpuLocal, run: &mut Running, frame: &TrapFrame) {
     // No table of its stays open while it does not run.
     drop(Pager::new(run.host, &run.dom).lock());
-    let context = &mut *run.context;
+    let context = &mut run.context;
     copy_frame(frame, &mut context.frame);
     context.data = faults::data_selectors();
     if run.dom.arch == Arch::X86_64 {
@@ -87,9 +87,10 @@ pub fn save(local: &CpuLocal, run: &mut Running, frame: &TrapFrame) {
 }
 
 /// Makes a domain the one that this CPU's tables and registers are of. `frame` becomes what it goes on with.
-pub fn load(local: &CpuLocal, run: &mut Running, frame: &mut TrapFrame) {
+pub fn load(cpu: &Cpu, run: &mut Running, frame: &mut TrapFrame) {
+    let local = &cpu.local;
     let root = run.dom.paging.lock().cpu_root().expect("a domain that can run has a page-table base");
-    tlb::begin_to_walk();
+    cpu.tlb.begin_to_walk();
     run.host.hw.load_root(root);
     run.vcpu.segments.load(run.host, &run.dom);
     if local.syscall.replace(Some(run.dom.arch)) != Some(run.dom.arch) {

@@ -8,11 +8,11 @@
 //! What a guest writes to its page is noticed when its timers are looked at: at its ticks, when it begins to wait, when any of
 //! them fires, and when it sets the one that fires next by call. So a timeout may be noticed a tick late, and is exact from then on.
 //!
-//! The CPU's own timer is set to what comes first of these and of the scheduler's times ([`program`]), on the way back to a guest.
+//! The CPU's own timer is set to what comes first of these and of the scheduler's times ([`program_for`]), on the way back to a guest.
 
 use super::{CpuLocal, Running};
 use crate::cpu::percpu::Cpu;
-use crate::time;
+use crate::time::{self, Now};
 use proxenos_abi::Virq;
 use proxenos_core::event;
 use proxenos_core::timekeeping::timers::{Due, Timeouts, Timers};
@@ -34,15 +34,15 @@ impl Timer {
 }
 
 /// A domain's turn has begun, perhaps its first.
-pub fn resume(run: &mut Running, now: u64) {
-    run.timer.timers.resume(now);
+pub fn resume(run: &mut Running, now: &Now) {
+    run.timer.timers.resume(now.ns);
     run.vcpu.timer_changed = false;
     if core::mem::replace(&mut run.timer.began, true) {
         // What it asked for and has come meanwhile is told by the same event.
-        let _ = take_due(run, now);
-        send(run);
+        let _ = take_due(run, now.ns);
+        send(run, now);
     } else {
-        write_clock(run);
+        write_clock(run, now);
     }
 }
 
@@ -58,10 +58,10 @@ pub fn alarm_time(run: &Running) -> Option<u64> {
 
 /// The CPU's timer has fired, or the domain has changed what it wants, or the alarm of one that waits has rung: sends what is due
 /// to it. The timer, or the alarm, is then to be set anew.
-pub fn serve(run: &mut Running, now: u64) {
-    time::tsc::refine(now);
-    if take_due(run, now) == Due::Now {
-        send(run);
+pub fn serve(run: &mut Running, now: &Now) {
+    time::tsc::refine(now.ns);
+    if take_due(run, now.ns) == Due::Now {
+        send(run, now);
     }
 }
 
@@ -85,29 +85,43 @@ fn timeouts(run: &Running) -> Timeouts {
 }
 
 /// Sends VIRQ_TIMER, with a fresh clock.
-fn send(run: &Running) {
-    write_clock(run);
+fn send(run: &Running, now: &Now) {
+    write_clock(run, now);
     event::raise_virq(&*run.dom, &run.host.hw, Virq::Timer);
 }
 
-fn write_clock(run: &Running) {
-    // Both from one reading: guests carry the time on from there, and must not get ahead.
-    let tsc = time::tsc::read();
-    let now = time::tsc::to_ns(tsc);
+/// All from one reading: guests carry the time on from there, and must not get ahead.
+fn write_clock(run: &Running, now: &Now) {
     let moment = Moment {
-        tsc: tsc.0,
-        hz: time::tsc::rate().0,
-        system_ns: now,
-        wall_ns: time::wall_at_zero().map_or(0, |zero| zero.0) + now,
-        domain_ns: run.timer.timers.domain_time(now),
+        tsc: now.tsc.0,
+        hz: now.rate.0,
+        system_ns: now.ns,
+        wall_ns: time::wall_at_zero().map_or(0, |zero| zero.0) + now.ns,
+        domain_ns: run.timer.timers.domain_time(now.ns),
     };
     timekeeping::write_moment(&run.host.hw, run.dom.shared_info, &moment);
 }
 
 /// Sets the CPU's timer to what comes next: for who runs, for those that wait, or the next turn.
-pub fn program(local: &CpuLocal, run: Option<&Running>) {
-    let own = run.and_then(|run| run.timer.timers.next(run.vcpu.timer, timeouts(run))).unwrap_or(u64::MAX);
-    match own.min(local.turn_ends.get()).min(local.alarm.get()) {
+///
+/// One that is armed for an earlier time is left alone: it interrupts once in vain, and is then set to what comes next. So domains
+/// that change places many times a tick do not arm it each time.
+pub fn program_for(cpu: &Cpu, run: &Running, now: &Now) {
+    let own = run.timer.timers.next(run.vcpu.timer, timeouts(run)).unwrap_or(u64::MAX);
+    let at = own.min(cpu.local.turn_ends.get()).min(cpu.local.alarm.get());
+    let armed = cpu.deadline();
+    if !(now.ns < armed && armed <= at) {
+        set(at);
+    }
+}
+
+/// The same where nobody runs: exactly, so that an idle CPU is woken for nothing.
+pub fn program_for_nobody(local: &CpuLocal) {
+    set(local.turn_ends.get().min(local.alarm.get()));
+}
+
+fn set(at: u64) {
+    match at {
         u64::MAX => time::cancel_deadline(),
         at => time::set_deadline(at),
     }

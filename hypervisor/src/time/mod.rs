@@ -10,7 +10,7 @@ mod rtc;
 pub mod tsc;
 
 pub use apic::{cancel_deadline, set_deadline};
-pub use tsc::now_ns;
+pub use tsc::{Now, now, now_ns};
 
 use crate::cpu::percpu::Cpu;
 pub use proxenos_core::timekeeping::Ratio;

@@ -90,6 +90,29 @@ pub fn now_ns() -> u64 {
     to_ns(read())
 }
 
+/// A moment, from one reading of the counter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Now {
+    /// The counter.
+    pub tsc: Tsc,
+    /// The clock then, in nanoseconds ([`now_ns`]).
+    pub ns: u64,
+    /// The counter's rate, as far as it was known.
+    pub rate: Hz,
+}
+
+/// The moment.
+///
+/// # Panics
+/// Before the clock is measured.
+#[inline]
+#[must_use]
+pub fn now() -> Now {
+    let tsc = read();
+    let line = line_of(tsc);
+    Now { tsc, ns: line.ns_at(tsc.0), rate: Hz(line.hz()) }
+}
+
 /// The newest line.
 #[inline]
 fn clock() -> &'static Line {
@@ -100,13 +123,19 @@ fn clock() -> &'static Line {
 #[inline]
 #[must_use]
 pub fn to_ns(at: Tsc) -> u64 {
+    line_of(at).ns_at(at.0)
+}
+
+/// The line that a value of the counter is on.
+#[inline]
+fn line_of(at: Tsc) -> &'static Line {
     let newest = CURRENT.load(Ordering::Acquire);
     let mut line = CLOCK[newest].get().expect("the clock is measured");
     // A value that was read before the last line began is on the one before. (On none, it is from before the first instruction.)
     if newest > 0 && !line.covers(at.0) {
         line = CLOCK[newest - 1].get().expect("it was published first");
     }
-    line.ns_at(at.0)
+    line
 }
 
 /// What the counter will be when [`now_ns`] is `ns`.
@@ -114,12 +143,6 @@ pub fn to_ns(at: Tsc) -> u64 {
 #[must_use]
 pub fn from_ns(ns: u64) -> Tsc {
     Tsc(clock().tsc_at(ns))
-}
-
-/// The counter's rate.
-#[must_use]
-pub fn rate() -> Hz {
-    Hz(clock().hz())
 }
 
 /// Reads another clock and the TSC at the same time, as nearly as that is possible.
