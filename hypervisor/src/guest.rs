@@ -73,6 +73,7 @@ use proxenos_core::domain::{Arch, Domain, RunState};
 use proxenos_core::event;
 use proxenos_core::host::Host;
 use proxenos_core::hypercall::Caller;
+use proxenos_core::paging::Pager;
 use proxenos_core::preempt::Place;
 use proxenos_core::vcpu::Vcpu;
 use sched::{Seat, Turn};
@@ -86,6 +87,8 @@ pub struct Running {
     host: &'static Host<Hw>,
     dom: Arc<Domain>,
     vcpu: Vcpu,
+    /// The page that it shares with us.
+    shared: VirtAddr,
     timer: Timer,
     /// The rest of its state: while it runs, what of that is not in the CPU.
     context: Context,
@@ -167,15 +170,20 @@ impl CpuLocal {
     #[expect(clippy::mut_from_ref, reason = "the contents of a cell, to which nobody else has a reference yet")]
     fn install(&self, running: Box<Running>) -> &mut Running {
         self.domain.set(Some((running.host, NonNull::from(&*running.dom))));
-        self.shared.set(layout::direct_frame(running.dom.shared_info));
+        self.shared.set(running.shared);
         match running.dom.arch {
             Arch::X86_32 => self.traps_of.set(quick::TrapsOf::X86_32),
             Arch::X86_64 => self.note_mode(running.vcpu.mode),
         }
         self.note_assists(&running.dom);
         self.vcpu.set(&raw const running.vcpu);
-        // SAFETY: nothing of a guest's runs on this CPU, so there is no other reference.
-        unsafe { (*self.running.get()).insert(running) }
+        // SAFETY: nothing of a guest's runs on this CPU, so there is no other reference, and nothing to be dropped.
+        unsafe {
+            let place = self.running.get();
+            debug_assert!((*place).is_none());
+            place.write(Some(running));
+            (*place).as_deref_mut().expect("it has just been put there")
+        }
     }
 
     /// Takes back the domain that runs here.
@@ -254,7 +262,8 @@ impl Running {
     /// A domain that has not run yet.
     fn at_start(host: &'static Host<Hw>, dom: Arc<Domain>, state: &InitialState) -> Box<Self> {
         let (vcpu, context) = (Vcpu::new(), Context::at_start(state));
-        let mut running = Box::new(Self { host, dom, vcpu, timer: Timer::new(), context, seat: None });
+        let shared = layout::direct_frame(dom.shared_info);
+        let mut running = Box::new(Self { host, dom, vcpu, shared, timer: Timer::new(), context, seat: None });
         running.vcpu.set_kernel_stack(state.kernel_ss, state.kernel_sp);
         running
     }
@@ -321,11 +330,16 @@ fn attend(cpu: &'static Cpu, mut run: &'static mut Running, frame: &mut TrapFram
             sched::sound_alarms(cpu, &now);
         }
         sources::serve(run.host, Some((run, frame)), pending);
+        let is_due = sched::is_due(cpu, run, pending, now.ns);
+        if is_due {
+            // Another domain's turn may come: no table stays open then. What is found in one may be the domain's end.
+            drop(Pager::new(run.host, &run.dom).lock());
+        }
         if run.dom.run_state().intersects(RunState::SHUTDOWN | RunState::CRASHED) {
             end::explain(run, frame);
             end::ended(run);
         }
-        if sched::is_due(cpu, run, pending, now.ns) {
+        if is_due {
             is_armed = false;
             if let Turn::Next(next) = sched::reconsider(cpu, run, now.ns) {
                 run = change(cpu, frame, next, &now);

@@ -125,31 +125,42 @@ impl Entity {
         matches!(self.warp, Warp::On) && self.params.limit.0 != 0
     }
 
-    /// It has run for `ran` until now. Returns whether its warp ended in that time.
+    /// If its pause has passed it warps again.
     #[inline]
-    fn has_run(&mut self, ran: Span, now: Time) -> bool {
+    fn end_pause(&mut self, now: Time) {
+        if matches!(self.warp, Warp::Pausing(until) if until <= now) {
+            self.warp = Warp::On;
+        }
+    }
+
+    /// It has run for `ran` until now. Its warp may have ended in that time.
+    #[inline]
+    fn has_run(&mut self, ran: Span, now: Time) {
         self.avt.0 += i128::from(ran.0) * i128::from(self.params.advance.get());
         if !self.has_limit() {
-            return false;
+            return;
         }
         if ran < self.warp_left {
             self.warp_left = self.warp_left.less(ran);
-            return false;
+            return;
         }
         let late = ran.less(self.warp_left);
         let ended = Time(now.0.saturating_sub(late.0));
         self.warp_left = self.params.limit;
         self.warp = if self.params.pause == Span::ZERO { Warp::Off } else { Warp::Pausing(ended + self.params.pause) };
-        true
     }
 }
 
 /// Borrowed virtual time on one CPU.
+///
+/// Who was picked is in none of the heaps for as long as it is ready: its time changes all the while, and it mostly goes on.
 pub struct Bvt {
     entities: Vec<Entity>,
-    /// Those that are ready and do not warp, by AVT.
+    /// Who was picked, if it is still ready.
+    current: Option<Slot>,
+    /// The others that are ready and do not warp, by AVT.
     plain: Heap<Virtual>,
-    /// Those that are ready and warp, by EVT.
+    /// The others that are ready and warp, by EVT.
     warped: Heap<Virtual>,
     /// The same, by AVT.
     warped_actual: Heap<Virtual>,
@@ -166,6 +177,7 @@ impl Bvt {
     pub const fn new() -> Self {
         Self {
             entities: Vec::new(),
+            current: None,
             plain: Heap::new(),
             warped: Heap::new(),
             warped_actual: Heap::new(),
@@ -204,41 +216,58 @@ impl Bvt {
 
     #[inline]
     fn is_ready(&self, slot: Slot) -> bool {
-        self.plain.contains(slot) || self.warped.contains(slot)
+        self.current == Some(slot) || self.plain.contains(slot) || self.warped.contains(slot)
     }
 
     #[inline]
     fn advance_virtual_time(&mut self) {
-        let least = match (self.plain.first(), self.warped_actual.first()) {
-            (Some((plain, _)), Some((warped, _))) => plain.min(warped),
-            (Some((only, _)), None) | (None, Some((only, _))) => only,
-            (None, None) => return,
-        };
-        self.virtual_time = self.virtual_time.max(least);
+        let current = self.current.map(|slot| self.entities[slot.index()].avt);
+        let waiting = [self.plain.first(), self.warped_actual.first()].map(|first| first.map(|(avt, _)| avt));
+        if let Some(least) = waiting.into_iter().flatten().chain(current).min() {
+            self.virtual_time = self.virtual_time.max(least);
+        }
     }
 
     /// Those whose pause has passed warp again.
     #[inline]
     fn end_pauses(&mut self, now: Time) {
+        if let Some(slot) = self.current {
+            self.entities[slot.index()].end_pause(now);
+        }
         while let Some((until, slot)) = self.pausing.first()
             && until <= now
         {
             self.dequeue(slot);
-            self.entities[slot.index()].warp = Warp::On;
+            self.entities[slot.index()].end_pause(now);
             self.enqueue(slot);
         }
     }
 
-    /// The least EVT.
+    /// The least EVT of those that are ready, but for the current one's.
     #[inline]
     fn least(&self) -> Option<(Virtual, Slot)> {
-        least_of(self.warped.first(), self.plain.first())
+        match (self.warped.first(), self.plain.first()) {
+            (Some(warped), Some(plain)) => Some(if plain.0 < warped.0 { plain } else { warped }),
+            (only, None) | (None, only) => only,
+        }
     }
 
-    /// The least EVT but for `slot`.
+    /// Makes another the current one, which is in a heap; the one that was goes there, if it is ready.
     #[inline]
-    fn least_except(&self, slot: Slot) -> Option<(Virtual, Slot)> {
-        least_of(self.warped.first_except(slot), self.plain.first_except(slot))
+    fn replace_current(&mut self, next: Slot) {
+        let plain = |slot: Slot| self.entities[slot.index()].warp == Warp::Off;
+        match self.current.replace(next) {
+            // Mostly these two change places.
+            Some(old) if plain(old) && plain(next) => {
+                self.plain.replace(next, old, self.entities[old.index()].avt);
+            }
+            old => {
+                self.dequeue(next);
+                if let Some(old) = old {
+                    self.enqueue(old);
+                }
+            }
+        }
     }
 
     /// When a virtual CPU that runs from now on has had its lead over another.
@@ -247,14 +276,6 @@ impl Bvt {
         let entity = &self.entities[slot.index()];
         let run = entity.run_to(over) + self.allowance;
         now + if entity.has_limit() { run.min(entity.warp_left) } else { run }
-    }
-}
-
-#[inline]
-fn least_of(warped: Option<(Virtual, Slot)>, plain: Option<(Virtual, Slot)>) -> Option<(Virtual, Slot)> {
-    match (warped, plain) {
-        (Some(warped), Some(plain)) => Some(if plain.0 < warped.0 { plain } else { warped }),
-        (only, None) | (None, only) => only,
     }
 }
 
@@ -296,28 +317,28 @@ impl Policy for Bvt {
         self.advance_virtual_time();
         let entity = &mut self.entities[slot.index()];
         entity.avt = entity.avt.max(self.virtual_time);
-        if matches!(entity.warp, Warp::Pausing(until) if until <= now) {
-            entity.warp = Warp::On;
-        }
+        entity.end_pause(now);
         self.enqueue(slot);
     }
 
     fn sleep(&mut self, slot: Slot) {
         self.advance_virtual_time();
-        self.dequeue(slot);
+        if self.current == Some(slot) {
+            self.current = None;
+        } else {
+            self.dequeue(slot);
+        }
     }
 
     #[inline]
     fn charge(&mut self, slot: Slot, ran: Span, now: Time) {
-        let entity = &mut self.entities[slot.index()];
-        let warp_ended = entity.has_run(ran, now);
-        if !warp_ended && entity.warp != Warp::On {
-            self.plain.update(slot, entity.avt);
-        } else if !warp_ended {
-            self.warped.update(slot, entity.evt());
-            self.warped_actual.update(slot, entity.avt);
-        } else if self.is_ready(slot) {
+        // Else it sleeps; or has slept and woken before anybody was picked, and is in a heap.
+        let waits = self.current != Some(slot) && self.is_ready(slot);
+        if waits {
             self.dequeue(slot);
+        }
+        self.entities[slot.index()].has_run(ran, now);
+        if waits {
             self.enqueue(slot);
         }
     }
@@ -325,28 +346,29 @@ impl Policy for Bvt {
     #[inline]
     fn pick(&mut self, yields: Option<Slot>, now: Time) -> Pick {
         self.end_pauses(now);
-        let next = match yields {
-            None => self.least(),
-            Some(slot) => self.least_except(slot).or_else(|| self.least()),
-        };
-        let Some((_, next)) = next else { return Pick { next: None, until: None } };
-        if let Some(slot) = yields {
-            let avt = self.entities[next.index()].avt;
-            let entity = &mut self.entities[slot.index()];
-            if entity.avt < avt {
-                entity.avt = avt;
-                let (evt, is_warped) = (entity.evt(), entity.warp == Warp::On);
-                if is_warped {
-                    self.warped.update(slot, evt);
-                    self.warped_actual.update(slot, avt);
-                } else {
-                    self.plain.update(slot, avt);
-                }
+        let others = self.least();
+        let next = match (self.current, others) {
+            (current, None) => current,
+            (None, Some((_, other))) => Some(other),
+            (Some(current), Some((_, other))) if yields == Some(current) => {
+                // It gives up what it was behind the other.
+                let avt = self.entities[other.index()].avt;
+                let entity = &mut self.entities[current.index()];
+                entity.avt = entity.avt.max(avt);
+                Some(other)
             }
+            (Some(current), Some((evt, other))) => {
+                Some(if evt < self.entities[current.index()].evt() { other } else { current })
+            }
+        };
+        let Some(next) = next else { return Pick { next: None, until: None } };
+        if self.current != Some(next) {
+            self.replace_current(next);
         }
-        let Some((rival, _)) = self.least_except(next) else { return Pick { next: Some(next), until: None } };
+        let Some((rival, _)) = self.least() else { return Pick { next: Some(next), until: None } };
         let until = self.lead_ends(next, rival, now);
         let until = self.pausing.first().map_or(until, |(ends, _)| ends.min(until));
+        let until = if let Warp::Pausing(ends) = self.entities[next.index()].warp { ends.min(until) } else { until };
         Pick { next: Some(next), until: Some(until) }
     }
 
@@ -363,11 +385,11 @@ impl Policy for Bvt {
 
     fn adjust(&mut self, slot: Slot, params: BvtParams, _: Time) -> Result<(), SchedError> {
         check(&params)?;
-        let is_ready = self.is_ready(slot);
+        let waits = self.is_ready(slot) && self.current != Some(slot);
         self.dequeue(slot);
         let avt = self.entities[slot.index()].avt;
         self.entities[slot.index()] = Entity::new(params, avt);
-        if is_ready {
+        if waits {
             self.enqueue(slot);
         }
         Ok(())

@@ -116,12 +116,12 @@ impl Policy for Chosen {
         whichever!(self, policy => policy.sleep(slot));
     }
 
-    #[inline]
+    #[inline(always)]
     fn charge(&mut self, slot: Slot, ran: Span, now: Time) {
         whichever!(self, policy => policy.charge(slot, ran, now));
     }
 
-    #[inline]
+    #[inline(always)]
     fn pick(&mut self, yields: Option<Slot>, now: Time) -> Pick {
         whichever!(self, policy => policy.pick(yields, now))
     }

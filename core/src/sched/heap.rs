@@ -1,7 +1,6 @@
-//! A binary heap of slots, smallest key first, that knows where each slot is: so any can be removed or given another
-//! key.
+//! A binary heap of slots, smallest key first, that knows where each slot is: so any can be removed or replaced.
 //!
-//! All operations are O(log n), the first and the second of the order O(1). Only [`Heap::reserve`] allocates. No lock.
+//! All operations are O(log n), the first of the order O(1). Only [`Heap::reserve`] allocates. No lock.
 
 use super::{SchedError, Slot};
 use alloc::vec::Vec;
@@ -36,19 +35,6 @@ impl<K: Ord + Copy> Heap<K> {
         self.order.first().copied()
     }
 
-    /// The first but for `slot`: one of the three at the top.
-    #[inline]
-    pub fn first_except(&self, slot: Slot) -> Option<(K, Slot)> {
-        let &first = self.order.first()?;
-        if first.1 != slot {
-            return Some(first);
-        }
-        match (self.order.get(1), self.order.get(2)) {
-            (Some(&left), Some(&right)) if right.0 < left.0 => Some(right),
-            (left, _) => left.copied(),
-        }
-    }
-
     #[inline]
     pub fn contains(&self, slot: Slot) -> bool {
         self.place[slot.index()] != NOWHERE
@@ -75,17 +61,17 @@ impl<K: Ord + Copy> Heap<K> {
         }
     }
 
-    /// Gives a slot another key, if it is in the heap.
+    /// Puts a slot that is not in the heap into the place of one that is.
     #[inline]
-    pub fn update(&mut self, slot: Slot, key: K) {
-        let at = self.place[slot.index()];
-        if at != NOWHERE {
-            self.order[usize::from(at)].0 = key;
-            self.settle(usize::from(at));
+    pub fn replace(&mut self, out: Slot, slot: Slot, key: K) {
+        let at = core::mem::replace(&mut self.place[out.index()], NOWHERE);
+        self.order[usize::from(at)] = (key, slot);
+        self.place[slot.index()] = at;
+        if self.order.len() > 1 {
+            self.settle(at.into());
         }
     }
 
-    #[inline]
     fn settle(&mut self, at: usize) {
         if at > 0 && self.order[at].0 < self.order[(at - 1) / 2].0 { self.rise(at) } else { self.sink(at) }
     }

@@ -109,7 +109,21 @@ impl Timers {
     }
 
     /// Whether a timer event is due, for whatever reason; they count as served then. `timer` is what was asked for by call.
+    #[inline]
     pub fn take_due(&mut self, now: u64, timer: &mut Option<u64>, timeouts: Timeouts) -> Due {
+        if self.asks_for_nothing(*timer, timeouts) {
+            return if self.take_tick(now) { Due::Now } else { Due::Later };
+        }
+        self.take_any_due(now, timer, timeouts)
+    }
+
+    /// Whether there is nothing to look at but the tick, as mostly.
+    #[inline]
+    const fn asks_for_nothing(&self, timer: Option<u64>, timeouts: Timeouts) -> bool {
+        timer.is_none() && timeouts.system | timeouts.domain | self.system.fired | self.domain.fired == 0
+    }
+
+    fn take_any_due(&mut self, now: u64, timer: &mut Option<u64>, timeouts: Timeouts) -> Due {
         let domain_time = self.domain_time(now);
         let asked = timer.take_if(|at| *at <= now).is_some();
         let by_system = self.system.fire(timeouts.system, now);
@@ -119,6 +133,7 @@ impl Timers {
     }
 
     /// Ticks keep their rhythm; those that were missed are not made up for.
+    #[inline]
     fn take_tick(&mut self, now: u64) -> bool {
         let Some(turn) = self.turn.as_mut().filter(|turn| turn.next_tick <= now) else { return false };
         let missed = (now - turn.next_tick) / TICK_NS;
@@ -127,8 +142,16 @@ impl Timers {
     }
 
     /// When to look again, in system time, if things stay as they are; `None`: never.
+    #[inline]
     #[must_use]
     pub fn next(&self, timer: Option<u64>, timeouts: Timeouts) -> Option<u64> {
+        if self.asks_for_nothing(timer, timeouts) {
+            return self.turn.map(|turn| turn.next_tick);
+        }
+        self.next_of_any(timer, timeouts)
+    }
+
+    fn next_of_any(&self, timer: Option<u64>, timeouts: Timeouts) -> Option<u64> {
         let alarm = self.next_alarm(timer, timeouts);
         let Some(turn) = self.turn else { return alarm };
         let domain = self.domain.pending(timeouts.domain);

@@ -278,11 +278,14 @@ fn note(cpu: &Cpu, seats: &Seats, queue: &RunQueue<Chosen>) {
 }
 
 /// Wakes, or puts to sleep, those that this CPU has been told of, but for who runs on it: what that means for it.
+#[inline]
 fn wake(of: &OfCpu, seats: &mut Seats, queue: &mut RunQueue<Chosen>, runs: Option<Slot>, now: Time) -> Repick {
+    if of.woken.may_have_any() { wake_some(of, seats, queue, runs, now) } else { Repick::AsPlanned }
+}
+
+#[inline(never)]
+fn wake_some(of: &OfCpu, seats: &mut Seats, queue: &mut RunQueue<Chosen>, runs: Option<Slot>, now: Time) -> Repick {
     let mut result = Repick::AsPlanned;
-    if !of.woken.may_have_any() {
-        return result;
-    }
     let Seats { by_slot, alarms } = seats;
     of.woken.take(|slot| {
         let Some(Some(seat)) = by_slot.get(slot.index()) else { return };

@@ -20,10 +20,9 @@ use proxenos_core::bounce::DataSegments;
 use proxenos_core::builder::InitialState;
 use proxenos_core::domain::Arch;
 use proxenos_core::machine::CpuTables;
-use proxenos_core::paging::Pager;
 use proxenos_core::personality::Personality;
 use x86_64::VirtAddr;
-use x86_64::registers::model_specific::{FsBase, GsBase, KernelGsBase};
+use x86_64::registers::model_specific::{FsBase, GsBase, KernelGsBase, Msr};
 
 /// A domain's state that is in the CPU while it runs, apart from what its [`Vcpu`](proxenos_core::vcpu::Vcpu) knows anyway.
 #[derive(Clone, Debug)]
@@ -71,22 +70,33 @@ impl Context {
     }
 }
 
+impl Bases {
+    /// Those in this CPU. (A register's own value is canonical, which the library would look at each time.)
+    #[inline]
+    fn read() -> Self {
+        let base = |register: Msr| {
+            // SAFETY: every 64-bit CPU has the three; reading them changes nothing.
+            VirtAddr::new_truncate(unsafe { register.read() })
+        };
+        Self { fs: base(FsBase::MSR), gs: base(GsBase::MSR), other_gs: base(KernelGsBase::MSR) }
+    }
+}
+
 /// The domain that ran here no longer does: `run` gets what is the guest's. Its page tables and descriptor tables are still this
-/// CPU's, until [`load`] or [`unload`].
+/// CPU's, until [`load`] or [`unload`]. None of its page tables is open.
 pub fn save(local: &CpuLocal, run: &mut Running, frame: &TrapFrame) {
-    // No table of its stays open while it does not run.
-    drop(Pager::new(run.host, &run.dom).lock());
     let context = &mut run.context;
     copy_frame(frame, &mut context.frame);
     context.data = faults::data_selectors();
     if run.dom.arch == Arch::X86_64 {
-        context.bases = Bases { fs: FsBase::read(), gs: GsBase::read(), other_gs: KernelGsBase::read() };
+        context.bases = Bases::read();
     }
     fpu::save(&mut run.vcpu.fpu, &mut context.fpu);
     local.breakpoints.set(run.vcpu.debug.control() != 0);
 }
 
 /// Makes a domain the one that this CPU's tables and registers are of. `frame` becomes what it goes on with.
+#[inline]
 pub fn load(cpu: &Cpu, run: &mut Running, frame: &mut TrapFrame) {
     let local = &cpu.local;
     let root = run.dom.paging.lock().cpu_root().expect("a domain that can run has a page-table base");

@@ -13,7 +13,7 @@ use super::{Ratio, apic, reference::Reference, rtc};
 use crate::boot;
 use crate::cpu::features;
 use crate::options::{Kept, Skew};
-use core::arch::x86_64::{_mm_lfence, _rdtsc};
+use core::arch::asm;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use proxenos_core::timekeeping::clock::{Calibration, Line, Reading};
 use spin::{Mutex, Once};
@@ -56,11 +56,11 @@ static NEXT_REFINEMENT: AtomicU64 = AtomicU64::new(u64::MAX);
 #[inline(always)]
 #[must_use]
 pub fn read() -> Tsc {
+    let (low, high): (u32, u32);
+    // (The compiler's own name for the fence is a call here: it counts as SSE2, which the hypervisor is built without.)
     // SAFETY: every 64-bit CPU has both instructions, and CR4.TSD does not bind ring 0.
-    unsafe {
-        _mm_lfence();
-        Tsc(_rdtsc())
-    }
+    unsafe { asm!("lfence", "rdtsc", out("eax") low, out("edx") high, options(nostack, preserves_flags)) }
+    Tsc(u64::from(high) << 32 | u64::from(low))
 }
 
 const IA32_TSC_ADJUST: u32 = 0x3b;

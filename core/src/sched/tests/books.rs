@@ -76,9 +76,12 @@ proptest! {
                     heap.insert(slot, key);
                     model.insert(slot, key);
                 }
-                0 | 1 => {
-                    heap.update(slot, key);
-                    model.entry(slot).and_modify(|old| *old = key);
+                // Out with one of those that are there, whichever.
+                1 if !heap.contains(slot) && !model.is_empty() => {
+                    let out = *model.keys().nth(key as usize % model.len()).unwrap();
+                    heap.replace(out, slot, key);
+                    model.remove(&out);
+                    model.insert(slot, key);
                 }
                 _ => {
                     heap.remove(slot);
@@ -88,12 +91,6 @@ proptest! {
             prop_assert_eq!(heap.contains(slot), model.contains_key(&slot));
             prop_assert_eq!(heap.first().map(|(key, _)| key), model.values().min().copied());
             prop_assert!(heap.first().is_none_or(|(key, slot)| model.get(&slot) == Some(&key)));
-            for except in (0..12).map(Slot) {
-                let others = model.iter().filter(|&(&slot, _)| slot != except);
-                let found = heap.first_except(except);
-                prop_assert_eq!(found.map(|(key, _)| key), others.map(|(_, &key)| key).min());
-                prop_assert!(found.is_none_or(|(_, slot)| slot != except));
-            }
         }
     }
 
