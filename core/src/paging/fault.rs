@@ -31,8 +31,9 @@ impl<H: Hardware> Pager<'_, H> {
         if !F::SHADOWED && self.dom.log.is_on() {
             return None;
         }
-        let assisted = self.dom.is_assisted(VmAssistType::WritablePagetables);
-        if !F::SHADOWED && !assisted {
+        // (Asked where it matters only.)
+        let assisted = || self.dom.is_assisted(VmAssistType::WritablePagetables);
+        if !F::SHADOWED && !assisted() {
             return Some(seen);
         }
         let mut state = self.dom.paging.lock();
@@ -43,7 +44,7 @@ impl<H: Hardware> Pager<'_, H> {
         let page = if F::SHADOWED { self.refused_page(&state, at, access)? } else { seen };
         let by_kernel = if F::SHADOWED { !access.user } else { state.user.mode == Mode::Kernel };
         // It may be a store to a page table. (One that is not mapped is none.)
-        if page == Page::Present && assisted && access.write && by_kernel {
+        if page == Page::Present && access.write && by_kernel && assisted() {
             return None;
         }
         state.writable.forget_recent();

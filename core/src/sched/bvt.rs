@@ -137,9 +137,13 @@ impl Entity {
     #[inline]
     fn has_run(&mut self, ran: Span, now: Time) {
         self.avt.0 += i128::from(ran.0) * i128::from(self.params.advance.get());
-        if !self.has_limit() {
-            return;
+        if self.has_limit() {
+            self.has_warped(ran, now);
         }
+    }
+
+    #[cold]
+    fn has_warped(&mut self, ran: Span, now: Time) {
         if ran < self.warp_left {
             self.warp_left = self.warp_left.less(ran);
             return;
@@ -270,6 +274,18 @@ impl Bvt {
         }
     }
 
+    /// Charges one that sleeps, or has slept and woken before anybody was picked, and so may be in a heap.
+    #[cold]
+    #[inline(never)]
+    fn charge_another(&mut self, slot: Slot, ran: Span, now: Time) {
+        let waits = self.is_ready(slot);
+        self.dequeue(slot);
+        self.entities[slot.index()].has_run(ran, now);
+        if waits {
+            self.enqueue(slot);
+        }
+    }
+
     /// When a virtual CPU that runs from now on has had its lead over another.
     #[inline]
     fn lead_ends(&self, slot: Slot, over: Virtual, now: Time) -> Time {
@@ -332,14 +348,10 @@ impl Policy for Bvt {
 
     #[inline]
     fn charge(&mut self, slot: Slot, ran: Span, now: Time) {
-        // Else it sleeps; or has slept and woken before anybody was picked, and is in a heap.
-        let waits = self.current != Some(slot) && self.is_ready(slot);
-        if waits {
-            self.dequeue(slot);
-        }
-        self.entities[slot.index()].has_run(ran, now);
-        if waits {
-            self.enqueue(slot);
+        if self.current == Some(slot) {
+            self.entities[slot.index()].has_run(ran, now);
+        } else {
+            self.charge_another(slot, ran, now);
         }
     }
 

@@ -149,7 +149,7 @@ impl<P: Policy> RunQueue<P> {
     }
 
     /// Who runs from now on, now that the one that runs gives up its turn.
-    #[inline]
+    #[inline(always)]
     pub fn pick_other(&mut self, now: Time) -> Pick {
         self.charge(now);
         let yields = self.running.filter(|&running| self.state(running) == State::Ready);

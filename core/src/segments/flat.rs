@@ -35,6 +35,10 @@ pub(super) enum Use {
     Code = 2,
 }
 
+/// Says that a branch is rarely taken.
+#[cold]
+const fn rarely() {}
+
 /// What is known of a virtual CPU's segments.
 #[derive(Debug)]
 pub struct FlatSegments {
@@ -99,7 +103,12 @@ impl FlatSegments {
     /// Whether a selector is known to name a writable data segment that begins at 0.
     #[inline]
     pub(super) fn is_flat<P: Personality>(&self, ss: Selector) -> bool {
-        ss == P::FLAT_GUESTOS_DS || self.is_known(Use::Stack, ss)
+        if ss == P::FLAT_GUESTOS_DS {
+            return true;
+        }
+        // Else the compiler looks at both always, since it can.
+        rarely();
+        self.is_known(Use::Stack, ss)
     }
 
     /// Whether a selector is remembered.
