@@ -13,7 +13,7 @@ use crate::paging::writable::{PATIENCE, TableFault};
 use crate::sim_hw::{Fault, Mode};
 use crate::store::{CodeWidth, Registers, decode};
 use alloc::vec::Vec;
-use proxenos_abi::hypercall::{SchedOp, VmAssistCommand, VmAssistType};
+use proxenos_abi::hypercall::{VmAssistCommand, VmAssistType};
 use proxenos_abi::mmu::MmuExtCommand;
 use proxenos_abi::{Errno, Hypercall};
 
@@ -267,12 +267,10 @@ fn every_moment_that_needs_a_table_closes_it() {
             let request = guest.set(above, l2_slot(guest, 1), 0);
             assert_eq!(guest.request(request), OK);
         }),
-        ("giving up the CPU", |w| {
-            let _ = w.guest(1).call(Hypercall::SchedOp, [SchedOp::Yield.raw().into(), 0, 0, 0, 0, 0]);
-        }),
-        ("waiting", |w| {
-            let _ = w.guest(1).call(Hypercall::SchedOp, [SchedOp::Block.raw().into(), 0, 0, 0, 0, 0]);
-            w.guest(1).dom.clear_state(RunState::BLOCKED);
+        // What the hypervisor does where another domain's turn may come.
+        ("the end of a turn", |w| {
+            let guest = w.guest(1);
+            drop(Pager::new(&guest.host, &guest.dom).lock());
         }),
         ("turning it off", |w| {
             let _ = w.guest(1).assist(VmAssistCommand::Disable, VmAssistType::WritablePagetables);
