@@ -6,6 +6,7 @@
 #![no_main]
 
 mod attacks;
+mod console;
 mod disturb;
 mod ends;
 mod failsafe;
@@ -34,6 +35,8 @@ fn main(_: &StartInfo) {
         Some("shares") => shares::run(),
         Some("share") => shares::share(),
         Some("multicall") => multicall::run(),
+        Some("console") if boot::is_initial_domain() => console::run(),
+        Some("console") => console::refused(),
         Some("attacked") => attacks::run(),
         Some("stuck") => attacks::stuck(),
         Some("storm") => attacks::storm(),
