@@ -11,6 +11,7 @@ mod disturb;
 mod ends;
 mod failsafe;
 mod multicall;
+mod open_tables;
 mod relay;
 mod shares;
 mod state;
@@ -37,6 +38,8 @@ fn main(_: &StartInfo) {
         Some("multicall") => multicall::run(),
         Some("console") if boot::is_initial_domain() => console::run(),
         Some("console") => console::refused(),
+        Some("open-tables") if boot::is_initial_domain() => open_tables::run(),
+        Some("open-tables") => open_tables::part(),
         Some("attacked") => attacks::run(),
         Some("stuck") => attacks::stuck(),
         Some("storm") => attacks::storm(),

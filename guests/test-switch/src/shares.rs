@@ -40,7 +40,13 @@ fn measure() {
     let [from, to, _] = [FROM, TO, TO + AFTERWARDS].map(look_at);
     let (ran, passed) = (to.domain_time - from.domain_time, (to.system_time - from.system_time).max(1));
     let got = ran * 1000 / passed;
-    println!("{}.{} % of the CPU, from {} to {} us", got / 10, got % 10, from.system_time / 1000, to.system_time / 1000);
+    println!(
+        "{}.{} % of the CPU, from {} to {} us",
+        got / 10,
+        got % 10,
+        from.system_time / 1000,
+        to.system_time / 1000
+    );
     if boot::option("least").is_some() {
         let least = number("least");
         // Where a period begins and ends at the edges of what is looked at, a slice is missing at the most.
