@@ -48,6 +48,8 @@ const BRIDGE: u32 = 1;
 const DECODES: u32 = 3;
 /// Base address: of ports, of which there are 2^16.
 const IS_PORTS: u32 = 1;
+/// Lines that can be asked about, those that nobody can have included: 2.0's `NR_IRQS`, a vector each from 30h on.
+const NR_IRQS: u32 = 256 - 0x30;
 /// What a read of nothing gives.
 const NOTHING: u32 = u32::MAX;
 
@@ -242,7 +244,7 @@ impl<H: Hardware> Caller<'_, H> {
                 Ok(())
             }
             PhysdevRequest::IrqStatusQuery(request) => {
-                if request.irq as usize >= crate::event::PIRQS {
+                if request.irq >= NR_IRQS {
                     return Err(Errno::EINVAL);
                 }
                 let trigger = dom.pirqs.get().and_then(|pirqs| pirqs.trigger(Pirq(request.irq)));

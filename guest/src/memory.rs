@@ -5,6 +5,7 @@
 //! maps the first frames like that, [`frames`] goes on in the same way.
 
 pub mod frames;
+pub mod range;
 pub mod tables;
 
 use crate::arch::{Arch, Word};
@@ -16,6 +17,7 @@ use proxenos_abi::{Errno, GuestArch, GuestVirt, GuestWord, MachineAddr, Mfn, PAG
 
 pub use frames::{Frame, alloc_frame};
 pub use hypercall::update_va_mapping;
+pub use range::Range;
 pub use tables::{entry_of, pte_of};
 
 unsafe extern "C" {

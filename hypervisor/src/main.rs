@@ -25,6 +25,7 @@ mod domain_options;
 mod fault;
 mod guest;
 mod irq;
+mod memory_shares;
 mod mm;
 mod options;
 mod pci;

@@ -104,6 +104,20 @@ pub struct Input {
     pub send: String,
 }
 
+/// Non-maskable interrupts that the machine gets while it runs, one after the other until it ends.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nmis {
+    /// A text that the console must have shown before the first.
+    pub after: String,
+    /// How many the hypervisor must have taken.
+    pub least: u64,
+    /// What port 61h of the PC says of their cause, in place of what the machine has there. What is written to it is kept.
+    pub reason: Option<u8>,
+    /// The first byte that must have been written to that port.
+    pub answer: Option<u8>,
+}
+
 /// A change made to a copy of the guest's ELF file before it is booted: how bad images are made.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -173,6 +187,7 @@ struct RawRun {
     icount: Option<bool>,
     devices: Option<OneOrMany>,
     input: Option<Vec<Input>>,
+    nmi: Option<Nmis>,
     max: Option<Vec<Max>>,
     spoil: Option<Vec<Spoil>>,
 }
@@ -223,6 +238,8 @@ pub struct RunSpec {
     pub devices: Vec<String>,
     /// What is typed, in this order.
     pub input: Vec<Input>,
+    /// Its non-maskable interrupts.
+    pub nmi: Option<Nmis>,
     /// Bounds on numbers the console shows.
     pub max: Vec<Max>,
     /// Changes to the guest's image.
@@ -241,7 +258,7 @@ pub struct GuestMeta {
 }
 
 const OUTER_KEYS: [&str; 3] = ["kind", "plain", "run"];
-const RUN_KEYS: [&str; 19] = [
+const RUN_KEYS: [&str; 20] = [
     "name",
     "arch",
     "timeout",
@@ -259,6 +276,7 @@ const RUN_KEYS: [&str; 19] = [
     "icount",
     "devices",
     "input",
+    "nmi",
     "max",
     "spoil",
 ];
@@ -326,6 +344,7 @@ impl RunSpec {
             icount: raw.icount.unwrap_or(false),
             devices: raw.devices.map(OneOrMany::into_vec).unwrap_or_default(),
             input: raw.input.unwrap_or_default(),
+            nmi: raw.nmi,
             max: raw.max.unwrap_or_default(),
             spoil: raw.spoil.unwrap_or_default(),
         };
@@ -334,6 +353,8 @@ impl RunSpec {
             !(spec.boot == Boot::Pvh && has_modules),
             "PVH in QEMU carries one module: an initrd or a further domain needs boot = \"multiboot\" or \"iso\""
         );
+        let answers = spec.nmi.as_ref().is_none_or(|nmi| nmi.answer.is_none() || nmi.reason.is_some());
+        ensure!(answers, "what is written to port 61h is seen only where `reason` says what is read there");
         for max in &spec.max {
             let regex = regex_lite::Regex::new(&max.pattern)?;
             ensure!(regex.captures_len() == 2, "`{}` must have exactly one group", max.pattern);
@@ -409,6 +430,7 @@ mod tests {
             r#"{"proxenos": {"max": [{"pattern": "no group", "value": 1}]}}"#,
             r#"{"proxenos": {"cpus": 0}}"#,
             r#"{"proxenos": {"spoil": [{"burn": 1}]}}"#,
+            r#"{"proxenos": {"nmi": {"after": "x", "least": 1, "answer": 5}}}"#,
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }

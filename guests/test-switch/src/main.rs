@@ -6,10 +6,12 @@
 #![no_main]
 
 mod attacks;
+mod console;
 mod disturb;
 mod ends;
 mod failsafe;
 mod multicall;
+mod open_tables;
 mod relay;
 mod shares;
 mod state;
@@ -34,6 +36,10 @@ fn main(_: &StartInfo) {
         Some("shares") => shares::run(),
         Some("share") => shares::share(),
         Some("multicall") => multicall::run(),
+        Some("console") if boot::is_initial_domain() => console::run(),
+        Some("console") => console::refused(),
+        Some("open-tables") if boot::is_initial_domain() => open_tables::run(),
+        Some("open-tables") => open_tables::part(),
         Some("attacked") => attacks::run(),
         Some("stuck") => attacks::stuck(),
         Some("storm") => attacks::storm(),

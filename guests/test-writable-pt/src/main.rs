@@ -7,12 +7,12 @@ mod cost;
 mod forms;
 mod moments;
 
+use proxenos_guest::abi::Errno;
 use proxenos_guest::abi::hypercall::{VmAssistCommand, VmAssistType};
-use proxenos_guest::abi::{Errno, GuestVirt, MachineAddr};
-use proxenos_guest::memory::{self, Frame, tables};
+use proxenos_guest::memory::{self, Frame, Range, tables};
 use proxenos_guest::pte::Pte;
 use proxenos_guest::test::section;
-use proxenos_guest::{StartInfo, Word, arch, boot, check, check_eq, hypercall, probe};
+use proxenos_guest::{StartInfo, arch, boot, check, check_eq, hypercall, probe};
 
 proxenos_guest::test_guest!(main);
 
@@ -34,50 +34,6 @@ pub fn frame() -> Frame {
 /// Turns writable page tables on or off.
 pub fn assist(command: VmAssistCommand) {
     check_eq!(hypercall::vm_assist(command, VmAssistType::WritablePagetables), Ok(()), "{command:?}");
-}
-
-/// A range of addresses that one L1 table maps, empty, and that table as it is mapped.
-#[derive(Clone, Copy)]
-pub struct Range {
-    /// Where it begins.
-    pub at: GuestVirt,
-    /// Where its table lies.
-    pub table: GuestVirt,
-    /// Machine address of the first entry.
-    pub machine: MachineAddr,
-}
-
-impl Range {
-    /// The `number`th such range.
-    pub fn new(number: u64) -> Self {
-        let first = (memory::region_end().raw() | 0x0fff_ffff) + 1;
-        let at = GuestVirt(first + (number << (12 + arch::LEVEL_BITS)));
-        check_eq!(tables::ensure_l1(at), Ok(()));
-        let (machine, _) = tables::entry_of(at).expect("it was made just now");
-        let table = memory::virt_of(memory::pfn_of_mfn(machine.mfn()).expect("a table of ours"));
-        Self { at, table, machine }
-    }
-
-    /// Its `index`th page.
-    pub fn page(&self, index: usize) -> GuestVirt {
-        GuestVirt(self.at.raw() + 4096 * index as u64)
-    }
-
-    /// Where the page's entry lies.
-    pub fn slot(&self, index: usize) -> GuestVirt {
-        GuestVirt(self.table.raw() + (index * size_of::<Word>()) as u64)
-    }
-
-    /// Stores an entry by a plain `mov`.
-    pub fn write(&self, index: usize, entry: Pte) -> bool {
-        // SAFETY: an entry of a range that is the test's own.
-        unsafe { probe::store(self.slot(index), entry.0) }
-    }
-
-    /// Reads an entry.
-    pub fn read(&self, index: usize) -> Option<Pte> {
-        probe::load(self.slot(index)).map(Pte)
-    }
 }
 
 fn asking() {

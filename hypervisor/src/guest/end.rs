@@ -24,6 +24,10 @@ pub fn ended(run: &Running) {
     audit::at_end(run);
     let cpu = Cpu::current();
     log::debug!("CPU {}: timer interrupts: {}", cpu.id.0, cpu.timer_count.load(Ordering::Relaxed));
+    match cpu.nmi_count.load(Ordering::Relaxed) {
+        0 => {}
+        count => log::info!("CPU {}: NMIs: {count}", cpu.id.0),
+    }
     let reason = run.dom.shutdown_reason().filter(|_| !run.dom.run_state().contains(RunState::CRASHED));
     match (reason, id) {
         (Some(reason), _) => log::info!("domain {} shut down, reason {reason}", id.0),

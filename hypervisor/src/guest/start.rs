@@ -14,8 +14,9 @@ use crate::boot::info::Module;
 use crate::cpu::percpu::{self, Cpu};
 use crate::cpu::{ipi, smp};
 use crate::domain_options::{DomainOptions, Reservation, Weight};
+use crate::memory_shares::{self, Frames};
 use crate::mm::layout::{self, PAGE_SIZE};
-use crate::options::{GuestConsole, Provocation};
+use crate::options::{Bytes, GuestConsole, Provocation};
 use crate::{boot, time};
 use alloc::vec::Vec;
 use core::num::NonZeroU32;
@@ -28,9 +29,6 @@ use proxenos_core::sched::atropos::AtroposParams;
 use proxenos_core::sched::bvt::BvtParams;
 use proxenos_core::sched::{Affinity, CpuId, Home, Params};
 
-/// What the hypervisor keeps of free memory for its own tables and shadows, when domains take all that there is: a
-/// sixteenth, within these bounds (in frames).
-const RESERVE_FRAMES: core::ops::RangeInclusive<u64> = 2048..=32768;
 /// What a weight of 1 comes to as an advance of BVT's, the inverse of a weight: so the usual weight, 100, is the usual advance, 10.
 const ADVANCE_OF_WEIGHT_1: u32 = 1000;
 
@@ -55,7 +53,7 @@ pub fn start() -> ! {
             None => log::warn!("module \"{line}\" is nobody's: it is no domain, and there is an initial RAM disk"),
         }
     }
-    let reserve = reserve(host);
+    let reserve = memory_shares::reserve(free(host, Zone::Any));
     if let Err(refusal) = start_domain0(host, kernel, initrd, reserve, &further) {
         panic!("domain 0 is refused: {refusal}");
     }
@@ -113,10 +111,9 @@ fn start_further(
     let image = Image::parse(contents(module)).map_err(Refusal::Image)?;
     let pages = options.memory.0 / PAGE_SIZE;
     let needs = needs(options);
-    // Of what is left free the domains built before have already taken some, for themselves: half of it has to do.
-    let free = host.alloc.lock().free_frames(zone(image.arch())).saturating_sub(reserve.0 / 2);
-    if needs.0 > free {
-        let free_mib = free.saturating_sub(needs.0 - pages) >> 8;
+    let free = memory_shares::for_further(free(host, zone(image.arch())), reserve);
+    if needs > free {
+        let free_mib = free.0.saturating_sub(needs.0 - pages) >> 8;
         return Err(Refusal::Memory { asked_mib: options.memory.0 >> 20, free_mib });
     }
     let home = place(id, options)?;
@@ -159,42 +156,30 @@ fn reserved(params: AtroposParams, reserve: Reservation) -> AtroposParams {
     AtroposParams { slice: sched::span(reserve.slice), period, latency: period, ..params }
 }
 
-/// A number of frames.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Frames(u64);
-
-/// What is left free.
-fn reserve(host: &Host<Hw>) -> Frames {
-    let free = host.alloc.lock().free_frames(Zone::Any);
-    Frames((free / 16).clamp(*RESERVE_FRAMES.start(), *RESERVE_FRAMES.end()))
+/// What is free.
+fn free(host: &Host<Hw>, zone: Zone) -> Frames {
+    Frames(host.alloc.lock().free_frames(zone))
 }
 
-/// What a further domain takes: its memory, and what its shadows may come to.
+/// What a further domain takes.
 fn needs(options: &DomainOptions<'_>) -> Frames {
-    let pages = options.memory.0 / PAGE_SIZE;
-    let shadows = options.shadow.map_or((512 << 10) / PAGE_SIZE + pages / 8, |limit| limit.0 / PAGE_SIZE);
-    Frames(pages + shadows)
+    let frames = |bytes: Bytes| Frames(bytes.0 / PAGE_SIZE);
+    memory_shares::needs(frames(options.memory), options.shadow.map(frames))
 }
 
-/// How many frames domain 0 gets: what the option says, or all that can be spared. What further domains want is put aside
-/// first, but never more than half of that.
+/// How many frames domain 0 gets: what the option says, or all that can be spared.
 fn memory_of_domain0(
     host: &Host<Hw>,
     zone: Zone,
     reserve: Frames,
     further: &[(&Module, DomainOptions<'_>)],
 ) -> Result<u64, Refusal> {
-    let spare = host.alloc.lock().free_frames(zone).saturating_sub(reserve.0);
-    match boot::options().dom0_mem {
-        Some(bytes) if bytes.0 / PAGE_SIZE > spare => {
-            Err(Refusal::Memory { asked_mib: bytes.0 >> 20, free_mib: spare >> 8 })
-        }
-        Some(bytes) => Ok(bytes.0 / PAGE_SIZE),
-        None => {
-            let wanted = further.iter().fold(0_u64, |sum, (_, options)| sum.saturating_add(needs(options).0));
-            Ok(spare - wanted.min(spare / 2))
-        }
-    }
+    let asked = boot::options().dom0_mem;
+    let wanted = further.iter().fold(Frames(0), |sum, (_, options)| sum.and(needs(options)));
+    let pages = asked.map(|bytes| Frames(bytes.0 / PAGE_SIZE));
+    memory_shares::of_domain0(free(host, zone), reserve, pages, wanted)
+        .map(|pages| pages.0)
+        .map_err(|free| Refusal::Memory { asked_mib: asked.map_or(0, |bytes| bytes.0 >> 20), free_mib: free.0 >> 8 })
 }
 
 /// Takes a reference to a domain's first table and forgets it, for tests of the audit.

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use super::nmi::Injector;
 use super::{Verdict, judge, log_path, spoil};
 use crate::accel::Accel;
 use crate::compile::Hypervisor;
@@ -149,16 +150,22 @@ impl Runner {
         }
         let capture = Capture::default();
         let limit = Some(Duration::from_secs(spec.timeout));
+        let injector = spec.nmi.as_ref().map(|nmis| Injector::new(&mut command, nmis, scratch.path(), &capture));
         let typist = typist(&mut command, &spec.input, &capture)?;
         let result = process::stream(&mut command, limit, capture.clone());
         // Its pipe has no other end any more, but it may wait for a text that never came.
         typist.stop();
+        let injected = injector.map(Injector::stop);
         let (end, errors) = result?;
         let console = capture.text();
         let log = log_path(&self.logs, &row.name);
         std::fs::write(&log, format!("{console}{errors}"))
             .with_context(|| format!("cannot write {}", log.display()))?;
-        Ok(judge::judge(row.kind, spec, Outcome::read(end, &console, &errors), &console))
+        let verdict = judge::judge(row.kind, spec, Outcome::read(end, &console, &errors), &console);
+        match injected {
+            Some(injected) if verdict == Verdict::Pass => Ok(injected?.judge(&console)),
+            _ => Ok(verdict),
+        }
     }
 
     fn boot(&self, row: &Row, kernel: PathBuf, scratch: &Path) -> Result<qemu::Boot> {

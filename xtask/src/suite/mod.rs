@@ -6,6 +6,7 @@
 mod guests;
 mod host;
 mod judge;
+mod nmi;
 mod spoil;
 
 use std::path::{Path, PathBuf};
