@@ -54,6 +54,7 @@ pub mod store;
 pub mod sync;
 pub mod teardown;
 pub mod timekeeping;
+pub mod trace;
 pub mod tsc_sync;
 pub mod user_mode;
 pub mod vcpu;

@@ -21,6 +21,7 @@
 //! | [`timer`] | ticks, timer events, the clock guests read |
 //! | [`hw`], [`memory`], [`fpu`] | the machine as `core` sees it |
 //! | [`audit`] | the check of the whole machine's memory, where it is asked for |
+//! | [`trace`] | what is recorded in the trace buffers, where there are any |
 //! | [`sources`] | what interrupts and NMIs left to be told, and commands typed at the console |
 //! | [`ports`] | `in` and `out` of those that may |
 //! | [`end`] | a domain that shuts down or has to be stopped |
@@ -44,6 +45,7 @@ mod start;
 mod switch;
 mod syscall;
 mod timer;
+mod trace;
 mod user;
 
 pub use calls::enters_guest;
@@ -75,6 +77,7 @@ use proxenos_core::host::Host;
 use proxenos_core::hypercall::Caller;
 use proxenos_core::preempt::Place;
 use proxenos_core::sched::Slot;
+use proxenos_core::trace::{Event, IDLE};
 use proxenos_core::vcpu::Vcpu;
 use sched::Turn;
 use switch::Context;
@@ -349,12 +352,14 @@ fn change(cpu: &'static Cpu, frame: &mut TrapFrame, next: Option<Slot>, now: u64
     match next {
         Some(next) => {
             let run = cpu.local.install(sched::unpark(cpu, next));
+            trace::event(|| Event::Switched { to: run.dom.id });
             switch::load(&cpu.local, run, frame);
             sched::park(old);
             timer::resume(run, now);
             run
         }
         None => {
+            trace::event(|| Event::Switched { to: IDLE });
             switch::unload(cpu);
             let host = old.host;
             sched::park(old);
@@ -374,6 +379,7 @@ fn idle(cpu: &'static Cpu, host: &Host<Hw>, frame: &mut TrapFrame) -> &'static m
         sources::serve(host, None, pending);
         if let Some(next) = sched::pick(cpu, now) {
             let run = cpu.local.install(sched::unpark(cpu, next));
+            trace::event(|| Event::Switched { to: run.dom.id });
             switch::load(&cpu.local, run, frame);
             timer::resume(run, now);
             return run;

@@ -10,7 +10,7 @@
 //! Locks, in this order: a CPU's seats, its run queue; and, with either, a seat. Of two CPUs' none is held together. With them no
 //! domain's lock is taken.
 
-use super::{Running, timer};
+use super::{Running, timer, trace};
 use crate::cpu::percpu::{Cpu, Pending};
 use crate::options;
 use alloc::sync::Arc;
@@ -23,6 +23,7 @@ use proxenos_core::sched::{
     Time, WakeSet,
 };
 use proxenos_core::sync::{Mutex, MutexGuard};
+use proxenos_core::trace::Event;
 use spin::Once;
 
 static SCHEDULING: Once<Scheduling> = Once::new();
@@ -206,6 +207,7 @@ pub fn reconsider(cpu: &Cpu, run: &mut Running, now: u64) -> Turn {
     let yields = core::mem::take(&mut run.vcpu.reschedule);
     let pick = if run.must_stop() {
         let _ = queue.sleep(own, time);
+        trace::event(|| Event::Blocked(run.dom.id));
         if run.dom.run_state().contains(RunState::BLOCKED)
             && let Some(at) = timer::alarm_time(run)
         {
@@ -213,6 +215,7 @@ pub fn reconsider(cpu: &Cpu, run: &mut Running, now: u64) -> Turn {
         }
         Some(queue.pick(time))
     } else if yields {
+        trace::event(|| Event::Yielded(run.dom.id));
         Some(queue.pick_other(time))
     } else if woken == Repick::Now || cpu.local.turn_ends.get() <= now {
         Some(queue.pick(time))
@@ -271,7 +274,13 @@ fn wake(of: &OfCpu, seats: &mut Seats, queue: &mut RunQueue<Chosen>, runs: Optio
         if runs == Some(slot) {
             return;
         }
-        let can_run = seat.parked.lock().as_ref().is_some_and(|parked| !parked.must_stop());
+        let parked = seat.parked.lock();
+        let can_run = parked.as_ref().is_some_and(|parked| !parked.must_stop());
+        trace::event(|| match &*parked {
+            Some(parked) if can_run => Some(Event::Woken(parked.dom.id)),
+            _ => None,
+        });
+        drop(parked);
         let repick = if can_run {
             alarms.cancel(slot);
             queue.wake(slot, now)
