@@ -17,6 +17,7 @@ pub mod builder;
 pub mod call_gate;
 pub mod code;
 pub mod console_keys;
+pub mod control;
 pub mod debugreg;
 pub mod descriptor;
 pub mod dom0_op;

@@ -9,7 +9,7 @@ mod domain_options;
 use domain_options::{DomainOptions, Reservation, Weight};
 use options::{
     Audit, Bytes, Com1, Complaint, CpuCheck, GuestConsole, IoPort, Kept, LogLevel, Micros, OnFatal, Options, P2m,
-    Provocation, Scheduler, Skew, split_guest_part,
+    Provocation, Scheduler, Skew, TracePages, split_guest_part,
 };
 use proptest::prelude::*;
 use std::num::NonZeroU16;
