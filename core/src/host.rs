@@ -3,11 +3,13 @@
 //! One [`Host`] exists. Locks: the frame allocator's mutex and the list of domains' mutex, both innermost.
 
 use crate::addr::{DomId, FRAMES_BELOW_4G, MachineAddr, Mfn, Pfn};
+use crate::control::MachineControl;
 use crate::domain::{Domain, Privileges};
 use crate::event::EventDomains;
 use crate::frame::{FrameInfo, FrameTable};
 use crate::frame_alloc::FrameAllocator;
 use crate::machine::{Clock, Console, CpuTables, GuestMemory, MachineMemory, Preemption, Tlb};
+use crate::others::VirtualCpus;
 use crate::paging::Target;
 use crate::paging::format::HYPERVISOR_L4_SLOTS;
 use crate::paging::types::is_low_io;
@@ -18,8 +20,23 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 /// All that `core` asks of the machine.
-pub trait Hardware: MachineMemory + GuestMemory + Tlb + CpuTables + Console + Clock + Preemption + PciConfig {}
-impl<T: MachineMemory + GuestMemory + Tlb + CpuTables + Console + Clock + Preemption + PciConfig> Hardware for T {}
+pub trait Hardware:
+    MachineMemory + GuestMemory + Tlb + CpuTables + Console + Clock + Preemption + PciConfig + VirtualCpus + MachineControl
+{
+}
+impl<T> Hardware for T where
+    T: MachineMemory
+        + GuestMemory
+        + Tlb
+        + CpuTables
+        + Console
+        + Clock
+        + Preemption
+        + PciConfig
+        + VirtualCpus
+        + MachineControl
+{
+}
 
 /// The machine-to-physical tables: which pfn each frame is to its owner. Guests of both widths read their own table; both
 /// say the same.

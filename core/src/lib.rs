@@ -34,6 +34,7 @@ pub mod hypercall;
 pub mod image;
 pub mod machine;
 pub mod mmu;
+pub mod others;
 pub mod paging;
 pub mod pci;
 pub mod personality;

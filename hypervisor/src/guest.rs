@@ -19,6 +19,7 @@
 //! | [`faults`] | page faults, #GP, #NM: which are the guest's own |
 //! | [`deliver`] | pushes frames on the guest's stack: exceptions, events, failsafe |
 //! | [`timer`] | ticks, timer events, the clock guests read |
+//! | [`control`] | the machine, as `dom0_op` has it |
 //! | [`hw`], [`memory`], [`fpu`] | the machine as `core` sees it |
 //! | [`audit`] | the check of the whole machine's memory, where it is asked for |
 //! | [`trace`] | what is recorded in the trace buffers, where there are any |
@@ -29,6 +30,7 @@
 mod audit;
 mod build;
 mod calls;
+mod control;
 mod deliver;
 mod end;
 mod faults;
@@ -255,6 +257,11 @@ impl Running {
         let mut vcpu = Box::new(Vcpu::new());
         vcpu.set_kernel_stack(state.kernel_ss, state.kernel_sp);
         Self { host, dom, vcpu, timer: Timer::new(), context: Box::new(Context::at_start(state)) }
+    }
+
+    /// A domain that has no registers yet.
+    fn unbuilt(host: &'static Host<Hw>, dom: Arc<Domain>) -> Self {
+        Self { host, dom, vcpu: Box::new(Vcpu::new()), timer: Timer::new(), context: Box::new(Context::zero()) }
     }
 
     /// The guest as it makes a call: `frame` is where it stands behind it.

@@ -7,8 +7,13 @@
 //! Whatever keeps a domain from running is in its run state. The CPU looks at that after it has taken what was noted, and again
 //! on each way back to a guest; whoever changes the state notes the domain behind that. So no wakeup is lost.
 //!
-//! Locks, in this order: a CPU's seats, its run queue; and, with either, a seat. Of two CPUs' none is held together. With them no
-//! domain's lock is taken.
+//! Locks, in this order: a CPU's seats, its run queue; and, with either, a seat. Of two CPUs', which only
+//! who moves a domain holds together, the lower number's first.
+
+mod moving;
+mod reach;
+
+pub use moving::{choose_again, migrate, schedulers};
 
 use super::{Running, timer, trace};
 use crate::cpu::percpu::{Cpu, Pending};
@@ -272,6 +277,8 @@ fn wake(of: &OfCpu, seats: &mut Seats, queue: &mut RunQueue<Chosen>, runs: Optio
     of.woken.take(|slot| {
         let Some(Some(seat)) = by_slot.get(slot.index()) else { return };
         if runs == Some(slot) {
+            // It was told of, so something may have changed that its turn depends on.
+            result = Repick::Now;
             return;
         }
         let parked = seat.parked.lock();
