@@ -32,6 +32,7 @@ pub mod grant;
 pub mod host;
 pub mod hypercall;
 pub mod image;
+pub mod life;
 pub mod machine;
 pub mod mmu;
 pub mod others;

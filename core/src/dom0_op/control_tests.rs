@@ -44,8 +44,8 @@ impl World {
         (result, Dom0Op::read_from_bytes(&bytes).expect("as many bytes"))
     }
 
-    /// The same, with an argument, in both versions in turn: the last result and argument.
-    fn dom0_op<T: Dom0Argument>(&mut self, argument: T) -> (u64, T) {
+    /// The same, with an argument, in the later version: the result, and the argument as it is then.
+    fn control_op<T: Dom0Argument>(&mut self, argument: T) -> (u64, T) {
         let op = Dom0Op { interface_version: Dom0Version::V1A.raw(), ..Dom0Op::new(argument) };
         let (result, op) = self.dom0_op_raw(op);
         (result, op.argument())
@@ -85,9 +85,9 @@ fn requests_are_recorded() {
     use crate::trace::Event;
     everywhere(|world| {
         *world.host.hw.controlled.events.lock() = Some(Vec::new());
-        assert_eq!(world.dom0_op(sched_id()).0, OK);
+        assert_eq!(world.control_op(sched_id()).0, OK);
         let events = world.host.hw.controlled.events.lock().take().expect("recorded");
-        let id = world.dom0_op(sched_id()).1.sched_id;
+        let id = world.control_op(sched_id()).1.sched_id;
         let begun = Event::ControlBegun { command: 24, words: [0; 4] };
         assert_eq!(events, [begun, Event::ControlEnded { command: 24, result: 0, words: [id, 0, 0, 0] }]);
     });

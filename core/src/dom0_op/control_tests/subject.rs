@@ -35,15 +35,15 @@ fn what_a_domain_writes_is_recorded() {
         use ShadowControlOp::*;
         let room = |op| request(op, to, 64);
         for op in [Peek, Clean, Flush, EnableTranslate] {
-            assert_eq!(world.dom0_op(room(op)).0, error(Errno::EINVAL), "{op:?}: it is not watched");
+            assert_eq!(world.control_op(room(op)).0, error(Errno::EINVAL), "{op:?}: it is not watched");
         }
-        assert_eq!(world.dom0_op(room(Off)).0, OK, "nothing to turn off");
-        assert_eq!(world.dom0_op(room(EnableLogdirty)).0, OK);
+        assert_eq!(world.control_op(room(Off)).0, OK, "nothing to turn off");
+        assert_eq!(world.control_op(room(EnableLogdirty)).0, OK);
         world.guests[1].run_its_tables();
         store(world, DATA, 1);
         store(world, DATA + 2, 1);
         let recorded = |world: &mut World, op| {
-            let (result, answer) = world.dom0_op(room(op));
+            let (result, answer) = world.control_op(room(op));
             assert_eq!(result, OK, "{op:?}");
             assert_eq!({ answer.pages.value }.to_u64(), FRAMES as u64);
             let bits = world.data(3).iter().rev().fold(0_u32, |all, &byte| all << 8 | u32::from(byte));
@@ -55,32 +55,32 @@ fn what_a_domain_writes_is_recorded() {
         assert_eq!(recorded(world, Peek), (both, 2));
         // Without room, or without a bitmap, the counts are told; and CLEAN begins counting anew.
         for bad in [request(Peek, to, FRAMES as u64 - 1), request(Peek, 0, 64)] {
-            let (result, answer) = world.dom0_op(bad);
+            let (result, answer) = world.control_op(bad);
             let stats = answer.stats;
             assert_eq!((result, { stats.dirty_count }), (error(Errno::EINVAL), 2));
         }
         // Where the bitmap cannot be written to nothing is lost.
         let (unmapped, read_only) = (world.guests[0].va(FRAMES + 3).0, world.guests[0].va(TOP).0);
         for bad in [unmapped, read_only] {
-            assert_eq!(world.dom0_op(request(Clean, bad, 64)).0, error(Errno::EINVAL));
+            assert_eq!(world.control_op(request(Clean, bad, 64)).0, error(Errno::EINVAL));
         }
         assert_eq!(recorded(world, Clean), (both, 2));
         assert_eq!(recorded(world, Peek), (0, 0));
         world.guests[1].run_its_tables();
         store(world, DATA + 2, 5);
         assert_eq!(recorded(world, Clean).0, 1 << (DATA + 2));
-        assert_eq!(world.dom0_op(room(Flush)).0, OK);
+        assert_eq!(world.control_op(room(Flush)).0, OK);
         world.guests[1].run_its_tables();
         store(world, DATA + 3, 5);
         assert_eq!(recorded(world, Peek).0, 1 << (DATA + 3));
         for (domain, errno) in [(NOBODY, Errno::ESRCH), (ONESELF, Errno::EINVAL)] {
-            assert_eq!(world.dom0_op(ShadowControl { domain, ..room(EnableTest) }).0, error(errno));
+            assert_eq!(world.control_op(ShadowControl { domain, ..room(EnableTest) }).0, error(errno));
         }
-        assert_eq!(world.dom0_op(ShadowControl { op: 77, ..room(Off) }).0, error(Errno::EINVAL));
-        assert_eq!(world.dom0_op(room(Off)).0, OK);
+        assert_eq!(world.control_op(ShadowControl { op: 77, ..room(Off) }).0, error(Errno::EINVAL));
+        assert_eq!(world.control_op(room(Off)).0, OK);
         world.guests[1].run_its_tables();
         store(world, DATA + 4, 5);
-        assert_eq!(world.dom0_op(room(Peek)).0, error(Errno::EINVAL));
+        assert_eq!(world.control_op(room(Peek)).0, error(Errno::EINVAL));
     }
     everywhere(|world| match world.guests[0].dom.arch {
         Arch::X86_32 => test::<X86_32>(world),
@@ -104,7 +104,7 @@ fn request(opcode: u8, at: u64, in2: u32, in3: u32) -> DebugOp {
 
 /// A debugger's request: its status, and what it gave.
 fn ask(world: &mut World, request: DebugOp) -> (u32, u64) {
-    let (result, answer) = world.dom0_op(request);
+    let (result, answer) = world.control_op(request);
     assert_eq!(result, OK);
     (answer.status, u64::from(answer.out2) << 32 | u64::from(answer.out1))
 }
