@@ -19,8 +19,10 @@
 //! | [`faults`] | page faults, #GP, #NM: which are the guest's own |
 //! | [`deliver`] | pushes frames on the guest's stack: exceptions, events, failsafe |
 //! | [`timer`] | ticks, timer events, the clock guests read |
+//! | [`control`] | the machine, as `dom0_op` has it |
 //! | [`hw`], [`memory`], [`fpu`] | the machine as `core` sees it |
 //! | [`audit`] | the check of the whole machine's memory, where it is asked for |
+//! | [`trace`] | what is recorded in the trace buffers, where there are any |
 //! | [`sources`] | what interrupts and NMIs left to be told, and commands typed at the console |
 //! | [`ports`] | `in` and `out` of those that may |
 //! | [`end`] | a domain that shuts down or has to be stopped |
@@ -28,6 +30,7 @@
 mod audit;
 mod build;
 mod calls;
+mod control;
 mod deliver;
 mod end;
 mod faults;
@@ -44,6 +47,7 @@ mod start;
 mod switch;
 mod syscall;
 mod timer;
+mod trace;
 mod user;
 
 pub use calls::enters_guest;
@@ -75,6 +79,7 @@ use proxenos_core::host::Host;
 use proxenos_core::hypercall::Caller;
 use proxenos_core::paging::Pager;
 use proxenos_core::preempt::Place;
+use proxenos_core::trace::{Event, IDLE};
 use proxenos_core::vcpu::Vcpu;
 use sched::{Seat, Turn};
 use switch::Context;
@@ -261,11 +266,19 @@ pub fn trap(frame: &mut TrapFrame) {
 impl Running {
     /// A domain that has not run yet.
     fn at_start(host: &'static Host<Hw>, dom: Arc<Domain>, state: &InitialState) -> Box<Self> {
-        let (vcpu, context) = (Vcpu::new(), Context::at_start(state));
-        let shared = layout::direct_frame(dom.shared_info);
-        let mut running = Box::new(Self { host, dom, vcpu, shared, timer: Timer::new(), context, seat: None });
+        let mut running = Self::with(host, dom, Context::at_start(state));
         running.vcpu.set_kernel_stack(state.kernel_ss, state.kernel_sp);
         running
+    }
+
+    /// A domain that has no registers yet.
+    fn unbuilt(host: &'static Host<Hw>, dom: Arc<Domain>) -> Box<Self> {
+        Self::with(host, dom, Context::zero())
+    }
+
+    fn with(host: &'static Host<Hw>, dom: Arc<Domain>, context: Context) -> Box<Self> {
+        let shared = layout::direct_frame(dom.shared_info);
+        Box::new(Self { host, dom, vcpu: Vcpu::new(), shared, timer: Timer::new(), context, seat: None })
     }
 
     /// The guest as it makes a call: `frame` is where it stands behind it.
@@ -368,12 +381,14 @@ fn change(cpu: &'static Cpu, frame: &mut TrapFrame, next: Option<Box<Running>>, 
     match next {
         Some(next) => {
             let run = cpu.local.install(next);
+            trace::event(|| Event::Switched { to: run.dom.id });
             switch::load(cpu, run, frame);
             sched::park(old);
             timer::resume(run, now);
             run
         }
         None => {
+            trace::event(|| Event::Switched { to: IDLE });
             switch::unload(cpu);
             let host = old.host;
             sched::park(old);
@@ -393,6 +408,7 @@ fn idle(cpu: &'static Cpu, host: &Host<Hw>, frame: &mut TrapFrame) -> &'static m
         sources::serve(host, None, pending);
         if let Some(next) = sched::pick(cpu, now.ns) {
             let run = cpu.local.install(next);
+            trace::event(|| Event::Switched { to: run.dom.id });
             switch::load(cpu, run, frame);
             timer::resume(run, &now);
             return run;

@@ -10,10 +10,23 @@ mod cpu;
 pub use cpu::{SimAccess, SimFault, SimRing};
 
 use crate::addr::{GuestVirt, MachineAddr, Mfn, PAGE_SHIFT};
+use crate::control::{
+    DateAtZero, LogPosition, MachineControl, MsrNumber, MsrRefused, NotMoved, Processors, TracePlace,
+};
+use crate::domain::{Arch, Domain};
 use crate::machine::{Clock, MachineMemory, Preemption, Tlb};
+use crate::others::{MachineState, Stopped, Unreached, VirtualCpus};
+use crate::pirq::Pirqs;
+use crate::sched::{Affinity, CpuId, SchedError, Schedulers, Span};
+use crate::trace::Event;
+use crate::vcpu::Vcpu;
+use alloc::boxed::Box;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::ops::Range;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use cpu::CpuState;
+use proxenos_abi::arch::NR_RESERVED_GDT_ENTRIES;
 use spin::Mutex;
 
 /// Bytes in a frame.
@@ -262,5 +275,87 @@ mod tests {
         machine.flush_if_older(stamp);
         machine.flush_if_older(stamp);
         assert_eq!(machine.full_flushes.load(SeqCst), 1, "the second found the TLB flushed already");
+    }
+}
+
+/// Nothing here is controlled but memory.
+impl MachineControl for SimMachine {
+    fn processors(&self) -> Processors {
+        Processors { count: 1, threads_per_core: 1, khz: 1_000_000 }
+    }
+
+    fn this_cpu(&self) -> CpuId {
+        CpuId(0)
+    }
+
+    fn set_date(&self, _: DateAtZero) {}
+
+    fn log_kept(&self) -> Range<LogPosition> {
+        LogPosition(0)..LogPosition(0)
+    }
+
+    fn read_log(&self, from: LogPosition, _: &mut [u8]) -> (usize, LogPosition) {
+        (0, from)
+    }
+
+    fn forget_log(&self, _: LogPosition) {}
+
+    fn read_msr(&self, _: CpuId, _: MsrNumber) -> Result<u64, MsrRefused> {
+        Err(MsrRefused)
+    }
+
+    fn write_msr(&self, _: CpuId, _: MsrNumber, _: u64) -> Result<(), MsrRefused> {
+        Err(MsrRefused)
+    }
+
+    fn schedulers(&self) -> &Schedulers {
+        unreachable!("nobody is scheduled here")
+    }
+
+    fn choose_again(&self, _: CpuId) {}
+
+    fn migrate(&self, _: &Domain, _: CpuId) -> Result<(), NotMoved> {
+        Err(NotMoved::Nowhere)
+    }
+
+    fn trace_buffers(&self) -> Option<TracePlace> {
+        None
+    }
+
+    fn trace(&self, _: impl FnOnce() -> Event) {}
+
+    fn interrupt_lines(&self) -> &'static Pirqs {
+        unreachable!("there are no devices here")
+    }
+}
+
+/// Nobody runs here.
+impl VirtualCpus for SimMachine {
+    fn with_stopped<R>(&self, _: &Domain, _: impl FnOnce(Stopped<'_>) -> R) -> Result<R, Unreached> {
+        Err(Unreached::None)
+    }
+
+    fn caller_state(&self, _: &Vcpu) -> MachineState {
+        MachineState::ZERO
+    }
+
+    fn is_running(&self, _: &Domain) -> bool {
+        false
+    }
+
+    fn cpu_time(&self, _: &Domain) -> Span {
+        Span::ZERO
+    }
+
+    fn admit(&self, _: &Arc<Domain>, _: Affinity) -> Result<(), SchedError> {
+        Err(SchedError::NoSuchCpu)
+    }
+
+    fn dismiss(&self, _: &Domain) -> Result<Box<Vcpu>, Unreached> {
+        Err(Unreached::None)
+    }
+
+    fn reserved_descriptors(&self, _: Arch) -> [u64; NR_RESERVED_GDT_ENTRIES as usize] {
+        [0; NR_RESERVED_GDT_ENTRIES as usize]
     }
 }

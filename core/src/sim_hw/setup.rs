@@ -1,6 +1,7 @@
 //! A simulated host with domains on it.
 
 use super::SimHardware;
+use super::others::PATTERN_DESCRIPTOR;
 use crate::addr::{DomId, FIRST_RAM_FRAME, MachineAddr, Mfn, Pfn};
 use crate::domain::{Arch, Domain, Privileges};
 use crate::frame::{FrameInfo, FrameTable};
@@ -21,8 +22,6 @@ use proxenos_abi::arch::{FIRST_RESERVED_GDT_ENTRY, LAST_RESERVED_GDT_ENTRY};
 
 /// What the hypervisor's slots of an L4 table hold here: not present, and recognisable, with the slot's number below it.
 pub const PATTERN_SLOT: u64 = 0x4859_5045_5256_0000;
-/// What stands in the reserved entries of a domain's GDT copy.
-const PATTERN_DESCRIPTOR: u64 = 0x0000_5245_5356_0000;
 
 /// Records that no machine uses now, by their number.
 static RECORDS: Mutex<Vec<&'static [FrameInfo]>> = Mutex::new(Vec::new());
@@ -87,6 +86,7 @@ pub fn host_with(frames: usize, domains: usize, narrow: Option<Mfn>) -> Arc<Host
         hypervisor_slots,
         forbidden_io: alloc::vec![Mfn(0xfee00)],
         domains: Domains::new(),
+        new_privileges: Privileges::empty(),
         watched: AtomicU32::new(0),
     });
     *host.hw.host.lock() = Arc::downgrade(&host);
@@ -126,15 +126,13 @@ pub fn domain(
     let take = || alloc.alloc(0, Zone::Below4G, &host.hw).expect("memory");
     let memory: Vec<Mfn> = core::iter::repeat_with(take).take(frames).collect();
     drop(alloc);
-    for &frame in &memory {
-        host.hand_over(frame, id);
-    }
     for index in FIRST_RESERVED_GDT_ENTRY..=LAST_RESERVED_GDT_ENTRY {
         let at = MachineAddr(gdt_page.addr().0 + 8 * u64::from(index));
         host.hw.store64(at, PATTERN_DESCRIPTOR | u64::from(index));
     }
     host.hw.map_descriptors(id, DescriptorPage::Gdt(0), Some(gdt_page));
     let dom = Arc::new(Domain::new(id, arch, privileges, shared_info, gdt_page));
+    memory.iter().for_each(|&frame| host.hand_over(frame, &dom));
     dom.total_pages.store(frames as u32, Relaxed);
     if arch == Arch::X86_32 {
         Pager::new(host, &dom).create_upper_tables(&mut dom.paging.lock()).expect("memory");

@@ -7,10 +7,15 @@
 //! Whatever keeps a domain from running is in its run state. The CPU looks at that after it has taken what was noted, and again
 //! on each way back to a guest; whoever changes the state notes the domain behind that. So no wakeup is lost.
 //!
-//! Locks, in this order: a CPU's seats, its run queue; and, with either, a seat. Of two CPUs' none is held together. With them no
-//! domain's lock is taken.
+//! Locks, in this order: a CPU's seats, its run queue; and, with either, a seat. Of two CPUs', which only
+//! who moves a domain holds together, the lower number's first.
 
-use super::{Running, timer};
+mod moving;
+mod reach;
+
+pub use moving::{choose_again, migrate, schedulers};
+
+use super::{Running, timer, trace};
 use crate::cpu::percpu::{Cpu, Pending};
 use crate::options;
 use crate::time::Now;
@@ -24,7 +29,8 @@ use proxenos_core::sched::{
     Affinity, Alarms, Chosen, CpuId, Global, Home, Params, Pick, Repick, RunQueue, SchedError, Schedulers, Slot, Span,
     Time, WakeSet,
 };
-use proxenos_core::sync::Mutex;
+use proxenos_core::sync::{Mutex, MutexGuard};
+use proxenos_core::trace::Event;
 use spin::Once;
 
 static SCHEDULING: Once<Scheduling> = Once::new();
@@ -86,6 +92,10 @@ fn own(cpu: &Cpu) -> Own {
 impl Scheduling {
     fn of(&self, cpu: CpuId) -> &OfCpu {
         &self.cpus[usize::from(cpu.0)]
+    }
+
+    fn queue(&self, cpu: CpuId) -> MutexGuard<'_, RunQueue<Chosen>> {
+        self.schedulers.queue(cpu).expect("a queue for each CPU")
     }
 }
 
@@ -225,6 +235,7 @@ pub fn reconsider(cpu: &Cpu, run: &mut Running, now: u64) -> Turn {
     let yields = core::mem::take(&mut run.vcpu.reschedule);
     let pick = if run.must_stop() {
         let _ = queue.sleep(here, time);
+        trace::event(|| Event::Blocked(run.dom.id));
         if run.dom.run_state().contains(RunState::BLOCKED)
             && let Some(at) = timer::alarm_time(run)
         {
@@ -232,6 +243,7 @@ pub fn reconsider(cpu: &Cpu, run: &mut Running, now: u64) -> Turn {
         }
         queue.pick(time)
     } else if yields {
+        trace::event(|| Event::Yielded(run.dom.id));
         queue.pick_other(time)
     } else if woken == Repick::Now || cpu.local.turn_ends.get() <= now {
         queue.pick(time)
@@ -290,9 +302,17 @@ fn wake_some(of: &OfCpu, seats: &mut Seats, queue: &mut RunQueue<Chosen>, runs: 
     of.woken.take(|slot| {
         let Some(Some(seat)) = by_slot.get(slot.index()) else { return };
         if runs == Some(slot) {
+            // It was told of, so something may have changed that its turn depends on.
+            result = Repick::Now;
             return;
         }
-        let can_run = seat.parked.lock().as_ref().is_some_and(|parked| !parked.must_stop());
+        let parked = seat.parked.lock();
+        let can_run = parked.as_ref().is_some_and(|parked| !parked.must_stop());
+        trace::event(|| match &*parked {
+            Some(parked) if can_run => Some(Event::Woken(parked.dom.id)),
+            _ => None,
+        });
+        drop(parked);
         let repick = if can_run {
             alarms.cancel(slot);
             queue.wake(slot, now)

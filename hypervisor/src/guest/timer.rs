@@ -96,7 +96,7 @@ fn write_clock(run: &Running, now: &Now) {
         tsc: now.tsc.0,
         hz: now.rate.0,
         system_ns: now.ns,
-        wall_ns: time::wall_at_zero().map_or(0, |zero| zero.0) + now.ns,
+        wall_ns: time::date_at(now.ns).0,
         domain_ns: run.timer.timers.domain_time(now.ns),
     };
     timekeeping::write_moment(&run.host.hw, run.dom.shared_info, &moment);
