@@ -287,6 +287,7 @@ fn interrupt(vector: Vector) -> Handled {
             time::apic::end_of_interrupt();
             let cpu = Cpu::current();
             cpu.timer_count.fetch_add(1, Ordering::Relaxed);
+            cpu.timer_has_fired();
             cpu.set_pending(Pending::TIMER);
             Handled::NotYet
         }

@@ -53,7 +53,7 @@ pub struct Cpu {
     pub id: CpuId,
     /// What interrupts left to do.
     pending: AtomicU32,
-    /// When its timer is to fire, in nanoseconds of [`crate::time::now_ns`]; `u64::MAX` when it is not armed.
+    /// When its timer is to fire, in nanoseconds of [`crate::time::now_ns`]; `u64::MAX` when it is not armed; 0 when it has fired.
     deadline: AtomicU64,
     /// Non-maskable interrupts taken.
     pub nmi_count: AtomicU64,
@@ -175,6 +175,11 @@ impl Cpu {
     /// Notes when this CPU's timer is to fire.
     pub(crate) fn set_deadline(&self, ns: u64) {
         self.deadline.store(ns, Ordering::Relaxed);
+    }
+
+    /// It has fired, perhaps a little before its time: it is not armed for that any more.
+    pub(super) fn timer_has_fired(&self) {
+        self.set_deadline(0);
     }
 
     /// The area that holds this CPU's stacks and tables.
