@@ -90,8 +90,13 @@ pub fn run(subject: &Subject) {
     }
     let before: [u64; 2] =
         core::array::from_fn(|cpu| if (cpu as u32) < cpus() { buffers.head(cpu as u32).2 } else { 0 });
-    subject.exchange();
-    subject.exchange();
+    for _ in 0..8 {
+        subject.exchange();
+        // On another CPU it sleeps some time later, and need not at all if there is more to do by then.
+        for _ in 0..20_000 {
+            core::hint::spin_loop();
+        }
+    }
     let mut seen = [false; 6];
     for cpu in 0..cpus() {
         let (data, capacity, head) = buffers.head(cpu);
