@@ -120,7 +120,7 @@ fn requests() -> impl Strategy<Value = Vec<Req>> {
 }
 
 /// Makes a call without trying the short way.
-fn at_length(guest: &mut Guest, number: Hypercall, args: [u64; 6]) -> u64 {
+pub(super) fn at_length(guest: &mut Guest, number: Hypercall, args: [u64; 6]) -> u64 {
     guest.run();
     let (host, dom) = (guest.host.clone(), guest.dom.clone());
     loop {
