@@ -2,7 +2,7 @@
 
 use crate::{NOBODY, SUBJECT, ask, cpus};
 use core::sync::atomic::Ordering;
-use proxenos_guest::abi::dom0_ops::args::{Msr, PhysInfo, ReadConsole, SchedId, SetTime};
+use proxenos_guest::abi::dom0_ops::args::{Msr, PcidevAccess, PhysInfo, ReadConsole, SchedId, SetTime};
 use proxenos_guest::abi::payload::Payload;
 use proxenos_guest::abi::sched_ctl::{BvtAdjdom, BvtCtl, SchedAdjdom, SchedCtl, SchedDirection, SchedulerId};
 use proxenos_guest::abi::{Errno, GuestWord, Padded};
@@ -106,6 +106,21 @@ pub fn date() {
     check!(shows().abs_diff(expected()) < 100_000, "later: {} instead of {}", shows(), expected());
     check_eq!(ask(at(0, 0, u64::MAX)).0, Err(Errno::EINVAL));
     check!(shows().abs_diff(expected()) < 100_000, "as before");
+}
+
+/// The subject gets the host bridge, which does no harm; it looks at it when it ends.
+pub fn devices() {
+    section("devices");
+    let give = |domain, bus, dev, func, enable| ask(PcidevAccess { domain, pad: 0, bus, dev, func, enable }).0;
+    for (bus, dev, func) in [(256, 0, 0), (0, 32, 0), (0, 0, 8)] {
+        check_eq!(give(NOBODY, bus, dev, func, 1), Err(Errno::EINVAL));
+    }
+    check_eq!(give(SUBJECT, 0, 0, 0, 0), Err(Errno::EINVAL), "nothing is taken away");
+    check_eq!(give(NOBODY, 0, 0, 0, 1), Err(Errno::ESRCH));
+    check_eq!(give(SUBJECT, 0, 31, 7, 1), Err(Errno::ENODEV));
+    check_eq!(give(SUBJECT, 0, 0, 0, 1), Ok(0));
+    check_eq!(give(SUBJECT, 0, 0, 0, 1), Ok(0), "again");
+    check_eq!(give(proxenos_guest::abi::DomId::DOM0, 0, 0, 0, 1), Ok(0), "which has them all");
 }
 
 pub fn registers() {

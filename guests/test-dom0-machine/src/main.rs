@@ -35,6 +35,7 @@ fn main(_: &StartInfo) {
     subject.debug();
     subject.shadows();
     trace::run(&subject);
+    control::devices();
     subject.dismiss();
 }
 

@@ -10,7 +10,8 @@ use proxenos_guest::{Arch, check, check_eq};
 /// How often it is moved.
 const MOVES: u32 = 40;
 
-fn pin(domain: DomId, cpu: i32) -> Result<usize, Errno> {
+/// Pins a domain.
+pub fn pin(domain: DomId, cpu: i32) -> Result<usize, Errno> {
     ask(PinCpuDomain { domain, pad: 0, cpu }).0
 }
 

@@ -4,6 +4,7 @@ use crate::{NOBODY, SUBJECT, ask};
 use core::sync::atomic::{AtomicU32, Ordering};
 use proxenos_guest::abi::dom0_ops::Dom0Op;
 use proxenos_guest::abi::dom0_ops::args::{DebugOp, SchedId, ShadowControl, ShadowControlOp};
+use proxenos_guest::abi::physdev::{PciCfgregRead, PhysdevOp};
 use proxenos_guest::abi::{DomId, Errno, GuestVirt, GuestWord, Padded, Port, Virq};
 use proxenos_guest::memory;
 use proxenos_guest::test::section;
@@ -33,12 +34,20 @@ fn count(_: Port) {
     RECEIVED.store(received() + 1, Ordering::Relaxed);
 }
 
+/// Reads from the configuration of a device on bus 0.
+fn read_device(dev: u32) -> Result<(), Errno> {
+    let mut op = PhysdevOp::new(PciCfgregRead { bus: 0, dev, func: 0, reg: 0, len: 4, value: 0 });
+    // SAFETY: reads a register that says what the device is.
+    unsafe { hypercall::physdev_op(&mut op) }.map(drop)
+}
+
 /// The subject: answers events.
 pub fn run() {
     section("the subject");
     // SAFETY: it is refused.
     let refused = unsafe { hypercall::dom0_op(&mut Dom0Op::new(SchedId { sched_id: 0 })) };
     check_eq!(refused, Err(Errno::EPERM), "it is not privileged");
+    check_eq!(read_device(0), Err(Errno::EPERM), "it has no device yet");
     let page = memory::alloc_frame().expect("memory").virt().raw() as usize;
     // SAFETY: words of a frame of our own, which is mapped for good.
     let word = |offset: u64| unsafe { &*((page + offset as usize) as *const AtomicU32) };
@@ -61,6 +70,8 @@ pub fn run() {
         answered += 1;
         check_eq!(events::send(port), Ok(()));
         if poked == END {
+            check_eq!(read_device(0), Ok(()), "the device that it was given");
+            check_eq!(read_device(1), Err(Errno::EPERM), "another one");
             return;
         }
     }

@@ -1,7 +1,7 @@
 //! The trace buffers, as a reader in domain 0 follows them.
 
 use crate::subject::Subject;
-use crate::{SUBJECT, ask, cpus};
+use crate::{SUBJECT, ask, cpus, moves};
 use core::sync::atomic::{AtomicU32, Ordering, fence};
 use proxenos_guest::abi::dom0_ops::args::GetTbufs;
 use proxenos_guest::abi::mmu::{MmuCommand, MmuExtCommand};
@@ -12,6 +12,8 @@ use proxenos_guest::pte::{Pte, PteFlags};
 use proxenos_guest::test::section;
 use proxenos_guest::{Arch, boot, check, check_eq, hypercall};
 
+/// How often everything may be tried.
+const ROUNDS: u32 = 100;
 /// Pages that can be mapped: those of two CPUs.
 const MOST_PAGES: usize = 8;
 
@@ -88,35 +90,37 @@ pub fn run(subject: &Subject) {
         check_eq!(data, start + u64::from(cpu) * size + header, "CPU {cpu}");
         check_eq!(capacity, (size - header) / size_of::<TraceRecord>() as u64, "CPU {cpu}");
     }
-    let before: [u64; 2] =
+    let mut read: [u64; 2] =
         core::array::from_fn(|cpu| if (cpu as u32) < cpus() { buffers.head(cpu as u32).2 } else { 0 });
-    for _ in 0..8 {
-        subject.exchange();
-        // On another CPU it sleeps some time later, and need not at all if there is more to do by then.
-        for _ in 0..20_000 {
-            core::hint::spin_loop();
-        }
-    }
     let mut seen = [false; 6];
-    for cpu in 0..cpus() {
-        let (data, capacity, head) = buffers.head(cpu);
-        let first = before[cpu as usize].max(head.saturating_sub(capacity - 1));
-        let mut last = 0;
-        for index in first..head {
-            fence(Ordering::Acquire);
-            let [low, high, event, d1, ..] = buffers.read::<8>(data + 32 * (index % capacity));
-            let cycles = u64::from(high) << 32 | u64::from(low);
-            check!(cycles >= last, "CPU {cpu}: record {index} is of before");
-            last = cycles;
-            let of_subject = d1 == u32::from(SUBJECT.0);
-            seen[0] |= event == SWITCH && of_subject;
-            seen[1] |= event == SWITCH && d1 == 0;
-            seen[2] |= event == BLOCK && of_subject;
-            seen[3] |= event == WAKE && of_subject;
-            seen[4] |= HYPERCALLS.contains(&event) && of_subject;
-            seen[5] |= HYPERCALLS.contains(&event) && d1 == 0;
+    // Where the subject is on another CPU, that one records too. Then both are on one, and each has to wait for the other, sooner or later.
+    for round in 0..ROUNDS {
+        subject.exchange();
+        for (cpu, read) in (0..cpus()).zip(&mut read) {
+            let (data, capacity, head) = buffers.head(cpu);
+            check!(head > *read || round > 0, "CPU {cpu} has recorded something");
+            let mut last = 0;
+            for index in (*read).max(head.saturating_sub(capacity - 1))..head {
+                fence(Ordering::Acquire);
+                let [low, high, event, d1, ..] = buffers.read::<8>(data + 32 * (index % capacity));
+                let cycles = u64::from(high) << 32 | u64::from(low);
+                check!(cycles >= last, "CPU {cpu}: record {index} is of before");
+                last = cycles;
+                let of_subject = d1 == u32::from(SUBJECT.0);
+                seen[0] |= event == SWITCH && of_subject;
+                seen[1] |= event == SWITCH && d1 == 0;
+                seen[2] |= event == BLOCK && of_subject;
+                seen[3] |= event == WAKE && of_subject;
+                seen[4] |= HYPERCALLS.contains(&event) && of_subject;
+                seen[5] |= HYPERCALLS.contains(&event) && d1 == 0;
+            }
+            *read = head;
         }
-        check!(head > before[cpu as usize], "CPU {cpu} has recorded something");
+        if round == 0 {
+            check_eq!(moves::pin(SUBJECT, 0), Ok(0));
+        } else if seen == [true; 6] {
+            break;
+        }
     }
     check_eq!(seen, [true; 6], "switches to both, sleep, wake, calls of both");
     let (data, capacity, head) = buffers.head(0);
