@@ -233,6 +233,37 @@ impl Clock for SimMachine {
     }
 }
 
+/// Nobody runs here.
+impl VirtualCpus for SimMachine {
+    fn with_stopped<R>(&self, _: &Domain, _: impl FnOnce(Stopped<'_>) -> R) -> Result<R, Unreached> {
+        Err(Unreached::None)
+    }
+
+    fn caller_state(&self, _: &Vcpu) -> MachineState {
+        MachineState::ZERO
+    }
+
+    fn is_running(&self, _: &Domain) -> bool {
+        false
+    }
+
+    fn cpu_time(&self, _: &Domain) -> Span {
+        Span::ZERO
+    }
+
+    fn admit(&self, _: &Arc<Domain>, _: Affinity) -> Result<(), SchedError> {
+        Err(SchedError::NoSuchCpu)
+    }
+
+    fn dismiss(&self, _: &Domain) -> Result<Box<Vcpu>, Unreached> {
+        Err(Unreached::None)
+    }
+
+    fn reserved_descriptors(&self, _: Arch) -> [u64; NR_RESERVED_GDT_ENTRIES as usize] {
+        [0; NR_RESERVED_GDT_ENTRIES as usize]
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -269,36 +300,5 @@ mod tests {
         machine.flush_if_older(stamp);
         machine.flush_if_older(stamp);
         assert_eq!(machine.full_flushes.load(SeqCst), 1, "the second found the TLB flushed already");
-    }
-}
-
-/// Nobody runs here.
-impl VirtualCpus for SimMachine {
-    fn with_stopped<R>(&self, _: &Domain, _: impl FnOnce(Stopped<'_>) -> R) -> Result<R, Unreached> {
-        Err(Unreached::None)
-    }
-
-    fn caller_state(&self, _: &Vcpu) -> MachineState {
-        MachineState::ZERO
-    }
-
-    fn is_running(&self, _: &Domain) -> bool {
-        false
-    }
-
-    fn cpu_time(&self, _: &Domain) -> Span {
-        Span::ZERO
-    }
-
-    fn admit(&self, _: &Arc<Domain>, _: Affinity) -> Result<(), SchedError> {
-        Err(SchedError::NoSuchCpu)
-    }
-
-    fn dismiss(&self, _: &Domain) -> Result<Box<Vcpu>, Unreached> {
-        Err(Unreached::None)
-    }
-
-    fn reserved_descriptors(&self, _: Arch) -> [u64; NR_RESERVED_GDT_ENTRIES as usize] {
-        [0; NR_RESERVED_GDT_ENTRIES as usize]
     }
 }
