@@ -43,7 +43,8 @@ impl FlushClock {
     }
 
     /// The moment of a flush that is about to begin and does not move the clock. A stamp of the same moment counts as younger than it,
-    /// whichever was first; an older one was taken before somebody else moved the clock to where it is seen here.
+    /// whichever was first; an older one was taken before somebody else moved the clock to where it is seen here. To be called before the
+    /// TLB is emptied, as [`begin`](Self::begin).
     #[inline]
     pub fn now(&self) -> FlushTime {
         FlushTime(self.0.load(Ordering::Acquire))

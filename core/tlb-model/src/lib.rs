@@ -77,20 +77,39 @@ impl Machine {
 
     /// A CPU goes back to the hypervisor's own tables.
     pub fn rest(&self, cpu: usize) {
-        self.flush(cpu);
+        let time = locked(|| self.clock.begin());
+        self.empty(cpu);
+        self.tlbs[cpu].flushed(time);
         self.tlbs[cpu].rest();
     }
 
     /// A CPU loads CR3, for whatever reason.
     pub fn flush(&self, cpu: usize) {
         let time = locked(|| self.clock.begin());
-        locked(|| self.held[cpu].store(0, Relaxed));
+        self.empty(cpu);
+        self.walk(cpu);
         self.tlbs[cpu].flushed(time);
     }
 
-    /// A CPU walks the tables, and keeps what it finds.
+    /// What a load of CR3 does to a TLB. From then on the CPU may walk the tables, whatever it executes.
+    fn empty(&self, cpu: usize) {
+        locked(|| self.held[cpu].store(0, Relaxed));
+    }
+
+    /// A CPU loads CR3 without moving the clock, as it does between a guest's kernel and its applications. That load is a full barrier; so
+    /// is nothing before it.
+    pub fn flush_without_a_tick(&self, cpu: usize) {
+        let time = self.clock.now();
+        self.empty(cpu);
+        self.walk(cpu);
+        self.tlbs[cpu].flushed(time);
+    }
+
+    /// A CPU walks the tables if its TLB has nothing, and keeps what it finds.
     pub fn walk(&self, cpu: usize) {
-        self.held[cpu].store(self.entry.load(Relaxed), Relaxed);
+        if self.held[cpu].load(Relaxed) == 0 {
+            self.held[cpu].store(self.entry.load(Relaxed), Relaxed);
+        }
     }
 
     /// A guest uses what its CPU's TLB has of the entry.
