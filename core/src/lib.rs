@@ -30,7 +30,6 @@ pub mod fuzzing;
 pub mod grant;
 pub mod host;
 pub mod hypercall;
-pub mod image;
 pub mod machine;
 pub mod mmu;
 pub mod paging;
