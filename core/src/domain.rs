@@ -231,6 +231,23 @@ impl Domain {
         self.scheduler.call_once(|| scheduler);
     }
 
+    /// It has no place in a run queue any more.
+    pub fn leave_home(&self) {
+        self.home.store(u32::MAX, Ordering::Relaxed);
+    }
+
+    /// The hypervisor stops it for a moment.
+    pub fn hold(&self) {
+        self.run.set(RunState::HELD);
+        self.tell(News::RunState);
+    }
+
+    /// It may go on, as far as [`hold`](Self::hold) is concerned.
+    pub fn let_go(&self) {
+        self.run.clear(RunState::HELD);
+        self.tell(News::RunState);
+    }
+
     fn tell(&self, news: News) {
         if let Some(scheduler) = self.scheduler.get() {
             scheduler(self, news);

@@ -32,6 +32,7 @@ pub mod host;
 pub mod hypercall;
 pub mod machine;
 pub mod mmu;
+pub mod others;
 pub mod paging;
 pub mod pci;
 pub mod personality;

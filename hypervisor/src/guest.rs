@@ -254,6 +254,11 @@ impl Running {
         Self { host, dom, vcpu, timer: Timer::new(), context: Box::new(Context::at_start(state)) }
     }
 
+    /// A domain that has no registers yet.
+    fn unbuilt(host: &'static Host<Hw>, dom: Arc<Domain>) -> Self {
+        Self { host, dom, vcpu: Box::new(Vcpu::new()), timer: Timer::new(), context: Box::new(Context::zero()) }
+    }
+
     /// The guest as it makes a call: `frame` is where it stands behind it.
     fn caller(&mut self, frame: &TrapFrame) -> Caller<'_, Hw> {
         let place = Place { ip: frame.rip, sp: frame.rsp, entry: None };

@@ -62,9 +62,14 @@ impl Context {
             ..TrapFrame::default()
         };
         let data = DataSegments { ds: state.data, es: state.data, fs: state.data, gs: state.data };
+        Self { frame, data, ..Self::zero() }
+    }
+
+    /// All registers zero.
+    pub fn zero() -> Self {
         Self {
-            frame,
-            data,
+            frame: TrapFrame::default(),
+            data: DataSegments { ds: Selector::NULL, es: Selector::NULL, fs: Selector::NULL, gs: Selector::NULL },
             bases: Bases { fs: VirtAddr::zero(), gs: VirtAddr::zero(), other_gs: VirtAddr::zero() },
             fpu: fpu::State::new(),
         }
