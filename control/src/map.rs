@@ -49,8 +49,8 @@ pub fn device_memory(at: MachineAddr, size: usize) -> Result<NonNull<u8>, Errno>
 /// One page for frames of other domains, one at a time.
 pub struct Window {
     at: u64,
-    /// What is mapped.
-    shown: Option<(DomId, Mfn)>,
+    /// What is mapped, and whether it can be written.
+    shown: Option<(DomId, Mfn, PteFlags)>,
 }
 
 impl Window {
@@ -70,15 +70,27 @@ impl Window {
     /// Shows a frame, and where.
     ///
     /// # Errors
-    /// When it is not that domain's.
+    /// When it is not that domain's, or a page table.
     pub fn show(&mut self, domain: DomId, frame: Mfn) -> Result<NonNull<[u8; PAGE_SIZE]>, Errno> {
-        if self.shown != Some((domain, frame)) {
+        self.map(domain, frame, PteFlags::KERNEL_RW)
+    }
+
+    /// What is in a frame, if it is that domain's. Its owner had better not run.
+    pub fn read(&mut self, domain: DomId, frame: Mfn) -> Option<Vec<u8>> {
+        let page = self.map(domain, frame, PteFlags::KERNEL_RO).ok()?;
+        let mut bytes = alloc::vec![0; PAGE_SIZE];
+        // SAFETY: the page is mapped, and bytes are copied one way.
+        unsafe { core::ptr::copy_nonoverlapping(page.cast::<u8>().as_ptr(), bytes.as_mut_ptr(), PAGE_SIZE) };
+        Some(bytes)
+    }
+
+    fn map(&mut self, domain: DomId, frame: Mfn, flags: PteFlags) -> Result<NonNull<[u8; PAGE_SIZE]>, Errno> {
+        if self.shown != Some((domain, frame, flags)) {
             self.shown = None;
-            let entry = Pte::new(frame, PteFlags::KERNEL_RW);
-            let at = GuestVirt(self.at);
+            let (at, entry) = (GuestVirt(self.at), Pte::new(frame, flags));
             // SAFETY: the page is the window's; pointers into it are good until the next call.
             unsafe { hypercall::update_va_mapping_otherdomain(at, entry, UpdateVaFlags::INVLPG, domain) }?;
-            self.shown = Some((domain, frame));
+            self.shown = Some((domain, frame, flags));
         }
         NonNull::new(self.at as *mut [u8; PAGE_SIZE]).ok_or(Errno::EINVAL)
     }

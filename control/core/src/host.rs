@@ -180,7 +180,4 @@ pub trait Host {
         address: u64,
         len: usize,
     ) -> Result<Vec<u8>, Failure>;
-
-    /// Ends the machine, once what is to be said has been said.
-    fn stop(&mut self);
 }

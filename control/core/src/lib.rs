@@ -33,4 +33,4 @@ pub use channel::Channel;
 pub use control::Link;
 pub use host::{Built, Host, Machine, Order, Status};
 pub use scrollback::Scrollback;
-pub use server::Server;
+pub use server::{Server, Work};
