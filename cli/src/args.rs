@@ -11,8 +11,8 @@ use crate::units::{parse_size, parse_time};
 
 /// Run guests on a Proxenos host.
 ///
-/// A host is a machine on this computer (QEMU) with the hypervisor and its control domain in it. It is started when a guest
-/// is run, or by `proxenos host start`, and goes on until `proxenos host stop`.
+/// A host is a machine on this computer (QEMU) with the hypervisor and its control domain in it. It is started when a
+/// guest is run, or by `proxenos host start`, and goes on until `proxenos host stop`.
 #[derive(Parser)]
 #[command(name = "proxenos", version, arg_required_else_help = true, after_help = STATUSES)]
 pub struct Cli {
@@ -22,7 +22,8 @@ pub struct Cli {
     /// Print JSON
     #[arg(long, global = true)]
     pub json: bool,
-    /// How many seconds the control domain may take for what is asked (default 10; for a shutdown 60, to make a domain 120)
+    /// How many seconds the control domain may take for what is asked (default 10; for a shutdown 60, to make a domain
+    /// 120)
     #[arg(long, global = true, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=600))]
     pub timeout: Option<u32>,
     /// What to do.
@@ -331,7 +332,8 @@ pub struct SchedArgs {
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub slice: Option<Nanos>,
     /// bvt, a domain: its share in relation to others', 1 to 1000 (1000 / advance)
-    #[arg(long, requires = "domain", conflicts_with = "advance", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, requires = "domain", conflicts_with = "advance")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub weight: Option<u32>,
     /// bvt, a domain: how fast its virtual time goes, the inverse of its weight
     #[arg(long, requires = "domain", value_parser = clap::value_parser!(u32).range(1..))]

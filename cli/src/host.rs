@@ -1,12 +1,12 @@
 //! Hosts: machines of this user's on this computer, each QEMU with the hypervisor in it.
 //!
-//! A host is a directory, by its name, in `$XDG_RUNTIME_DIR/proxenos` (else in one of this user's own in the directory for temporary files). In it
-//! are the sockets of its channels, QEMU's control socket, the logs, and `host.json`, which says how it was started and which
-//! process it is. No process but QEMU's stays.
+//! A host is a directory, by its name, in `$XDG_RUNTIME_DIR/proxenos` (else in one of this user's own in the directory
+//! for temporary files). In it are the sockets of its channels, QEMU's control socket, the logs, and `host.json`,
+//! which says how it was started and which process it is. No process but QEMU's stays.
 //!
-//! Promises: no process is signalled but the one that `host.json` names, after a look whether it is still that; a directory
-//! whose QEMU has gone counts as no host, and is emptied by the next start; `start` and `stop` of one host exclude each
-//! other (a lock on a file beside the directory).
+//! Promises: no process is signalled but the one that `host.json` names, after a look whether it is still that; a
+//! directory whose QEMU has gone counts as no host, and is emptied by the next start; `start` and `stop` of one host
+//! exclude each other (a lock on a file beside the directory).
 
 mod process;
 mod qemu;

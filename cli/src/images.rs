@@ -22,8 +22,8 @@ const BUILT: [(&str, &str); 1] = [(
     "guest-x86_64/x86_64-unknown-none/guest/proxenos-control",
 )];
 
-/// Finds images: in the directory that was named (an option, or `PROXENOS_IMAGES`), beside the executable, or where xtask
-/// has built them.
+/// Finds images: in the directory that was named (an option, or `PROXENOS_IMAGES`), beside the executable, or where
+/// xtask has built them.
 ///
 /// # Errors
 /// They are nowhere; the message says where they were looked for.

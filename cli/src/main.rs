@@ -1,8 +1,8 @@
 //! `proxenos`: guests on a Proxenos host, from the shell.
 //!
-//! There is no daemon: each command finds the host's machine by its files ([`host`]), talks to the control domain in it over a
-//! channel of its own ([`session`], protocol: `proxenos-rpc`) and ends. [`args`] is the command line, [`commands`] what each does,
-//! [`problem`] how it fails.
+//! There is no daemon: each command finds the host's machine by its files ([`host`]), talks to the control domain in
+//! it over a channel of its own ([`session`], protocol: `proxenos-rpc`) and ends. [`args`] is the command line,
+//! [`commands`] what each does, [`problem`] how it fails.
 
 #![forbid(unsafe_code)]
 

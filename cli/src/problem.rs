@@ -2,8 +2,8 @@
 //!
 //! # Exit statuses
 //!
-//! Below 64 a status is a guest's (`run`, `console` and waits: the reason it shut down with, 0 being power-off). Ours are above, most of
-//! them those of `sysexits.h`; the table is [`Status`], and `proxenos --help` prints it.
+//! Below 64 a status is a guest's (`run`, `console` and waits: the reason it shut down with, 0 being power-off). Ours
+//! are above, most of them those of `sysexits.h`; the table is [`Status`], and `proxenos --help` prints it.
 
 use std::fmt;
 use std::process::ExitCode;
@@ -143,9 +143,7 @@ impl Problem {
             Cause::Cancelled => (Status::TryAgain, None),
             Cause::NotSupported => (
                 Status::Protocol,
-                Some(
-                    "host and command line may be of different builds: `proxenos host stop`, then `proxenos host start`",
-                ),
+                Some("they may be of different builds: `proxenos host stop`, then `proxenos host start`"),
             ),
             Cause::Hypervisor(_) => (Status::Refused, Some("`proxenos dmesg` may say more")),
             Cause::Internal => (Status::Internal, Some("`proxenos dmesg --control` may say more")),

@@ -1,8 +1,8 @@
 //! A session with the control domain over one of a host's channels.
 //!
-//! Promises: a channel is this process's alone while the session lives (a lock on a file beside the socket, which the system
-//! takes back however we end); nothing that was meant for another client is ever read as an answer; nothing waits
-//! for longer than it was told to.
+//! Promises: a channel is this process's alone while the session lives (a lock on a file beside the socket, which the
+//! system takes back however we end); nothing that was meant for another client is ever read as an answer; nothing
+//! waits for longer than it was told to.
 
 use std::collections::VecDeque;
 use std::fs::File;

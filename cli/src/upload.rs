@@ -1,7 +1,7 @@
 //! Making a domain: its images are announced, uploaded where the control domain has not got them, and built.
 //!
-//! Promises: the bytes that are sent are those that were announced, since a file is read once; at most [`AHEAD`] chunks are
-//! unanswered; progress goes to standard error, and only to a terminal.
+//! Promises: the bytes that are sent are those that were announced, since a file is read once; at most [`AHEAD`]
+//! chunks are unanswered; progress goes to standard error, and only to a terminal.
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! The program itself against a control domain of lies ([`fake`]): every command, its output, and what it does when nobody
-//! answers, when the channel is full of noise, and when all channels are taken.
+//! The program itself against a control domain of lies ([`fake`]): every command, its output, and what it does when
+//! nobody answers, when the channel is full of noise, and when all channels are taken.
 
 mod fake;
 

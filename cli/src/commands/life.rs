@@ -11,8 +11,8 @@ use crate::units::size;
 use crate::upload::unexpected;
 use crate::view;
 
-/// The same for each of some domains, all of which are tried. The first that fails is the command's failure; the others are
-/// told of at once.
+/// The same for each of some domains, all of which are tried. The first that fails is the command's failure; the
+/// others are told of at once.
 pub fn each(cli: &Cli, args: &Domains, doing: &str, request: impl Fn(Subject) -> Request) -> Result<u8> {
     let mut session = open(cli)?;
     let mut first = None;

@@ -1,9 +1,9 @@
 //! The files of xm, read as they are.
 //!
-//! They are Python, of which nearly all use assignments of literals only: `name = value`, one a line, where a value is a
-//! string in either quotes (adjacent ones are one string), a number, a list or tuple of such, `None`, `True` or `False`. Comments,
-//! empty lines, semicolons, backslash continuations and lists over several lines are understood. Anything else is refused with its
-//! line and a reason, and never guessed at.
+//! They are Python, of which nearly all use assignments of literals only: `name = value`, one a line, where a value is
+//! a string in either quotes (adjacent ones are one string), a number, a list or tuple of such, `None`, `True` or
+//! `False`. Comments, empty lines, semicolons, backslash continuations and lists over several lines are understood.
+//! Anything else is refused with its line and a reason, and never guessed at.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -386,7 +386,7 @@ extra = "4"; restart = 'onreboot'
 
     #[test]
     fn literals_are_what_python_makes_of_them() {
-        let text = "a = 'x\\'y' \"z\"\nb = [1, 0x1f, -3,\n  # within\n 'q' , (4), (5,), ()]\nc = \\\n None\nd=\"\"\"m\n\"n\"\"\"";
+        let text = "a = 'x\\'y' \"z\"\nb = [1, 0x1f, -3,\n # within\n 'q', (4), (5,), ()]\nc = \\\n None\nd=\"\"\"m\n\"n\"\"\"";
         let values: Vec<Value> = assignments(text).expect("fine").into_iter().map(|(_, _, value)| value).collect();
         let n = Value::Number;
         let list =
@@ -466,7 +466,8 @@ extra = "4"; restart = 'onreboot'
         fn nearly_files_are_read_or_refused(
             parts in prop::collection::vec(
                 prop_oneof![
-                    Just("name"), Just("="), Just("'"), Just("\""), Just("["), Just("]"), Just("("), Just(")"), Just(","),
+                    Just("name"), Just("="), Just("'"), Just("\""), Just("["), Just("]"), Just("("), Just(")"),
+                    Just(","),
                     Just("\n"), Just("\\"), Just("#"), Just(" "), Just("1"), Just("memory"), Just(";"), Just("\"\"\""),
                 ],
                 0..40,

@@ -1,7 +1,7 @@
 //! QEMU's process: whether it is still the one that was started, and its end.
 //!
-//! Numbers of processes are given again. With the moment of its beginning a process has an identity; a descriptor of the
-//! process, taken before that is compared, makes a signal reach that one or none.
+//! Numbers of processes are given again. With the moment of its beginning a process has an identity; a descriptor of
+//! the process, taken before that is compared, makes a signal reach that one or none.
 
 use std::time::{Duration, Instant};
 
@@ -11,8 +11,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::Record;
 use crate::problem::{Problem, Result};
 
-/// When a process began, in ticks since boot: field 22 of its `stat`, counted behind the name, which may hold anything. `None` if
-/// there is no such process, or nothing left of it but its status.
+/// When a process began, in ticks since boot: field 22 of its `stat`, counted behind the name, which may hold
+/// anything. `None` if there is no such process, or nothing left of it but its status.
 pub fn began(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, fields) = stat.rsplit_once(')')?;

@@ -1,5 +1,5 @@
-//! QEMU's command line for a host. What makes it a machine for the hypervisor is as in xtask's `qemu.rs`: Multiboot 1 with domain 0 as
-//! the first module, an exit device, the console at COM1.
+//! QEMU's command line for a host. What makes it a machine for the hypervisor is as in xtask's `qemu.rs`: Multiboot 1
+//! with domain 0 as the first module, an exit device, the console at COM1.
 
 use std::ffi::OsString;
 use std::path::Path;

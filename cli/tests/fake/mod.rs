@@ -1,6 +1,8 @@
-//! A control domain of lies: it speaks the protocol over unix sockets where a host's channels would be, and keeps what it was told.
+//! A control domain of lies: it speaks the protocol over unix sockets where a host's channels would be, and keeps what
+//! it was told.
 //!
-//! Its guests do what their command lines say: `print=TEXT` (with `_` for spaces), `flood=BYTES`, `exit=REASON`, `crash`, `echo` (until a `q` comes).
+//! Its guests do what their command lines say: `print=TEXT` (with `_` for spaces), `flood=BYTES`, `exit=REASON`,
+//! `crash`, `echo` (until a `q` comes).
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
