@@ -75,8 +75,8 @@ pub enum Part {
     Ramdisk,
 }
 
-/// SHA-256 of an image, made by the client. The control domain takes it as a name only: for an image with a digest that it
-/// still has, it asks for no upload.
+/// SHA-256 of an image, made by the client. The control domain takes it as a name only: for an image with a digest
+/// that it still has, it asks for no upload.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Digest(pub [u8; 32]);

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{MAX_TEXT, Text};
 
-/// What kind of failure it is: what a program decides by. What has failed has changed nothing, unless a cause says otherwise.
+/// What kind of failure it is: what a program decides by. What has failed has changed nothing, unless a cause says
+/// otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Cause {
     /// There is no such domain.

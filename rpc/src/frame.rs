@@ -1,10 +1,10 @@
 //! Messages as frames of a byte stream.
 //!
-//! A frame is a message in postcard and the CRC-32 of that (little endian), both in COBS, which leaves no zero byte, and a
-//! zero byte behind. So whoever lost the thread finds it again at the next zero.
+//! A frame is a message in postcard and the CRC-32 of that (little endian), both in COBS, which leaves no zero byte,
+//! and a zero byte behind. So whoever lost the thread finds it again at the next zero.
 //!
-//! Promises: any bytes are read without a panic and with at most [`MAX_FRAME`] bytes kept; each frame that is not a message is
-//! reported once; after a zero byte the next frame is read whatever came before.
+//! Promises: any bytes are read without a panic and with at most [`MAX_FRAME`] bytes kept; each frame that is not a
+//! message is reported once; after a zero byte the next frame is read whatever came before.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -43,7 +43,8 @@ impl core::error::Error for FrameError {}
 /// A message as a frame, its zero byte included.
 ///
 /// # Errors
-/// [`FrameError::TooLong`]. With bounded fields, as all messages of this crate have, that takes more of them than any message needs.
+/// [`FrameError::TooLong`]. With bounded fields, as all messages of this crate have, that takes more of them than any
+/// message needs.
 pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
     let mut plain = postcard::to_allocvec(message).map_err(|_| FrameError::Unknown)?;
     if plain.len() > MAX_MESSAGE {

@@ -2,25 +2,25 @@
 //!
 //! # The channel
 //!
-//! A byte stream each way, which loses nothing but may be cut anywhere and taken up by another client: on the host a unix
-//! socket, in the control domain a virtio console. There are several such channels, and each serves one client at a
-//! time. [`frame`] cuts the stream into messages: postcard, a CRC-32, COBS, and a zero byte behind each.
+//! A byte stream each way, which loses nothing but may be cut anywhere and taken up by another client: on the host a
+//! unix socket, in the control domain a virtio console. There are several such channels, and each serves one client at
+//! a time. [`frame`] cuts the stream into messages: postcard, a CRC-32, COBS, and a zero byte behind each.
 //!
 //! # A session
 //!
-//! 1. The client sends a zero byte (it ends whatever a client before it left half sent), then [`ToControl::Hello`] with a
-//!    nonce. The control domain drops what that channel had going on: open calls, streams and uploads.
+//! 1. The client sends a zero byte (it ends whatever a client before it left half sent), then [`ToControl::Hello`]
+//!    with a nonce. The control domain drops what that channel had going on: open calls, streams and uploads.
 //! 2. It answers [`FromControl::Welcome`] with the nonce. The client drops every frame before that one: they were for
 //!    somebody else. Majors of the [`Version`]s must agree, else the client stops there.
-//! 3. The client makes [calls](ToControl::Call), each with a number of its own choice and a [`Deadline`]. Every call gets
-//!    exactly one [`FromControl::Reply`], behind any number of [events](FromControl::Event).
+//! 3. The client makes [calls](ToControl::Call), each with a number of its own choice and a [`Deadline`]. Every call
+//!    gets exactly one [`FromControl::Reply`], behind any number of [events](FromControl::Event).
 //! 4. The client hangs up whenever it likes, without a word.
 //!
-//! Calls of a channel are begun in the order in which they come. Up to [`MAX_OPEN_CALLS`] may be unanswered; one more is
-//! refused with [`Cause::Busy`]. A call that waits for something ([`Request::ConsoleAttach`],
-//! [`Request::WaitExit`], [`Request::CreateFinish`], `Shutdown` and `Reboot` with a wait) keeps nothing else waiting.
-//! [`ToControl::Note`] speaks to such a call while it is open; it is never answered, and one for a call that is not open is
-//! dropped: it may have crossed the reply.
+//! Calls of a channel are begun in the order in which they come. Up to [`MAX_OPEN_CALLS`] may be unanswered; one more
+//! is refused with [`Cause::Busy`]. A call that waits for something ([`Request::ConsoleAttach`],
+//! [`Request::WaitExit`], [`Request::CreateFinish`], [`Request::Shutdown`] with a wait) keeps nothing else waiting.
+//! [`ToControl::Note`] speaks to such a call while it is open; it is never answered, and one for a call that is not
+//! open is dropped: it may have crossed the reply.
 //!
 //! # Deadlines
 //!
@@ -32,10 +32,11 @@
 //!
 //! # Flow
 //!
-//! A virtio console drops what its host side has no room for, so nothing may be sent that is not expected: a reply a call;
-//! [`Event::Progress`], at most [`MAX_PROGRESS`] a call; and console output within the credit that the client gave, where
-//! each chunk costs its length and [`CHUNK_COST`]. What comes before the credit is used up stays in the scroll-back, and
-//! is lost from its old end: [`Event::Output`] has offsets that show it. Input is under credit the other way.
+//! A virtio console drops what its host side has no room for, so nothing may be sent that is not expected: a reply a
+//! call; [`Event::Progress`], at most [`MAX_PROGRESS`] a call; and console output within the credit that the client
+//! gave, where each chunk costs its length and [`CHUNK_COST`]. What comes before the credit is used up stays in the
+//! scroll-back, and is lost from its old end: [`Event::Output`] has offsets that show it. Input is under credit the
+//! other way.
 //!
 //! # Versions
 //!
@@ -114,8 +115,8 @@ pub const MAX_OPEN_CALLS: usize = 8;
 /// The most [`Event::Progress`] of one call.
 pub const MAX_PROGRESS: u32 = 64;
 
-/// What a chunk of console output costs of the credit beside its length: small pieces take room in a socket's buffer far
-/// beyond their length.
+/// What a chunk of console output costs of the credit beside its length: small pieces take room in a socket's buffer
+/// far beyond their length.
 pub const CHUNK_COST: u32 = 1024;
 
 /// The most credit a client may have open on a console: a socket's buffer on Linux holds three times as much.

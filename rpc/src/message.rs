@@ -116,8 +116,8 @@ pub enum Request {
         /// The bytes.
         bytes: Bytes<MAX_CHUNK>,
     },
-    /// Makes the domain, all images being there: [`Event::Progress`], then [`Reply::Domain`]. Whether it succeeds or not, the
-    /// creation is over.
+    /// Makes the domain, all images being there: [`Event::Progress`], then [`Reply::Domain`]. Whether it succeeds or
+    /// not, the creation is over.
     CreateFinish {
         /// The creation.
         upload: UploadId,
@@ -287,7 +287,8 @@ pub enum Event {
 pub enum ConsoleEnd {
     /// The client cancelled it.
     Detached,
-    /// The domain has ended, is not started again, and its output has all been sent. Of one that crashed and is kept too.
+    /// The domain has ended, is not started again, and its output has all been sent. Of one that crashed and is kept
+    /// too.
     Ended(Exit),
 }
 

@@ -277,7 +277,9 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_no_message_and_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..4000), piece in 1..600usize) {
+    fn any_bytes_are_no_message_and_no_panic(
+        bytes in prop::collection::vec(any::<u8>(), 0..4000), piece in 1..600usize,
+    ) {
         prop_assert!(decode::<ToControl>(&bytes, piece).iter().all(Result::is_err));
         prop_assert!(decode::<FromControl>(&bytes, piece).iter().all(Result::is_err));
     }
