@@ -30,6 +30,7 @@ pub mod fuzzing;
 pub mod grant;
 pub mod host;
 pub mod hypercall;
+pub mod life;
 pub mod machine;
 pub mod mmu;
 pub mod others;

@@ -5,11 +5,13 @@ use crate::addr::DomId;
 use crate::domain::{Arch, Domain};
 use crate::others::{MachineState, Stopped, Unreached, VirtualCpus};
 use crate::sched::{Affinity, Home, Params, SchedError, Schedulers, Span, Time};
+use crate::segments::Segments;
 use crate::sync::Mutex;
 use crate::vcpu::Vcpu;
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use proxenos_abi::arch::NR_RESERVED_GDT_ENTRIES;
 use proxenos_abi::sched_ctl::SchedulerId;
 
@@ -62,6 +64,13 @@ impl SimHardware {
     #[must_use]
     pub fn parked(&self) -> usize {
         self.others.parked.lock().len()
+    }
+
+    /// Calls `work` with the descriptor tables of all that are parked.
+    pub(crate) fn with_parked_segments<R>(&self, work: impl FnOnce(&[(DomId, &Segments)]) -> R) -> R {
+        let parked = self.others.parked.lock();
+        let segments: Vec<_> = parked.iter().map(|(&id, parked)| (DomId(id), &parked.vcpu.segments)).collect();
+        work(&segments)
     }
 
     fn is_busy(&self, dom: &Domain) -> bool {

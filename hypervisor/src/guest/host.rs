@@ -2,10 +2,13 @@
 //! share.
 
 use super::hw::Hw;
+use crate::boot;
 use crate::mm::layout::{self, PAGE_SIZE};
 use crate::mm::paging::{self, Flags};
 use crate::mm::{early, ioremap};
+use crate::options::GuestConsole;
 use proxenos_abi::Pirq;
+use proxenos_core::domain::Privileges;
 use proxenos_core::frame::{FrameInfo, FrameTable};
 use proxenos_core::frame_alloc::{FrameAllocator, Zone};
 use proxenos_core::host::{Domains, Host, MachineToPhys, NO_PFN_NARROW};
@@ -77,6 +80,10 @@ fn build_host() -> Host<Hw> {
         hypervisor_slots: paging::hypervisor_slots(),
         forbidden_io: ioremap::device_frames(),
         domains: Domains::new(),
+        new_privileges: match boot::options().guest_console {
+            GuestConsole::Domain0 => Privileges::empty(),
+            GuestConsole::All => Privileges::LOG,
+        },
         watched: 0.into(),
     }
 }

@@ -8,7 +8,7 @@
 //! A place is given up under the lock of its CPU's seats, which that CPU has whenever it picks: who is parked and not the one picked last is
 //! in nobody's hands.
 
-use super::{Home, Running, Seat, Seats, now, place, release, reserve, scheduler, scheduling};
+use super::{Home, Running, Seat, Seats, now, place, reserve, scheduler, scheduling};
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::gdt::{self, Flavour};
 use crate::cpu::percpu::Cpu;
