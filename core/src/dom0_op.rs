@@ -9,9 +9,16 @@
 
 mod build;
 mod context;
+#[cfg(test)]
+mod control_tests;
+pub mod debug;
 mod info;
 mod life;
+mod machine;
 mod memory;
+mod msr;
+mod scheduling;
+mod shadow;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +30,7 @@ use crate::hypercall::{Caller, head_of_request};
 use crate::personality::Personality;
 use crate::ports::Level;
 use crate::preempt::{Call, Stop};
+use crate::trace::Event;
 use crate::vcpu::Vcpu;
 use alloc::sync::Arc;
 use core::mem::offset_of;
@@ -40,7 +48,30 @@ pub fn dom0_op<P: Personality, H: Hardware>(caller: &mut Caller<'_, H>, at: Gues
     caller.copy_from_guest::<P>(at, op.as_mut_bytes())?;
     let version = op.version().map_err(|_| Errno::EACCES)?;
     let command = op.command().map_err(|_| Errno::ENOSYS)?;
-    Request { caller, at, op, version }.carry_out::<P>(command)
+    let mut request = Request { caller, at, op, version };
+    request.caller.host.hw.trace(|| Event::ControlBegun { command: command.raw(), words: words_of(&request.op) });
+    let result = request.carry_out::<P>(command);
+    request.caller.host.hw.trace(|| Event::ControlEnded {
+        command: command.raw(),
+        result: result_of(&result),
+        words: words_of(&request.op),
+    });
+    result
+}
+
+/// The first words of a request's argument, for the trace.
+fn words_of(op: &Dom0Op) -> [u32; 4] {
+    let bytes = op.u.as_bytes();
+    core::array::from_fn(|index| u32::from_le_bytes(core::array::from_fn(|byte| bytes[4 * index + byte])))
+}
+
+/// What the caller gets, for the trace. A request that made way gets nothing yet.
+fn result_of(result: &Result<u64, Stop>) -> u32 {
+    match result {
+        Ok(value) => *value as u32,
+        Err(Stop::Error(error)) => error.to_result() as u32,
+        Err(Stop::Preempted) => Errno::EAGAIN.to_result() as u32,
+    }
 }
 
 /// A request that is well-formed, and its caller.
@@ -55,7 +86,7 @@ struct Request<'r, 'c, H> {
 impl<'c, H: Hardware> Request<'_, 'c, H> {
     /// One arm a command. Those that only take arguments are called with them; those that answer in them as well, through
     /// [`with_answer`](Self::with_answer).
-    fn carry_out<P: Personality>(mut self, command: Dom0Command) -> Result<u64, Stop> {
+    fn carry_out<P: Personality>(&mut self, command: Dom0Command) -> Result<u64, Stop> {
         match command {
             Dom0Command::Iopl => Ok(iopl(self.caller.dom, self.caller.vcpu, self.op.argument())?),
             // The life of domains.
@@ -63,7 +94,7 @@ impl<'c, H: Hardware> Request<'_, 'c, H> {
                 let call = self.call();
                 self.with_answer::<P, _>(|caller, _, argument| life::create::<P, H>(caller, call, argument))
             }
-            Dom0Command::BuildDomain => build::build::<P, H>(&mut self),
+            Dom0Command::BuildDomain => build::build::<P, H>(self),
             Dom0Command::DestroyDomain => life::destroy(self.caller, self.op.argument()),
             Dom0Command::PauseDomain => life::pause(self.caller, self.op.argument()),
             Dom0Command::UnpauseDomain => life::unpause(self.caller, self.op.argument()),
@@ -81,18 +112,18 @@ impl<'c, H: Hardware> Request<'_, 'c, H> {
             Dom0Command::SetDomainMaxMem => memory::set_max_mem::<P, H>(self.caller, self.op.argument()),
             Dom0Command::SetDomainVmAssist => memory::set_vm_assist(self.caller, self.op.argument()),
             // The machine and its schedulers.
-            Dom0Command::SchedCtl
-            | Dom0Command::AdjustDom
-            | Dom0Command::PinCpuDomain
-            | Dom0Command::SchedId
-            | Dom0Command::PhysInfo
-            | Dom0Command::SetTime
-            | Dom0Command::ReadConsole
-            | Dom0Command::GetTbufs
-            | Dom0Command::Msr
-            | Dom0Command::Debug
-            | Dom0Command::PcidevAccess
-            | Dom0Command::ShadowControl => Err(Errno::ENOSYS.into()),
+            Dom0Command::SchedCtl => self.with_answer::<P, _>(scheduling::sched_ctl),
+            Dom0Command::AdjustDom => self.with_answer::<P, _>(scheduling::adjust_dom),
+            Dom0Command::PinCpuDomain => scheduling::pin_cpu_domain(self.caller, self.op.argument()),
+            Dom0Command::SchedId => self.with_answer::<P, _>(scheduling::sched_id),
+            Dom0Command::PhysInfo => self.with_answer::<P, _>(machine::phys_info::<P, H>),
+            Dom0Command::SetTime => machine::set_time(self.caller, self.op.argument()),
+            Dom0Command::ReadConsole => machine::read_console::<P, H>(self.caller, self.op.argument()),
+            Dom0Command::GetTbufs => self.with_answer_anyway::<P, _>(machine::get_tbufs::<P, H>),
+            Dom0Command::Msr => self.with_answer::<P, _>(msr::msr),
+            Dom0Command::Debug => self.with_answer::<P, _>(debug::debug),
+            Dom0Command::PcidevAccess => Err(Errno::ENOSYS.into()),
+            Dom0Command::ShadowControl => self.with_answer_anyway::<P, _>(shadow::shadow_control::<P, H>),
         }
     }
 
@@ -114,6 +145,24 @@ impl<'c, H: Hardware> Request<'_, 'c, H> {
         self.op.u.write(argument);
         self.caller.copy_to_guest::<P>(self.at, self.op.as_bytes())?;
         Ok(result)
+    }
+
+    /// As [`with_answer`](Self::with_answer), for one that answers whether it succeeds or not.
+    fn with_answer_anyway<P: Personality, T: Dom0Argument>(
+        &mut self,
+        command: impl FnOnce(&mut Caller<'c, H>, Dom0Version, &mut T) -> Result<u64, Stop>,
+    ) -> Result<u64, Stop> {
+        let mut failed = None;
+        self.with_answer::<P, T>(|caller, version, argument| {
+            command(caller, version, argument).or_else(|why| match why {
+                Stop::Error(error) => {
+                    failed = Some(error);
+                    Ok(0)
+                }
+                Stop::Preempted => Err(why),
+            })
+        })
+        .and_then(|result| failed.map_or(Ok(result), |error| Err(error.into())))
     }
 }
 

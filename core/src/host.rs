@@ -3,6 +3,7 @@
 //! One [`Host`] exists. Locks: the frame allocator's mutex and the list of domains' mutex, both innermost.
 
 use crate::addr::{DomId, FRAMES_BELOW_4G, MachineAddr, Mfn, Pfn};
+use crate::control::MachineControl;
 use crate::domain::{Domain, Privileges, RunState};
 use crate::event::EventDomains;
 use crate::frame::{FrameInfo, FrameTable};
@@ -20,11 +21,20 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 /// All that `core` asks of the machine.
 pub trait Hardware:
-    MachineMemory + GuestMemory + Tlb + CpuTables + Console + Clock + Preemption + PciConfig + VirtualCpus
+    MachineMemory + GuestMemory + Tlb + CpuTables + Console + Clock + Preemption + PciConfig + VirtualCpus + MachineControl
 {
 }
 impl<T> Hardware for T where
-    T: MachineMemory + GuestMemory + Tlb + CpuTables + Console + Clock + Preemption + PciConfig + VirtualCpus
+    T: MachineMemory
+        + GuestMemory
+        + Tlb
+        + CpuTables
+        + Console
+        + Clock
+        + Preemption
+        + PciConfig
+        + VirtualCpus
+        + MachineControl
 {
 }
 

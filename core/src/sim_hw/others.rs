@@ -2,9 +2,10 @@
 
 use super::SimHardware;
 use crate::addr::DomId;
+use crate::control::NotMoved;
 use crate::domain::{Arch, Domain};
 use crate::others::{MachineState, Stopped, Unreached, VirtualCpus};
-use crate::sched::{Affinity, Home, Params, SchedError, Schedulers, Span, Time};
+use crate::sched::{Affinity, CpuId, Home, Params, SchedError, Schedulers, Span, Time};
 use crate::segments::Segments;
 use crate::sync::Mutex;
 use crate::vcpu::Vcpu;
@@ -19,7 +20,7 @@ use proxenos_abi::sched_ctl::SchedulerId;
 pub(super) const PATTERN_DESCRIPTOR: u64 = 0x0000_5245_5356_0000;
 
 /// CPUs that the run queues are of.
-const CPUS: u16 = 2;
+pub(super) const CPUS: u16 = 2;
 
 /// A virtual CPU that does not run.
 struct Parked {
@@ -40,6 +41,19 @@ impl Others {
     pub(super) fn new() -> Self {
         let schedulers = Schedulers::new(SchedulerId::Bvt, CPUS).expect("memory");
         Self { schedulers, parked: Mutex::new(BTreeMap::new()), busy: Mutex::new(BTreeMap::new()) }
+    }
+
+    pub(super) const fn schedulers(&self) -> &Schedulers {
+        &self.schedulers
+    }
+
+    pub(super) fn migrate(&self, dom: &Domain, to: CpuId) -> Result<(), NotMoved> {
+        let mut all = self.parked.lock();
+        let parked = all.get_mut(&dom.id.0).ok_or(NotMoved::Running)?;
+        let (home, _) = self.schedulers.move_to(parked.home, to, Time(0)).map_err(NotMoved::Refused)?;
+        parked.home = home;
+        dom.set_home(home, |_, _| ());
+        Ok(())
     }
 }
 

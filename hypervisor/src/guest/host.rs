@@ -2,6 +2,7 @@
 //! share.
 
 use super::hw::Hw;
+use super::trace;
 use crate::boot;
 use crate::mm::layout::{self, PAGE_SIZE};
 use crate::mm::paging::{self, Flags};
@@ -52,6 +53,7 @@ pub fn line_interrupted(line: Pirq) {
 fn build_host() -> Host<Hw> {
     let frames = frame_table();
     let m2p = machine_to_phys(frames.len());
+    let traced = trace::reserve();
     let mut alloc = FrameAllocator::new(frames);
     let free = early::hand_over();
     let mut used = early::ram().clone();
@@ -66,6 +68,9 @@ fn build_host() -> Host<Hw> {
     }
     if let Some(first) = m2p.wide() {
         alloc.share_range(first, wide_frames(frames.len()));
+    }
+    if let Some((first, count)) = traced {
+        alloc.share_range(first, count);
     }
     for range in free.iter() {
         alloc.release_range(range.start.mfn(), (range.end.0 - range.start.0) / PAGE_SIZE);

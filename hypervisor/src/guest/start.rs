@@ -9,7 +9,7 @@
 
 use super::build::{Order, Refusal, build};
 use super::hw::Hw;
-use super::{enter, host, sched};
+use super::{enter, host, sched, trace};
 use crate::boot::info::Module;
 use crate::cpu::percpu::{self, Cpu};
 use crate::cpu::{ipi, smp};
@@ -85,6 +85,7 @@ fn start_domain0(
     further: &[(&Module, DomainOptions<'_>)],
 ) -> Result<(), Refusal> {
     let image = Image::parse(contents(kernel)).map_err(Refusal::Image)?;
+    trace::init(image.arch());
     let order = Order {
         id: DomId::DOM0,
         privileges: Privileges::CONTROL | Privileges::DEVICES,

@@ -47,7 +47,7 @@ fn with_parked<R>(seat: &Seat, work: &mut Option<impl FnOnce(Stopped<'_>) -> R>)
 }
 
 /// Tries something until it succeeds, or this CPU has something else to do.
-fn attempt<R>(mut what: impl FnMut() -> Option<R>) -> Option<R> {
+pub(super) fn attempt<R>(mut what: impl FnMut() -> Option<R>) -> Option<R> {
     loop {
         if let Some(result) = what() {
             return Some(result);
