@@ -2,7 +2,7 @@
 
 use crate::dom0::{op, op_with_memory, refused};
 use crate::link::GuestLink;
-use crate::{build, inspect, log};
+use crate::{build, inspect, log, trace};
 use alloc::vec;
 use alloc::vec::Vec;
 use proxenos_control_core::{Built, Host, Machine, Order, Status};
@@ -238,8 +238,8 @@ impl Host for Hypervisor {
         log::take().into_bytes()
     }
 
-    fn trace(&mut self, _: u32, _: u64, _: usize) -> Result<(Vec<TraceCpu>, u64, Vec<TraceRecord>), Failure> {
-        Err(Failure::new(Cause::NotSupported, "there are no trace buffers"))
+    fn trace(&mut self, cpu: u32, from: u64, most: usize) -> Result<(Vec<TraceCpu>, u64, Vec<TraceRecord>), Failure> {
+        trace::read(cpu, from, most)
     }
 
     fn context(&self, id: DomId, arch: Arch) -> Result<Vec<u8>, Failure> {

@@ -89,6 +89,7 @@ pub struct Port {
 
 /// Why there is no channel at a device.
 #[derive(Debug)]
+#[expect(dead_code, reason = "shown by their Debug")]
 pub enum Fault {
     /// The bus or the interrupt.
     Hypervisor(Errno),
