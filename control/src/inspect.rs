@@ -44,13 +44,7 @@ fn read_context<A: GuestArch>(id: DomId) -> Result<Vec<u8>, Failure> {
 }
 
 /// Up to `len` bytes of a domain's memory, as far as they are there.
-pub fn read_memory(
-    id: DomId,
-    arch: Arch,
-    space: AddressSpace,
-    address: u64,
-    len: usize,
-) -> Result<Vec<u8>, Failure> {
+pub fn read_memory(id: DomId, arch: Arch, space: AddressSpace, address: u64, len: usize) -> Result<Vec<u8>, Failure> {
     let mut window = Window::new().map_err(|errno| refused("looking into the domain", errno))?;
     let mut bytes = Vec::new();
     let frames = match space {
@@ -92,11 +86,13 @@ fn root(id: DomId, arch: Arch) -> Result<Mfn, Failure> {
     let unreadable = |_| Failure::new(Cause::Internal, "a context of another size");
     let base = match arch {
         Arch::X86_32 => {
-            let context = FullExecutionContext::<X86_32>::read_from_bytes(bytes.as_bytes()).map_err(|_| unreadable(()))?;
+            let context =
+                FullExecutionContext::<X86_32>::read_from_bytes(bytes.as_bytes()).map_err(|_| unreadable(()))?;
             { context.pt_base }.to_u64()
         }
         Arch::X86_64 => {
-            let context = FullExecutionContext::<X86_64>::read_from_bytes(bytes.as_bytes()).map_err(|_| unreadable(()))?;
+            let context =
+                FullExecutionContext::<X86_64>::read_from_bytes(bytes.as_bytes()).map_err(|_| unreadable(()))?;
             context.pt_base
         }
     };

@@ -10,10 +10,10 @@ use proxenos_guest::abi::dom0_ops::args::{
     CONSOLE_RING_CLEAR, DestroyDomain, DomainFlags, GetDomainInfo, PauseDomain, PhysInfo, PinCpuDomain, ReadConsole,
     SchedId, SetDomainMaxMem, UnpauseDomain,
 };
+use proxenos_guest::abi::payload::Payload;
 use proxenos_guest::abi::sched_ctl::{
     AtroposAdjdom, BvtAdjdom, BvtCtl, RoundRobinCtl, SchedAdjdom, SchedCtl, SchedDirection, SchedulerId,
 };
-use proxenos_guest::abi::payload::Payload;
 use proxenos_guest::abi::{DomId, Padded, X86_64};
 use proxenos_guest::{hypercall, time};
 use proxenos_rpc::{
@@ -129,7 +129,8 @@ impl Host for Hypervisor {
     }
 
     fn pin(&mut self, id: DomId, cpu: Option<u32>) -> Result<(), Failure> {
-        let cpu = cpu.map_or(Ok(-1), i32::try_from).map_err(|_| Failure::new(Cause::Invalid, "there is no such CPU"))?;
+        let cpu =
+            cpu.map_or(Ok(-1), i32::try_from).map_err(|_| Failure::new(Cause::Invalid, "there is no such CPU"))?;
         op(PinCpuDomain { domain: id, pad: 0, cpu }).map(done).map_err(|errno| refused("pinning the domain", errno))
     }
 
@@ -141,9 +142,7 @@ impl Host for Hypervisor {
         let ask = SchedCtl { sched_id: number(runs), direction: SchedDirection::Get.raw(), u: Payload::ZERO };
         let answer = op(ask).map_err(|errno| refused("asking for the scheduler's parameters", errno))?;
         Ok(match runs {
-            Scheduler::Bvt => {
-                HostSched::Bvt { context_allowance: Nanos(answer.u.read::<BvtCtl>().ctx_allow.into()) }
-            }
+            Scheduler::Bvt => HostSched::Bvt { context_allowance: Nanos(answer.u.read::<BvtCtl>().ctx_allow.into()) },
             _ => HostSched::RoundRobin { slice: Nanos(answer.u.read::<RoundRobinCtl>().slice) },
         })
     }

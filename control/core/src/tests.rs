@@ -74,11 +74,7 @@ impl Host for Played {
         Some(Status { id: DomId(*id), flags, memory, memory_limit, cpu_time: Nanos(5), shared_info_frame: 9 })
     }
 
-    fn build(
-        &mut self,
-        order: &Order<'_>,
-        progress: &mut dyn FnMut(Stage, u64, u64),
-    ) -> Result<Built<Page>, Failure> {
+    fn build(&mut self, order: &Order<'_>, progress: &mut dyn FnMut(Stage, u64, u64)) -> Result<Built<Page>, Failure> {
         let mut world = self.0.borrow_mut();
         if let Some(cause) = world.no_build {
             return Err(Failure::new(cause, "no"));
