@@ -110,6 +110,6 @@ fn walk(window: &mut Window, id: DomId, arch: Arch, root: Mfn, at: u64) -> Optio
         let index = (at >> shift) as usize & ((1 << bits) - 1);
         let page = window.read(id, table)?;
         let entry = page[index * width..][..width].iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
-        (entry & PRESENT != 0).then(|| Mfn((entry & FRAME) >> 12))
+        (entry & PRESENT != 0).then_some(Mfn((entry & FRAME) >> 12))
     })
 }

@@ -155,9 +155,10 @@ impl Runner {
             None => None,
         };
         let capture = Capture::default();
-        let limit = Some(Duration::from_secs(spec.timeout));
+        let (start, limit) = (Instant::now(), Duration::from_secs(spec.timeout));
+        let over = || start.elapsed() > limit || talk.as_ref().is_some_and(Talk::has_failed);
         let typist = typist(&mut command, &spec.input, &capture)?;
-        let result = process::stream(&mut command, limit, capture.clone());
+        let result = process::stream_until(&mut command, over, capture.clone());
         // Its pipe has no other end any more, but it may wait for a text that never came.
         typist.stop();
         let talked = talk.map_or(Ok(()), Talk::finish);

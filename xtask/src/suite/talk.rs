@@ -49,6 +49,7 @@ pub fn add_channels(command: &mut Command, scratch: &Path) -> Vec<PathBuf> {
 /// A script that runs beside a machine.
 pub struct Talk {
     over: Arc<AtomicBool>,
+    failed: Arc<AtomicBool>,
     thread: JoinHandle<Result<()>>,
 }
 
@@ -60,8 +61,20 @@ impl Talk {
     pub fn start(script: &str, sockets: Vec<PathBuf>, guests: Guests) -> Result<Self> {
         let run = scripts::find(script).with_context(|| format!("there is no script `{script}`"))?;
         let over = Arc::new(AtomicBool::new(false));
+        let failed = Arc::new(AtomicBool::new(false));
         let world = World { sockets, guests, over: over.clone() };
-        Ok(Self { over, thread: std::thread::spawn(move || run(&world)) })
+        let seen = failed.clone();
+        let thread = std::thread::spawn(move || {
+            let result = run(&world);
+            seen.store(result.is_err(), Ordering::Relaxed);
+            result
+        });
+        Ok(Self { over, failed, thread })
+    }
+
+    /// Whether it has failed already, so that there is nothing left to wait for.
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
     }
 
     /// What came of it, once the machine has ended.
