@@ -503,6 +503,20 @@ fn policies_decide_who_is_started_again() {
 }
 
 #[test]
+fn a_domain_that_waits_for_its_start_can_be_kept_down() {
+    let mut bench = Bench::new();
+    bench.create(Config { restart: Restart::Always, ..config("one") }).unwrap();
+    bench.end(1, DomainFlags::empty().with_shutdown_reason(0));
+    assert_eq!(bench.create(config("one")).unwrap_err().cause, Cause::NameTaken, "it is only away");
+    let Ok(Reply::Exit(exit)) = bench.ask(Request::Destroy(subject("one"))) else { panic!() };
+    assert!(!exit.restarted);
+    bench.host.pass(2000);
+    bench.run();
+    assert_eq!(bench.host.0.borrow().domains.len(), 1, "it stays away");
+    assert!(bench.create(config("one")).is_ok(), "and its name is free");
+}
+
+#[test]
 fn a_crashed_domain_is_kept_for_whoever_looks() {
     let mut bench = Bench::new();
     bench.create(config("one")).unwrap();

@@ -411,6 +411,9 @@ impl<H: Host> Server<H> {
     }
 
     fn destroy(&mut self, subject: &Subject) -> Result<Exit, Failure> {
+        if let Some(exit) = self.keep_down(subject) {
+            return Ok(exit);
+        }
         let target = self.other(subject)?;
         let Some(serial) = target.serial else {
             self.host.destroy(target.id)?;
@@ -421,6 +424,21 @@ impl<H: Host> Server<H> {
             return Ok(Exit { id, name, reason, at, cpu_time: Nanos(0), restarted: false });
         };
         self.ended(serial, ExitReason::Destroyed).ok_or_else(|| failure(Cause::NoSuchDomain, "the domain is gone"))
+    }
+
+    /// Has a domain that is gone not started again, if it was to be; how it ended.
+    fn keep_down(&mut self, subject: &Subject) -> Option<Exit> {
+        let is_meant = |domain: &Domain<H::Link>| match subject {
+            Subject::Id(id) => domain.id.0 == id.0,
+            Subject::Name(name) => domain.config.name == *name,
+        };
+        let waits = |domain: &Domain<H::Link>| matches!(domain.life, Life::Restarting(_));
+        let serial =
+            self.domains.iter().find(|(_, domain)| waits(domain) && is_meant(domain)).map(|(&serial, _)| serial)?;
+        let (_, exit) = self.exits.iter().rev().find(|(whose, _)| *whose == serial)?;
+        let exit = Exit { restarted: false, ..exit.clone() };
+        self.domains.get_mut(&serial)?.life = Life::Ended(exit.clone());
+        Some(exit)
     }
 
     fn reset(&mut self, subject: &Subject) -> Result<Reply, Failure> {
