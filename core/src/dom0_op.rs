@@ -12,6 +12,7 @@ mod context;
 #[cfg(test)]
 mod control_tests;
 pub mod debug;
+mod devices;
 mod info;
 mod life;
 mod machine;
@@ -122,7 +123,7 @@ impl<'c, H: Hardware> Request<'_, 'c, H> {
             Dom0Command::GetTbufs => self.with_answer_anyway::<P, _>(machine::get_tbufs::<P, H>),
             Dom0Command::Msr => self.with_answer::<P, _>(msr::msr),
             Dom0Command::Debug => self.with_answer::<P, _>(debug::debug),
-            Dom0Command::PcidevAccess => Err(Errno::ENOSYS.into()),
+            Dom0Command::PcidevAccess => devices::pcidev_access(self.caller, self.op.argument()),
             Dom0Command::ShadowControl => self.with_answer_anyway::<P, _>(shadow::shadow_control::<P, H>),
         }
     }

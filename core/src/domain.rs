@@ -13,7 +13,7 @@ use crate::grant::Grants;
 use crate::life::Ending;
 use crate::paging::PagingState;
 use crate::paging::log_dirty::DirtyLog;
-use crate::physdev::Sizing;
+use crate::physdev::{Granted, Sizing};
 use crate::pirq::Pirqs;
 use crate::run_state::RunWord;
 use crate::sched::Home;
@@ -97,6 +97,8 @@ pub struct Domain {
     pub pirqs: Once<&'static Pirqs>,
     /// Base addresses whose size it is finding out.
     pub(crate) sizing: Sizing,
+    /// Devices that it was given, where it does not have them all.
+    pub granted: Granted,
     pub(crate) run: RunWord,
     /// Where it is scheduled ([`Home::to_bits`]).
     home: AtomicU32,
@@ -131,6 +133,7 @@ impl Domain {
             assists: AtomicU32::new(0),
             pirqs: Once::new(),
             sizing: Sizing::new(),
+            granted: Granted::new(),
             run: RunWord::new(),
             home: AtomicU32::new(u32::MAX),
             scheduler: Once::new(),
@@ -319,7 +322,7 @@ impl EventDomain for Domain {
     }
 
     fn route_pirq(&self, pirq: Pirq, sharing: PirqSharing) -> Result<(), EventError> {
-        if !self.privileges.contains(Privileges::DEVICES) {
+        if !self.privileges.contains(Privileges::DEVICES) && !self.granted.has_line(pirq) {
             return Err(EventError::NotPermitted);
         }
         self.pirqs.get().ok_or(EventError::NoSuchInterrupt)?.bind(self.id, pirq, sharing)

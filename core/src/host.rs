@@ -194,6 +194,11 @@ pub(crate) enum Walked {
     Perhaps,
 }
 
+/// Whether I/O memory is a domain's to map, as far as its devices are concerned.
+pub(crate) fn may_reach(dom: &Domain, mfn: Mfn) -> bool {
+    dom.privileges.contains(Privileges::DEVICES) || dom.granted.has_memory(mfn)
+}
+
 /// The machine.
 pub struct Host<H> {
     /// Its hardware.
@@ -235,11 +240,9 @@ impl<H: Hardware> Host<H> {
     /// lends it that domain's.
     pub fn may_map_io(&self, dom: &Domain, mfn: Mfn, target: Target) -> bool {
         let has_right = match target {
-            Target::Own | Target::Io => dom.privileges.contains(Privileges::DEVICES),
+            Target::Own | Target::Io => may_reach(dom, mfn),
             Target::Hypervisor => false,
-            Target::Domain(id) => {
-                self.domains.find(id).is_some_and(|other| other.privileges.contains(Privileges::DEVICES))
-            }
+            Target::Domain(id) => self.domains.find(id).is_some_and(|other| may_reach(&other, mfn)),
         };
         has_right && !self.forbidden_io.contains(&mfn)
     }

@@ -1,7 +1,7 @@
 //! `physdev_op`: a domain's devices on the PCI bus, and the answers to their interrupts.
 //!
 //! A domain with the right to devices ([`Privileges::DEVICES`](crate::domain::Privileges)) has every device but bridges, which
-//! look as if they were not its own. It reads and writes their configuration, but for where their memory and ports lie: base
+//! look as if they were not its own; another has those that it was given ([`granted`]). It reads and writes their configuration, but for where their memory and ports lie: base
 //! addresses are the firmware's, and a domain that moved one could lay a device over memory that is another's. Finding out
 //! how large they are, which goes by writing all ones, is carried out on the guest's behalf and remembered ([`Sizing`]); writing
 //! back what was there is accepted, anything else is not. (So Xen 2.0 has it.)
@@ -11,6 +11,10 @@
 //!
 //! Locks: a domain's accesses to the bus are made with its [`Sizing`]'s mutex held, which is innermost, so that none meets a register that
 //! it is just sizing.
+
+mod granted;
+
+pub use granted::{Granted, give};
 
 use crate::addr::GuestVirt;
 use crate::domain::{Domain, Privileges};
@@ -79,6 +83,11 @@ impl<'a, H: PciConfig> Bus<'a, H> {
         self.dom.privileges.contains(Privileges::DEVICES)
     }
 
+    /// Whether the domain has a function that is no bridge.
+    fn has(&self, at: PciAddress) -> bool {
+        self.has_right() || self.dom.granted.has(at)
+    }
+
     /// The header type of a function that is there.
     fn header_type(&self, at: PciAddress) -> Option<u32> {
         let header_type = |at: PciAddress| {
@@ -94,12 +103,12 @@ impl<'a, H: PciConfig> Bus<'a, H> {
 
     /// The device that a request names, if there is one and the domain has it.
     fn device(&self, bus: u32, device: u32, function: u32) -> Result<PciAddress, Errno> {
-        if !self.has_right() {
+        if !self.has_right() && !self.dom.granted.has_any() {
             return Err(Errno::EPERM);
         }
         let at = PciAddress::new(bus, device, function).ok_or(Errno::EINVAL)?;
         match self.header_type(at).ok_or(Errno::ENODEV)? & !MULTIFUNCTION {
-            PLAIN => Ok(at),
+            PLAIN if self.has(at) => Ok(at),
             _ => Err(Errno::EPERM),
         }
     }
@@ -164,7 +173,7 @@ impl<'a, H: PciConfig> Bus<'a, H> {
     /// A bit for each bus that has a device of the domain's. Buses are found from bus 0 on, through bridges.
     fn root_buses(&self) -> [u32; 8] {
         let mut has_device = [0; 8];
-        if !self.has_right() {
+        if !self.has_right() && !self.dom.granted.has_any() {
             return has_device;
         }
         let bit = |bus: u32| (bus as usize / 32, 1 << (bus % 32));
@@ -177,7 +186,7 @@ impl<'a, H: PciConfig> Bus<'a, H> {
             for slot in 0..32 * 8 {
                 let Some(at) = PciAddress::new(bus, slot / 8, slot % 8) else { continue };
                 match self.header_type(at).map(|header_type| header_type & !MULTIFUNCTION) {
-                    Some(PLAIN) => has_device[word] |= mask,
+                    Some(PLAIN) if self.has(at) => has_device[word] |= mask,
                     Some(BRIDGE) => {
                         let (word, mask) = bit(self.hw.pci_read(at, SECONDARY_BUS, Width::One));
                         known[word] |= mask;

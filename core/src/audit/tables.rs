@@ -3,9 +3,9 @@
 use super::{Audit, Invariant};
 use crate::addr::{DomId, MachineAddr, Mfn, PAGE_SIZE};
 use crate::descriptor;
-use crate::domain::{Arch, Domain, Privileges};
+use crate::domain::{Arch, Domain};
 use crate::frame::{Condition, FrameType};
-use crate::host::Hardware;
+use crate::host::{Hardware, may_reach};
 use crate::paging::Pager;
 use crate::paging::format::{Format, FourLevel, HYPERVISOR_L4_FIRST, HYPERVISOR_L4_SLOTS, Pte, TwoLevel, bits};
 use crate::paging::types::is_low_io;
@@ -109,7 +109,7 @@ impl<H: Hardware> Audit<'_, H> {
         }
         let known = self.host.frames.info(mfn).filter(|info| !is_low_io(mfn) && info.refs().owner() != DomId::IO);
         let Some(info) = known else {
-            let rights = |dom: &Domain| dom.privileges.contains(Privileges::DEVICES);
+            let rights = |dom: &Domain| may_reach(dom, mfn);
             let lent = dom.is_privileged() && self.subjects.iter().any(|other| rights(other.dom));
             if self.host.forbidden_io.contains(&mfn) || !(rights(dom) || lent) {
                 self.report(Invariant::Rightful, table, "mapping of I/O memory", 0, entry.0);

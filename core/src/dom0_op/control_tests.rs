@@ -44,7 +44,7 @@ impl World {
         (result, Dom0Op::read_from_bytes(&bytes).expect("as many bytes"))
     }
 
-    /// The same, with an argument, in both versions in turn: the last result and argument.
+    /// The same, with an argument, in the later version: the result, and the argument as it is then.
     fn control_op<T: Dom0Argument>(&mut self, argument: T) -> (u64, T) {
         let op = Dom0Op { interface_version: Dom0Version::V1A.raw(), ..Dom0Op::new(argument) };
         let (result, op) = self.dom0_op_raw(op);

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `s` | | stops the domain, as `DOM0_PAUSEDOMAIN` does |
 //! | `c` | | lets it go on |
-//! | `r` | in1, in4: address, low and high; in2: bytes, 4096 at most | reads: into the log, and the first eight into out1 and out2 |
+//! | `r` | in1, in4: address, low and high; in2: bytes, 4096 at most | reads: the first eight into out1 and out2, and more than that into the log too |
 //! | `w` | in1, in4: address; in2: bytes, 1 to 4; in3: their value | writes, also where the domain may only read |
 //! | `g` | in1: register | reads a register into out1 and out2 |
 //! | `p` | in1: register; in3, in4: its value | sets one |
@@ -86,14 +86,16 @@ fn carry_out<H: Hardware>(caller: &Caller<'_, H>, dom: &Domain, argument: &mut D
         argument.out2 = (value >> 32) as u32;
     };
     match argument.opcode {
-        b's' => life::pause(caller, PauseDomain { domain, pad: 0 }).map(|_| Status::Done),
-        b'c' => life::unpause(caller, UnpauseDomain { domain, pad: 0 }).map(|_| Status::Done),
+        b's' => unless_refused(life::pause(caller, PauseDomain { domain, pad: 0 })),
+        b'c' => unless_refused(life::unpause(caller, UnpauseDomain { domain, pad: 0 })),
         b'r' if bytes <= MOST => {
             let mut read = vec![0; bytes as usize];
             if host.hw.with_stopped(dom, |_| access(host, dom, at, Access::Read(&mut read)))?.is_err() {
                 return Ok(Status::NoMemory);
             }
-            for (line, bytes) in (0..).zip(read.chunks(LINE)) {
+            // What fits the outputs is told there.
+            let lines = if read.len() > LINE { read.chunks(LINE) } else { [].chunks(LINE) };
+            for (line, bytes) in (0..).zip(lines) {
                 let text = format!("{:08x} {bytes:02x?}\n", at.0 + line * LINE as u64);
                 host.hw.console_log(dom.id, text.as_bytes());
             }
@@ -133,6 +135,15 @@ fn carry_out<H: Hardware>(caller: &Caller<'_, H>, dom: &Domain, argument: &mut D
             Ok(if found { Status::Done } else { Status::Unknown })
         }
         _ => Ok(Status::Unknown),
+    }
+}
+
+/// What came of a request that has a command of its own: one that is not built yet cannot go on.
+fn unless_refused(result: Result<u64, Stop>) -> Result<Status, Stop> {
+    match result {
+        Ok(_) => Ok(Status::Done),
+        Err(Stop::Error(_)) => Ok(Status::Unknown),
+        Err(Stop::Preempted) => Err(Stop::Preempted),
     }
 }
 

@@ -14,6 +14,7 @@ use crate::life::{self, Hungry};
 use crate::personality::Personality;
 use crate::preempt::{Call, Poll, Progress, Stop};
 use crate::sched::{Affinity, CpuId};
+use crate::trace::Event;
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 use proxenos_abi::Errno;
@@ -47,6 +48,7 @@ pub(super) fn create<P: Personality, H: Hardware>(
     let stop = match hungry {
         None => {
             argument.domain = dom.id;
+            host.hw.trace(|| Event::DomainAdded(dom.id));
             return Ok(0);
         }
         Some(Hungry::NotYet) => Stop::Preempted,
@@ -116,6 +118,7 @@ pub(super) fn destroy<H: Hardware>(caller: &Caller<'_, H>, argument: DestroyDoma
         return Err(Errno::EINVAL.into());
     }
     life::end(caller.host, &dom, &mut Poll::begin())?;
+    caller.host.hw.trace(|| Event::DomainRemoved(dom.id));
     life::reap(caller.host);
     Ok(0)
 }

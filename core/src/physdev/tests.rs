@@ -14,12 +14,12 @@ struct Function {
 
 /// Functions by address, and what was written to them.
 #[derive(Default)]
-struct FakeBus {
+pub struct FakeBus {
     functions: RefCell<BTreeMap<PciAddress, Function>>,
     written: RefCell<alloc::vec::Vec<(u8, u32)>>,
 }
 
-fn at(bus: u32, device: u32, function: u32) -> PciAddress {
+pub fn at(bus: u32, device: u32, function: u32) -> PciAddress {
     PciAddress::new(bus, device, function).unwrap()
 }
 
@@ -37,7 +37,7 @@ impl FakeBus {
         self.functions.borrow_mut().insert(at, Function { registers, masks });
     }
 
-    fn standard() -> Self {
+    pub fn standard() -> Self {
         let bus = Self::default();
         bus.add(at(0, 0, 0), 0);
         bus.add(at(0, 1, 0), 0x80);
@@ -87,11 +87,11 @@ impl PciConfig for FakeBus {
     }
 }
 
-fn domain(privileges: Privileges) -> Domain {
+pub fn domain(privileges: Privileges) -> Domain {
     Domain::new(DomId(0), Arch::X86_32, privileges, Mfn(0), Mfn(0))
 }
 
-fn read(bus: &FakeBus, dom: &Domain, (b, d, f): (u32, u32, u32), reg: u32, len: u32) -> Result<u32, Errno> {
+pub fn read(bus: &FakeBus, dom: &Domain, (b, d, f): (u32, u32, u32), reg: u32, len: u32) -> Result<u32, Errno> {
     Bus::new(bus, dom).read(&PciCfgregRead { bus: b, dev: d, func: f, reg, len, value: 0 })
 }
 

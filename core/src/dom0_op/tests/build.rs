@@ -172,8 +172,7 @@ fn refuses<A: Control>(arch: Arch) {
         ("tables of nowhere", |c, _| c.pt_base = !0xfff),
         ("a table of another level", |c, frames| c.pt_base = frames[3].addr().0),
         ("a handler that is not canonical", |c, _| {
-            c.trap_ctxt[1] =
-                TrapInfo::new(1, proxenos_abi::context::TrapFlags::DPL, X86_64::FLAT_GUESTOS_CS, 1 << 63);
+            c.trap_ctxt[1] = TrapInfo::new(1, proxenos_abi::context::TrapFlags::DPL, X86_64::FLAT_GUESTOS_CS, 1 << 63);
         }),
         ("kernel's stack", |c, _| c.guestos_ss = 0x0831),
         ("a callback of nowhere", |c, _| (c.event_callback_cs, c.event_callback_eip) = (0x082b, 1 << 62)),
@@ -214,15 +213,18 @@ fn refuses<A: Control>(arch: Arch) {
         for domain in [DomId(0), DomId(1), DomId(9), DomId::SELF] {
             assert_eq!(world.tell(op(domain, at)), refused(Errno::EINVAL));
         }
-        assert_eq!(world.build_with::<A>(id, Dom0Version::V1A, &{
-            match subject {
-                Arch::X86_64 => good.clone(),
-                Arch::X86_32 => {
-                    let context = FullExecutionContext::<X86_32>::read_from_bytes(&good).expect("as large");
-                    context.reordered::<ExecutionContextV1A>().as_bytes().to_vec()
+        assert_eq!(
+            world.build_with::<A>(id, Dom0Version::V1A, &{
+                match subject {
+                    Arch::X86_64 => good.clone(),
+                    Arch::X86_32 => {
+                        let context = FullExecutionContext::<X86_32>::read_from_bytes(&good).expect("as large");
+                        context.reordered::<ExecutionContextV1A>().as_bytes().to_vec()
+                    }
                 }
-            }
-        }), OK);
+            }),
+            OK
+        );
         world.usage();
     }
 }

@@ -37,10 +37,8 @@ fn described<A: Control>(arch: Arch) {
         let asked: Vec<u64> =
             frames.iter().map(|frame| frame.0).chain([shared, 0x100, 0x0fff_ffff, 0, 1 << 27]).collect();
         let at = world.guests[0].va(DATA);
-        let bytes: Vec<u8> = asked
-            .iter()
-            .flat_map(|&value| A::Word::from_u64_truncating(value).as_bytes().to_vec())
-            .collect();
+        let bytes: Vec<u8> =
+            asked.iter().flat_map(|&value| A::Word::from_u64_truncating(value).as_bytes().to_vec()).collect();
         world.guests[0].run();
         world.host.hw.copy_to_guest(at, &bytes).expect("mapped");
         let batch = |count: u64, at: u64, domain: DomId| GetPageFrameInfo2::<A> {
@@ -76,8 +74,7 @@ fn described<A: Control>(arch: Arch) {
             assert_eq!(world.tell(request), refused(Errno::EINVAL));
         }
         for (domain, buffer, errno) in [(DomId(9), at.0, Errno::EINVAL), (id, 0, Errno::EFAULT)] {
-            let list =
-                GetMemList::<A> { domain, max_pfns: word(9), buffer: word(buffer), ..GetMemList::default() };
+            let list = GetMemList::<A> { domain, max_pfns: word(9), buffer: word(buffer), ..GetMemList::default() };
             assert_eq!(world.tell(list), refused(errno));
         }
         world.usage();
@@ -148,11 +145,9 @@ fn assistance_for_another() {
     assert!(!dom.is_assisted(kind));
     assert_eq!(world.tell(ask(DomId(0), enable, kind.raw())), OK);
     assert!(world.guests[0].dom.is_assisted(kind));
-    for (domain, cmd, assist, errno) in [
-        (id, 7, 0, Errno::ENOSYS),
-        (id, enable, 3, Errno::EINVAL),
-        (DomId(9), enable, 0, Errno::ESRCH),
-    ] {
+    for (domain, cmd, assist, errno) in
+        [(id, 7, 0, Errno::ENOSYS), (id, enable, 3, Errno::EINVAL), (DomId(9), enable, 0, Errno::ESRCH)]
+    {
         assert_eq!(world.tell(ask(domain, cmd, assist)), refused(errno));
     }
 }

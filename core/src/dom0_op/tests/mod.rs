@@ -115,12 +115,8 @@ impl World {
     /// A domain's frames.
     pub fn mem_list<A: GuestArch>(&mut self, id: DomId, room: u64) -> (u64, Vec<Mfn>) {
         let at = self.guests[0].va(DATA);
-        let (result, list) = self.ask(GetMemList::<A> {
-            domain: id,
-            max_pfns: word(room),
-            buffer: word(at.0),
-            ..GetMemList::default()
-        });
+        let (result, list) =
+            self.ask(GetMemList::<A> { domain: id, max_pfns: word(room), buffer: word(at.0), ..GetMemList::default() });
         let count = list.num_pfns.to_u64();
         let mut frames = Vec::new();
         for index in 0..count {
@@ -174,7 +170,9 @@ impl World {
         let user = if arch == Arch::X86_64 { bits::US } else { 0 };
         let entries: Vec<_> = (0..)
             .zip(frames)
-            .map(|(pfn, frame)| (pfn, frame.addr().0 | bits::P | bits::A | user | if pfn < tables { 0 } else { bits::RW }))
+            .map(|(pfn, frame)| {
+                (pfn, frame.addr().0 | bits::P | bits::A | user | if pfn < tables { 0 } else { bits::RW })
+            })
             .collect();
         self.fill_foreign(id, arch, frames[1], &entries);
     }
@@ -233,10 +231,7 @@ impl World {
 }
 
 /// A context of x86_32's as 2.0's builder makes it, then changed.
-pub fn context_32(
-    top: Mfn,
-    change: impl FnOnce(&mut FullExecutionContext<X86_32>),
-) -> FullExecutionContext<X86_32> {
+pub fn context_32(top: Mfn, change: impl FnOnce(&mut FullExecutionContext<X86_32>)) -> FullExecutionContext<X86_32> {
     let mut context = FullExecutionContext::<X86_32>::new_zeroed();
     let data = u32::from(X86_32::FLAT_GUESTOS_DS.0);
     let c = &mut context.cpu_ctxt;
@@ -249,10 +244,7 @@ pub fn context_32(
 }
 
 /// The same of x86_64's.
-pub fn context_64(
-    top: Mfn,
-    change: impl FnOnce(&mut FullExecutionContext<X86_64>),
-) -> FullExecutionContext<X86_64> {
+pub fn context_64(top: Mfn, change: impl FnOnce(&mut FullExecutionContext<X86_64>)) -> FullExecutionContext<X86_64> {
     let mut context = FullExecutionContext::<X86_64>::new_zeroed();
     let data = u64::from(X86_64::FLAT_GUESTOS_DS.0);
     let base = 0xffff_ff80_0000_0000_u64;
