@@ -1,6 +1,7 @@
 //! Building a domain: its frames asked for, contents written through a window, tables pinned, its first registers set.
 //!
-//! Promise: what fails leaves no domain behind. The domain is paused until somebody unpauses it, since it was created so.
+//! Promise: what fails leaves no domain behind. The domain is paused until somebody unpauses it, since it was created
+//! so.
 
 use crate::dom0::{op, op_with_memory, refused};
 use crate::link::GuestLink;

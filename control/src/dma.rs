@@ -1,7 +1,7 @@
 //! Memory that devices reach: pages of their own, by their machine addresses.
 //!
-//! The drivers here only ever share memory of single pages ([`Page`], and the queues of up to a page), so nothing has to be
-//! contiguous in the machine. What is given back is kept for the next one.
+//! The drivers here only ever share memory of single pages ([`Page`], and the queues of up to a page), so nothing has
+//! to be contiguous in the machine. What is given back is kept for the next one.
 
 use crate::map;
 use alloc::vec::Vec;
@@ -49,8 +49,8 @@ fn machine_address(at: *const u8) -> MachineAddr {
     memory::machine_of(GuestVirt(at as usize as u64))
 }
 
-// SAFETY: pages handed out are mapped, zeroed, aligned and nobody else's until they are given back; device memory is mapped at
-// addresses of its own.
+// SAFETY: pages handed out are mapped, zeroed, aligned and nobody else's until they are given back; device memory is
+// mapped at addresses of its own.
 unsafe impl Hal for Machine {
     fn dma_alloc(pages: usize, _: BufferDirection) -> (PhysAddr, NonNull<u8>) {
         // Address 0 is how a failure is told.

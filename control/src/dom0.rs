@@ -9,7 +9,8 @@ use proxenos_rpc::{Cause, Failure};
 /// Carries a command out, and answers its argument as it was filled in.
 ///
 /// # Safety
-/// Addresses in the argument are good for what the command does with them, and what it does to this domain's memory is sound.
+/// Addresses in the argument are good for what the command does with them, and what it does to this domain's memory is
+/// sound.
 pub unsafe fn op_with_memory<T: Dom0Argument>(argument: T) -> Result<(usize, T), Errno> {
     let mut op = Dom0Op::new(argument);
     // SAFETY: the caller's promise.

@@ -1,8 +1,8 @@
 //! The heap: the domain's frames as they are needed, handed to `talc`.
 //!
-//! Frames come from the SDK in steps of [`STEP`] and never go back. An allocation that finds no more memory fails, which ends
-//! the control domain only where the caller cannot be told: images and console buffers are bounded by their own limits
-//! long before.
+//! Frames come from the SDK in steps of [`STEP`] and never go back. An allocation that finds no more memory fails,
+//! which ends the control domain only where the caller cannot be told: images and console buffers are bounded by their
+//! own limits long before.
 
 use core::alloc::Layout;
 use proxenos_guest::abi::PAGE_SIZE;

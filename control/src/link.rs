@@ -58,7 +58,8 @@ impl GuestLink {
     fn byte(&self, offset: usize) -> &AtomicU8 {
         let offset = CONTROL_IF_OFFSET + offset;
         assert!(offset < proxenos_guest::abi::PAGE_SIZE);
-        // SAFETY: inside the page, which is mapped as long as this value lives; the guest writes to it as well, which atomics allow.
+        // SAFETY: inside the page, which is mapped as long as this value lives; the guest writes to it as well, which
+        // atomics allow.
         unsafe { &*self.at.as_ptr().add(offset).cast::<AtomicU8>() }
     }
 

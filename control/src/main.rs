@@ -1,8 +1,8 @@
 //! The control domain: builds and runs the other domains, and talks to the host's command line.
 //!
-//! What it decides is in `proxenos-control-core`; here is how it reaches the hypervisor, its guests and the host: hypercalls, a
-//! guest's shared page, virtio consoles. One loop does a turn of everything that has happened and then waits for the next event.
-//! Upcalls only set flags that the loop looks at.
+//! What it decides is in `proxenos-control-core`; here is how it reaches the hypervisor, its guests and the host:
+//! hypercalls, a guest's shared page, virtio consoles. One loop does a turn of everything that has happened and then
+//! waits for the next event. Upcalls only set flags that the loop looks at.
 #![no_std]
 #![no_main]
 

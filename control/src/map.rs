@@ -1,7 +1,7 @@
 //! Addresses for what is not the domain's own memory: registers of devices, frames of other domains.
 //!
-//! They lie in a part of the address space of their own, from [`BASE`] on, page by page. Addresses that are given back are used
-//! again; page tables stay.
+//! They lie in a part of the address space of their own, from [`BASE`] on, page by page. Addresses that are given back
+//! are used again; page tables stay.
 
 use alloc::vec::Vec;
 use core::ptr::NonNull;

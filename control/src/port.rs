@@ -1,8 +1,8 @@
 //! A host channel: one virtio console, both ways, without ever waiting.
 //!
-//! The device has [`DEPTH`] pages to fill, and as many to send. What the host's side has no room for the device drops (QEMU,
-//! hw/char/virtio-console.c), so pages come back soon and nothing here can get stuck; that nothing is dropped is the
-//! protocol's affair (`proxenos_rpc`, "Flow").
+//! The device has [`DEPTH`] pages to fill, and as many to send. What the host's side has no room for the device drops
+//! (QEMU, hw/char/virtio-console.c), so pages come back soon and nothing here can get stuck; that nothing is dropped is
+//! the protocol's affair (`proxenos_rpc`, "Flow").
 
 use crate::dma::{Machine, Page};
 use crate::pci::{self, Bus};
@@ -15,7 +15,8 @@ use virtio_drivers::transport::Transport;
 use virtio_drivers::transport::pci::bus::{Command, DeviceFunction, PciRoot};
 use virtio_drivers::transport::pci::{PciTransport, VIRTIO_VENDOR_ID};
 
-/// Device numbers of a virtio console: with the legacy interface beside the modern one, and without (virtio 1.2 §5.1, §4.1.2.1).
+/// Device numbers of a virtio console: with the legacy interface beside the modern one, and without (virtio 1.2 §5.1,
+/// §4.1.2.1).
 const DEVICES: [u16; 2] = [0x1003, 0x1043];
 /// The queues of the first port (virtio 1.2 §5.3.2).
 const RECEIVE: u16 = 0;

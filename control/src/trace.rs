@@ -1,4 +1,5 @@
-//! The hypervisor's trace buffers, read where they lie (`trace.h`; the rules are in the hypervisor's `core/src/trace.rs`).
+//! The hypervisor's trace buffers, read where they lie (`trace.h`; the rules are in the hypervisor's
+//! `core/src/trace.rs`).
 //!
 //! A CPU goes on writing while it is read: what may have been overwritten meanwhile is dropped afterwards.
 

@@ -1,7 +1,7 @@
 //! One of the host's channels: bytes in, bytes out, and the calls that are open.
 //!
-//! What is to be sent is bounded by not listening: while more than [`MOST_UNSENT`] bytes wait, nothing that came is looked at, and
-//! whoever feeds the channel keeps the rest to itself ([`Channel::wants_input`]).
+//! What is to be sent is bounded by not listening: while more than [`MOST_UNSENT`] bytes wait, nothing that came is
+//! looked at, and whoever feeds the channel keeps the rest to itself ([`Channel::wants_input`]).
 
 use crate::server::Serial;
 use alloc::collections::VecDeque;
@@ -10,7 +10,8 @@ use proxenos_rpc::{
     CallId, Decoder, Event, Failure, FrameError, FromControl, MAX_OPEN_CALLS, Nanos, Reply, ToControl, encode,
 };
 
-/// Bytes that wait to be sent, at most, before the client is not listened to any more. One message more may come on top.
+/// Bytes that wait to be sent, at most, before the client is not listened to any more. One message more may come on
+/// top.
 const MOST_UNSENT: usize = 64 << 10;
 
 /// A call that waits for something.

@@ -1,9 +1,9 @@
-//! A guest's control interface, from the controller's side (`io/domain_controller.h`): two rings of eight messages in its shared
-//! page.
+//! A guest's control interface, from the controller's side (`io/domain_controller.h`): two rings of eight messages in
+//! its shared page.
 //!
-//! The guest can write anything there at any time. What counts is what is kept here: how far each ring has been worked off. Of
-//! the guest's indices only those are believed that a correct guest could have written; while one is not, that ring stands
-//! still, which is the guest's own loss.
+//! The guest can write anything there at any time. What counts is what is kept here: how far each ring has been worked
+//! off. Of the guest's indices only those are believed that a correct guest could have written; while one is not, that
+//! ring stands still, which is the guest's own loss.
 
 use alloc::collections::VecDeque;
 use proxenos_abi::io::domain_controller::{CONTROL_RING_SIZE, ControlIf, ControlMsg, control_slot};
@@ -93,7 +93,8 @@ impl Rings {
         ((SLOTS - self.sent.wrapping_sub(self.acknowledged)) as usize).saturating_sub(self.waiting.len())
     }
 
-    /// Queues a message. `false`, and it is dropped, when too many wait: a guest that answers nothing gets nothing more.
+    /// Queues a message. `false`, and it is dropped, when too many wait: a guest that answers nothing gets nothing
+    /// more.
     pub fn queue(&mut self, message: ControlMsg) -> bool {
         let has_room = self.has_room();
         if has_room {

@@ -1,8 +1,8 @@
 //! The control domain as a whole: turns of work, and the life of domains.
 //!
 //! Whoever drives it feeds what has come on the channels ([`Server::receive`]), says which guests have rung
-//! ([`Server::rang`]) and that something has become of one ([`Server::domains_changed`]), and calls [`Server::turn`] as long as there is
-//! work, and when [`Server::next_deadline`] has come.
+//! ([`Server::rang`]) and that something has become of one ([`Server::domains_changed`]), and calls [`Server::turn`] as
+//! long as there is work, and when [`Server::next_deadline`] has come.
 
 mod requests;
 

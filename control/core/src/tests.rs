@@ -1,10 +1,12 @@
 //! The server against a host that the test plays, and clients and guests of every kind.
 
+mod guests;
+mod random;
+
 use super::*;
 use crate::control::tests::Page;
 use alloc::rc::Rc;
 use core::cell::RefCell;
-use proptest::prelude::*;
 use proxenos_abi::DomId;
 use proxenos_abi::dom0_ops::args::DomainFlags;
 use proxenos_abi::io::domain_controller::MessageType;
@@ -395,75 +397,6 @@ fn uploads_are_checked_and_bounded() {
 }
 
 #[test]
-fn a_console_shows_everything_within_its_credit() {
-    let mut bench = Bench::new();
-    bench.create(config("one")).unwrap();
-    bench.write(1, b"before. ");
-    let console = bench.attach(1, "one", 3 * CHUNK_COST + 30);
-    let (events, reply) = bench.answer(console);
-    assert!(matches!(&events[0], Event::Attached(attached) if attached.from == 0 && attached.input_credit > 0));
-    assert_eq!((output(&events).as_str(), reply), ("before. ", None));
-    bench.write(1, b"after. ");
-    assert_eq!(output(&bench.answer(console).0), "after. ");
-    bench.write(1, b"far more than there is credit for");
-    let shown = output(&bench.answer(console).0);
-    assert_eq!(shown, "far more than t", "15 bytes were left");
-    bench.write(1, &[b'x'; 100_000]);
-    assert_eq!(output(&bench.answer(console).0), "");
-    bench.say(1, &ToControl::Note(console, Note::Credit(u32::MAX)));
-    let (events, _) = bench.answer(console);
-    let shown = output(&events);
-    assert!(shown.len() == 32 << 10 && shown.starts_with('x'), "what is left of it: {} bytes", shown.len());
-    let Some(Event::Output { from, .. }) = events.first() else { panic!() };
-    assert!(*from > 30, "and where that begins");
-}
-
-#[test]
-fn input_goes_on_within_its_credit() {
-    let mut bench = Bench::new();
-    bench.create(config("one")).unwrap();
-    let console = bench.attach(0, "one", 0);
-    let (events, _) = bench.answer(console);
-    let Event::Attached(attached) = &events[0] else { panic!() };
-    let credit = attached.input_credit as usize;
-    let page = bench.host.page(1);
-    let input = vec![b'i'; credit + 100];
-    bench.say(0, &ToControl::Note(console, Note::Input(Bytes::new(input).unwrap())));
-    let mut taken = 0;
-    while let Some(message) = page.take() {
-        assert_eq!((message.msg_type, message.subtype), (MessageType::Console.raw(), 0));
-        taken += message.bytes().len();
-        bench.server.rang(DomId(1));
-        bench.run();
-    }
-    assert_eq!(taken, credit, "what was beyond the credit is dropped");
-    let events = bench.answer(console).0;
-    let given: u32 = events.iter().map(|event| if let Event::InputCredit(more) = event { *more } else { 0 }).sum();
-    assert_eq!(given as usize, credit, "it is given back");
-}
-
-#[test]
-fn the_end_of_a_domain_ends_its_console_when_all_is_shown() {
-    let mut bench = Bench::new();
-    bench.create(config("one")).unwrap();
-    let console = bench.attach(0, "one", 2 * CHUNK_COST);
-    // Its last words are in the ring when it ends.
-    let page = bench.host.page(1);
-    page.put(MessageType::Console.raw(), 0, b"goodbye");
-    bench.end(1, DomainFlags::empty().with_shutdown_reason(0));
-    let (events, reply) = bench.answer(console);
-    assert_eq!(output(&events), "goodbye");
-    let Some(Ok(Reply::ConsoleEnd(ConsoleEnd::Ended(exit)))) = reply else { panic!("{reply:?}") };
-    assert_eq!((exit.reason, exit.restarted), (ExitReason::ShutDown(ShutdownReason(0)), false));
-    assert!(!bench.host.0.borrow().domains.contains_key(&1), "its memory is free");
-    // Who comes late finds it as well.
-    let late = bench.attach(0, "one", 2 * CHUNK_COST);
-    let (events, reply) = bench.answer(late);
-    assert_eq!(output(&events), "goodbye");
-    assert!(matches!(reply, Some(Ok(Reply::ConsoleEnd(_)))));
-}
-
-#[test]
 fn policies_decide_who_is_started_again() {
     let reboot = DomainFlags::empty().with_shutdown_reason(1);
     let off = DomainFlags::empty().with_shutdown_reason(0);
@@ -538,60 +471,6 @@ fn a_crashed_domain_is_kept_for_whoever_looks() {
 }
 
 #[test]
-fn guests_are_asked_and_their_answers_are_told() {
-    let mut bench = Bench::new();
-    bench.create(config("one")).unwrap();
-    let page = bench.host.page(1);
-    let shutdown = |wait| Request::Shutdown { domain: subject("one"), reason: ShutdownReason::REBOOT, wait };
-    let (quick, patient) = (bench.begin(0, shutdown(false)), bench.begin(1, shutdown(true)));
-    let asked = page.take().unwrap();
-    assert_eq!((asked.msg_type, asked.subtype), (6, 1));
-    bench.server.rang(DomId(1));
-    bench.run();
-    assert_eq!(bench.answer(quick).1, Some(Ok(Reply::Done)));
-    assert_eq!(bench.answer(patient).1, None);
-
-    let memory = bench.begin(0, Request::SetMemory { domain: subject("one"), memory: Kib(4096) });
-    while let Some(message) = page.take() {
-        bench.server.rang(DomId(1));
-        if message.msg_type == 7 {
-            assert_eq!(message.msg.0[..4], 1024u32.to_le_bytes());
-        }
-        bench.run();
-    }
-    assert_eq!(bench.answer(memory).1, Some(Ok(Reply::Memory(Kib(8192)))));
-    let too_much = Request::SetMemory { domain: subject("one"), memory: Kib(8196) };
-    assert_eq!(bench.cause(too_much), Cause::Invalid);
-    // One that answers nothing: the call ends with its deadline.
-    let silent = bench.begin(0, shutdown(false));
-    bench.host.pass(4999);
-    bench.run();
-    assert_eq!(bench.answer(silent).1, None);
-    bench.host.pass(1);
-    bench.run();
-    assert_eq!(bench.answer(silent).1.unwrap().unwrap_err().cause, Cause::Deadline);
-}
-
-#[test]
-fn device_drivers_are_told_that_there_are_no_devices() {
-    let mut bench = Bench::new();
-    bench.create(config("one")).unwrap();
-    let page = bench.host.page(1);
-    for (index, kind) in [(0, MessageType::BlkifFe), (1, MessageType::NetifFe), (2, MessageType::BlkifBe)] {
-        page.put(kind.raw(), 32, &[1, 0, 0, 0, 9, 9, 9, 9]);
-        bench.server.rang(DomId(1));
-        bench.run();
-        let mut answer = [0; 12];
-        page.read(64 * index, &mut answer);
-        if kind == MessageType::BlkifBe {
-            assert_eq!(answer[..4], [kind.raw(), 32, 7, 0], "answered with nothing");
-        } else {
-            assert_eq!(answer, [kind.raw(), 32, 7, 8, 1, 0, 0, 0, 0, 0, 0, 0]);
-        }
-    }
-}
-
-#[test]
 fn calls_are_counted_and_notes_keep_them_alive() {
     let mut bench = Bench::new();
     bench.create(config("one")).unwrap();
@@ -606,29 +485,6 @@ fn calls_are_counted_and_notes_keep_them_alive() {
     bench.run();
     assert_eq!(bench.answer(open[0]).1, None);
     assert_eq!(bench.answer(open[2]).1.unwrap().unwrap_err().cause, Cause::Deadline);
-}
-
-#[test]
-fn a_guest_that_floods_delays_nobody() {
-    let mut bench = Bench::new();
-    bench.create(config("flood")).unwrap();
-    bench.create(config("quiet")).unwrap();
-    let flood = bench.host.page(1);
-    let quiet = bench.host.page(2);
-    (0..8).for_each(|_| flood.put(0, 0, b"x"));
-    quiet.put(0, 0, b"one line");
-    bench.server.rang(DomId(1));
-    bench.server.rang(DomId(2));
-    // It rings again before each turn, and its ring is always full.
-    for _ in 0..3 {
-        assert_eq!(bench.server.turn(), Work::Left);
-        while flood.load(1024).wrapping_sub(flood.load(1028)) < 8 {
-            flood.put(0, 0, b"x");
-        }
-        bench.server.rang(DomId(1));
-    }
-    assert_eq!(quiet.load(1028), 1, "the other was heard in the first turn");
-    assert_eq!(flood.load(1028), 12, "and it itself as often as it may be");
 }
 
 #[test]
@@ -659,125 +515,5 @@ impl Bench {
         let frame = encode(&ToControl::Call(Call { id, deadline: Deadline(1000), request })).unwrap();
         self.server.receive(channel, &frame);
         id
-    }
-}
-
-fn any_request() -> impl Strategy<Value = Request> {
-    let name = prop::sample::select(vec!["one", "two", "Domain-0"]).prop_map(subject);
-    let id = (0u16..5).prop_map(|id| Subject::Id(DomainId(id)));
-    let whom = prop_oneof![name, id].boxed();
-    let (a, b, c, d) = (whom.clone(), whom.clone(), whom.clone(), whom.clone());
-    prop_oneof![
-        Just(Request::HostInfo),
-        Just(Request::List { from: DomainId(0) }),
-        whom.clone().prop_map(Request::Describe),
-        whom.clone().prop_map(Request::Pause),
-        whom.clone().prop_map(Request::Unpause),
-        whom.clone().prop_map(Request::Destroy),
-        whom.clone().prop_map(Request::Reset),
-        whom.clone().prop_map(Request::WaitExit),
-        whom.prop_map(Request::Context),
-        (a, any::<u32>(), any::<u32>()).prop_map(|(domain, replay, credit)| Request::ConsoleAttach {
-            domain,
-            replay,
-            credit,
-            mode: ConsoleMode::ReadWrite
-        }),
-        (b, 0u8..4, any::<bool>()).prop_map(|(domain, reason, wait)| Request::Shutdown {
-            domain,
-            reason: ShutdownReason(reason),
-            wait
-        }),
-        (c, 0u64..10_000).prop_map(|(domain, kib)| Request::SetMemory { domain, memory: Kib(kib) }),
-        (d, any::<Option<u32>>()).prop_map(|(domain, cpu)| Request::Pin { domain, cpu }),
-    ]
-}
-
-#[derive(Clone, Debug)]
-enum Step {
-    Call(usize, Request),
-    Note(usize, u32, u32),
-    Junk(usize, Vec<u8>),
-    Hello(usize),
-    Create(bool),
-    Guest(u16, usize, u8),
-    Rang(u16),
-    End(u16, u32),
-    Time(u64),
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        6 => (0..CHANNELS, any_request()).prop_map(|(channel, request)| Step::Call(channel, request)),
-        2 => (0..CHANNELS, 0u32..40, any::<u32>()).prop_map(|(channel, id, what)| Step::Note(channel, id, what)),
-        1 => (0..CHANNELS, prop::collection::vec(any::<u8>(), 0..50)).prop_map(|(c, bytes)| Step::Junk(c, bytes)),
-        1 => (0..CHANNELS).prop_map(Step::Hello),
-        2 => any::<bool>().prop_map(Step::Create),
-        4 => (1u16..5, 0usize..1040, any::<u8>()).prop_map(|(id, at, byte)| Step::Guest(id, at, byte)),
-        4 => (0u16..5).prop_map(Step::Rang),
-        2 => (1u16..5, any::<u32>()).prop_map(|(id, flags)| Step::End(id, flags)),
-        2 => (0u64..3000).prop_map(Step::Time),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
-
-    /// Whatever clients and guests do, every call is answered once, by its deadline, and the server comes to rest.
-    #[test]
-    fn any_clients_and_guests(steps in prop::collection::vec(step(), 1..80)) {
-        let mut bench = Bench::new();
-        let mut open: BTreeMap<(usize, CallId), ()> = BTreeMap::new();
-        for step in steps {
-            match step {
-                Step::Call(channel, request) => {
-                    let id = bench.begin(channel, request);
-                    open.insert((channel, id), ());
-                }
-                Step::Note(channel, id, what) => {
-                    let note = match what % 4 {
-                        0 => Note::Alive,
-                        1 => Note::Cancel,
-                        2 => Note::Credit(what),
-                        _ => Note::Input(Bytes::new(vec![1; (what % 700) as usize]).unwrap()),
-                    };
-                    bench.say(channel, &ToControl::Note(CallId(id), note));
-                }
-                Step::Junk(channel, mut bytes) => {
-                    bytes.push(0);
-                    bench.feed(channel, &bytes);
-                }
-                Step::Hello(channel) => {
-                    bench.say(channel, &ToControl::Hello(Hello { version: VERSION, nonce: 3 }));
-                    open.retain(|(of, _), ()| *of != channel);
-                }
-                Step::Create(first) => drop(bench.create(config(if first { "one" } else { "two" }))),
-                Step::Guest(id, at, byte) => {
-                    let _ = bench.host.with(DomId(id), |fake| fake.page.write(at, &[byte]));
-                }
-                Step::Rang(id) => bench.server.rang(DomId(id)),
-                Step::End(id, flags) => {
-                    let flags = DomainFlags::from_bits_retain(flags);
-                    let _ = bench.host.with(DomId(id), |fake| fake.flags = flags);
-                    bench.server.domains_changed();
-                }
-                Step::Time(ms) => bench.host.pass(ms),
-            }
-            bench.run();
-            for (channel, message) in core::mem::take(&mut bench.arrived) {
-                if let FromControl::Reply(id, _) = message {
-                    // Creations are made by the bench itself, and are not counted here.
-                    open.remove(&(channel, id));
-                }
-            }
-        }
-        bench.host.pass(600_001);
-        bench.run();
-        for (channel, message) in core::mem::take(&mut bench.arrived) {
-            if let FromControl::Reply(id, _) = message {
-                prop_assert!(open.remove(&(channel, id)).is_some(), "{id:?} was answered twice");
-            }
-        }
-        prop_assert!(open.is_empty(), "not answered: {open:?}");
     }
 }

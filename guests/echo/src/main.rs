@@ -6,7 +6,8 @@
 //! | `crash` | executes an undefined instruction, for which it has no handler |
 //! | anything else | says it again |
 //!
-//! On its command line: `flood` writes for ever as fast as it can; `corrupt` writes nonsense over its control interface, for ever.
+//! On its command line: `flood` writes for ever as fast as it can; `corrupt` writes nonsense over its control
+//! interface, for ever.
 #![no_std]
 #![no_main]
 

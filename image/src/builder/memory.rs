@@ -5,8 +5,8 @@ use proxenos_abi::{Mfn, Pfn};
 
 /// The memory of a domain that is being built, by its own numbering of its frames.
 ///
-/// The builder writes in runs: bytes of the same frame mostly follow one another, so an implementation that has to map a frame
-/// does well to keep the last one mapped.
+/// The builder writes in runs: bytes of the same frame mostly follow one another, so an implementation that has to map
+/// a frame does well to keep the last one mapped.
 pub trait DomainMemory {
     /// Why it cannot be written, or the domain not be built.
     type Error: From<BuildError>;

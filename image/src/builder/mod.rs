@@ -1,9 +1,10 @@
 //! The domain builder: where everything lies at a domain's start of day, and putting it there.
 //!
-//! [`Layout::plan`] is arithmetic; [`populate`] writes through [`DomainMemory`] into frames that nobody else uses yet. Promises: the nine points of the comment "Start-of-day memory layout" in `xen.h`,
-//! for both architectures, with the region starting where Xen 2.0 starts it (at `VIRT_BASE`, or at the image's lowest
-//! page, not rounded down). Nothing is validated or pinned here: the caller hands the page tables to the paging code as
-//! it would a guest's. No lock is needed.
+//! [`Layout::plan`] is arithmetic; [`populate`] writes through [`DomainMemory`] into frames that nobody else uses yet.
+//! Promises: the nine points of the comment "Start-of-day memory layout" in `xen.h`, for both architectures, with the
+//! region starting where Xen 2.0 starts it (at `VIRT_BASE`, or at the image's lowest page, not rounded down). Nothing
+//! is validated or pinned here: the caller hands the page tables to the paging code as it would a guest's. No lock is
+//! needed.
 
 mod memory;
 mod populate;

@@ -1,8 +1,8 @@
 //! A guest kernel's ELF image: what the domain builder needs of it, checked.
 //!
 //! Promises: any bytes at all give an [`Image`] or an [`ImageError`] that names the fault, never a panic. An `Image`'s
-//! segments lie inside the file, inside the guest's part of the address space and apart from each other; its entry point
-//! lies in one of them; its region starts on a page boundary at or below the lowest. Nothing here needs a lock.
+//! segments lie inside the file, inside the guest's part of the address space and apart from each other; its entry
+//! point lies in one of them; its region starts on a page boundary at or below the lowest. Nothing here needs a lock.
 //!
 //! The format is that of Xen 2.0's loader: a section named `__xen_guest` (it need not be loaded) holds comma-separated
 //! `KEY=VALUE`; segments go where `p_vaddr` says. That loader skipped segments that are neither writable nor

@@ -1,5 +1,5 @@
-//! Runs whose domain 0 is the control domain: a script that speaks its protocol over the host's channels, as the command line
-//! does, beside a machine that runs.
+//! Runs whose domain 0 is the control domain: a script that speaks its protocol over the host's channels, as the
+//! command line does, beside a machine that runs.
 //!
 //! A manifest names the script (`script`) and the guests it may upload (`uploads`).
 

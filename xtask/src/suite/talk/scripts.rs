@@ -138,12 +138,12 @@ fn describe(session: &mut Session, subject: &Subject) -> Result<Info> {
     }
 }
 
-/// Guests that are talked to, paused, rebooted, crashed and looked into, beside two that flood and corrupt their rings; then twenty more.
-/// In the end
-/// no frame of theirs is missing.
+/// Guests that are talked to, paused, rebooted, crashed and looked into, beside two that flood and corrupt their rings;
+/// then twenty more. In the end no frame of theirs is missing.
 fn session(world: &World) -> Result<()> {
     let mut control = world.session(0)?;
-    // The hypervisor's own tables grow with the most domains that there are at one time, and stay: frames are counted from here on.
+    // The hypervisor's own tables grow with the most domains that there are at one time, and stay: frames are counted
+    // from here on.
     many(world, &mut control)?;
     let before = free(&mut control)?;
     same("domains", before.1, 1)?;
@@ -182,8 +182,8 @@ fn session(world: &World) -> Result<()> {
         control.ask(Request::Destroy(subject))?;
     }
     let after = free(&mut control)?;
-    // A number that no domain had before may need a page table for where its descriptor tables go: one for 16 numbers, of which
-    // this took 28.
+    // A number that no domain had before may need a page table for where its descriptor tables go: one for 16 numbers,
+    // of which this took 28.
     ensure!(
         after.1 == 1 && after.0.0 + 2 * 4 >= before.0.0,
         "free memory and domains: {after:?}, and {before:?} before"
