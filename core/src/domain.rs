@@ -24,15 +24,7 @@ use proxenos_abi::Pirq;
 use proxenos_abi::hypercall::VmAssistType;
 use spin::Once;
 
-/// A guest's architecture, where it is chosen at run time.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub enum Arch {
-    /// 32-bit: ring 1, two-level tables.
-    X86_32,
-    /// 64-bit: ring 3, four-level tables.
-    X86_64,
-}
+pub use proxenos_abi::Arch;
 
 bitflags::bitflags! {
     /// What a domain may do beyond its own affairs.

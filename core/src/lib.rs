@@ -31,7 +31,6 @@ pub mod fuzzing;
 pub mod grant;
 pub mod host;
 pub mod hypercall;
-pub mod image;
 pub mod life;
 pub mod machine;
 pub mod mmu;

@@ -271,16 +271,27 @@ pub fn everything(
     })
 }
 
-/// `cargo xtask build`.
-pub fn command(arch: Option<Arch>, profile: Profile) -> Result<()> {
+/// `cargo xtask build`: everything, or only the guests that are named.
+pub fn command(arch: Option<Arch>, profile: Profile, only: &[String]) -> Result<()> {
     let workspace = Workspace::load()?;
     let toolchain = Toolchain::bare_metal(&workspace)?;
-    let all = workspace.guests()?;
+    let mut all = workspace.guests()?;
+    if let Some(unknown) = only.iter().find(|name| all.iter().all(|guest| guest.name != **name)) {
+        bail!("there is no package `{unknown}` under guests/");
+    }
+    all.retain(|guest| only.is_empty() || only.contains(&guest.name));
     let wanted: Vec<(Arch, Vec<&Guest>)> = Arch::ALL
         .into_iter()
         .filter(|a| arch.is_none_or(|only| only == *a))
         .map(|arch| (arch, all.iter().collect()))
         .collect();
+    if !only.is_empty() {
+        for (arch, list) in &wanted {
+            let built = guests(&toolchain, &workspace, profile, *arch, list)?;
+            built.iter().for_each(|e| println!("{}", e.path.display()));
+        }
+        return Ok(());
+    }
     let made = everything(&toolchain, &workspace, profile, &wanted);
     println!("{}", made.hypervisor.0?.elf.display());
     for (_, (guests, _)) in made.guests {

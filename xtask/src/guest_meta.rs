@@ -189,6 +189,8 @@ struct RawRun {
     input: Option<Vec<Input>>,
     nmi: Option<Nmis>,
     max: Option<Vec<Max>>,
+    script: Option<String>,
+    uploads: Option<OneOrMany>,
     spoil: Option<Vec<Spoil>>,
 }
 
@@ -242,6 +244,10 @@ pub struct RunSpec {
     pub nmi: Option<Nmis>,
     /// Bounds on numbers the console shows.
     pub max: Vec<Max>,
+    /// What talks to the control domain (`suite/talk`), if the guest is that.
+    pub script: Option<String>,
+    /// Guests that the script may upload.
+    pub uploads: Vec<Further>,
     /// Changes to the guest's image.
     pub spoil: Vec<Spoil>,
 }
@@ -258,7 +264,7 @@ pub struct GuestMeta {
 }
 
 const OUTER_KEYS: [&str; 3] = ["kind", "plain", "run"];
-const RUN_KEYS: [&str; 20] = [
+const RUN_KEYS: [&str; 22] = [
     "name",
     "arch",
     "timeout",
@@ -278,6 +284,8 @@ const RUN_KEYS: [&str; 20] = [
     "input",
     "nmi",
     "max",
+    "script",
+    "uploads",
     "spoil",
 ];
 
@@ -325,6 +333,8 @@ impl RunSpec {
     fn new(raw: RawRun) -> Result<Self> {
         let domains = raw.domains.map(OneOrMany::into_vec).unwrap_or_default();
         let domains = domains.iter().map(|text| text.parse()).collect::<Result<Vec<Further>>>()?;
+        let uploads = raw.uploads.map(OneOrMany::into_vec).unwrap_or_default();
+        let uploads = uploads.iter().map(|text| text.parse()).collect::<Result<Vec<Further>>>()?;
         let has_modules = raw.initrd.is_some() || !domains.is_empty();
         let spec = Self {
             name: raw.name,
@@ -346,6 +356,8 @@ impl RunSpec {
             input: raw.input.unwrap_or_default(),
             nmi: raw.nmi,
             max: raw.max.unwrap_or_default(),
+            script: raw.script,
+            uploads,
             spoil: raw.spoil.unwrap_or_default(),
         };
         ensure!(spec.cpus > 0, "a machine has at least one CPU");

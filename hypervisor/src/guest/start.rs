@@ -24,11 +24,11 @@ use proxenos_core::addr::{DomId, FIRST_RAM_FRAME, Mfn};
 use proxenos_core::domain::{Domain, Privileges};
 use proxenos_core::frame_alloc::Zone;
 use proxenos_core::host::Host;
-use proxenos_core::image::Image;
 use proxenos_core::life::zone;
 use proxenos_core::sched::atropos::AtroposParams;
 use proxenos_core::sched::bvt::BvtParams;
 use proxenos_core::sched::{Affinity, CpuId, Home, Params};
+use proxenos_image::Image;
 
 /// What a weight of 1 comes to as an advance of BVT's, the inverse of a weight: so the usual weight, 100, is the usual advance, 10.
 const ADVANCE_OF_WEIGHT_1: u32 = 1000;

@@ -17,10 +17,10 @@ use crate::ex_table;
 use core::arch::asm;
 use proxenos_abi::{Selector, X86_32, X86_64};
 use proxenos_core::bounce::DataSegments;
-use proxenos_core::builder::InitialState;
 use proxenos_core::domain::Arch;
 use proxenos_core::machine::CpuTables;
 use proxenos_core::personality::Personality;
+use proxenos_image::builder::InitialState;
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::{FsBase, GsBase, KernelGsBase, Msr};
 

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::nmi::Injector;
+use super::talk::{self, Talk};
 use super::{Verdict, judge, log_path, spoil};
 use crate::accel::Accel;
 use crate::compile::Hypervisor;
@@ -69,7 +70,7 @@ pub fn plan(guests: &[Guest]) -> Vec<Row> {
 impl Row {
     /// The guests that it takes, each with its architecture.
     pub fn guests(&self) -> impl Iterator<Item = (&str, Arch)> {
-        let further = self.spec.domains.iter().filter_map(|domain| domain.package(self.arch));
+        let further = self.spec.domains.iter().chain(&self.spec.uploads).filter_map(|domain| domain.package(self.arch));
         core::iter::once((self.guest.as_str(), self.arch)).chain(further)
     }
 }
@@ -148,19 +149,30 @@ impl Runner {
         for device in &spec.devices {
             command.args(["-device", device]);
         }
+        let talk = match &spec.script {
+            Some(script) => {
+                Some(Talk::start(script, talk::add_channels(&mut command, scratch.path()), self.images.clone())?)
+            }
+            None => None,
+        };
         let capture = Capture::default();
-        let limit = Some(Duration::from_secs(spec.timeout));
         let injector = spec.nmi.as_ref().map(|nmis| Injector::new(&mut command, nmis, scratch.path(), &capture));
+        let (start, limit) = (Instant::now(), Duration::from_secs(spec.timeout));
+        let over = || start.elapsed() > limit || talk.as_ref().is_some_and(Talk::has_failed);
         let typist = typist(&mut command, &spec.input, &capture)?;
-        let result = process::stream(&mut command, limit, capture.clone());
+        let result = process::stream_until(&mut command, over, capture.clone());
         // Its pipe has no other end any more, but it may wait for a text that never came.
         typist.stop();
         let injected = injector.map(Injector::stop);
+        let talked = talk.map_or(Ok(()), Talk::finish);
         let (end, errors) = result?;
         let console = capture.text();
         let log = log_path(&self.logs, &row.name);
         std::fs::write(&log, format!("{console}{errors}"))
             .with_context(|| format!("cannot write {}", log.display()))?;
+        if let Err(error) = talked {
+            return Ok(Verdict::Fail(format!("the script: {error:#}")));
+        }
         let verdict = judge::judge(row.kind, spec, Outcome::read(end, &console, &errors), &console);
         match injected {
             Some(injected) if verdict == Verdict::Pass => Ok(injected?.judge(&console)),

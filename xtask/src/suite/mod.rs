@@ -8,6 +8,7 @@ mod host;
 mod judge;
 mod nmi;
 mod spoil;
+mod talk;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;

@@ -1,8 +1,8 @@
 //! A guest kernel's ELF image: what the domain builder needs of it, checked.
 //!
 //! Promises: any bytes at all give an [`Image`] or an [`ImageError`] that names the fault, never a panic. An `Image`'s
-//! segments lie inside the file, inside the guest's part of the address space and apart from each other; its entry point
-//! lies in one of them; its region starts on a page boundary at or below the lowest. Nothing here needs a lock.
+//! segments lie inside the file, inside the guest's part of the address space and apart from each other; its entry
+//! point lies in one of them; its region starts on a page boundary at or below the lowest. Nothing here needs a lock.
 //!
 //! The format is that of Xen 2.0's loader: a section named `__xen_guest` (it need not be loaded) holds comma-separated
 //! `KEY=VALUE`; segments go where `p_vaddr` says. That loader skipped segments that are neither writable nor
@@ -10,15 +10,15 @@
 
 mod error;
 mod notes;
+#[cfg(any(test, feature = "recipe"))]
+pub mod recipe;
 mod symbols;
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;
 
 pub use error::ImageError;
 pub use notes::PageTableMode;
 
-use crate::addr::{GuestVirt, PAGE_SHIFT};
-use crate::domain::Arch;
 use alloc::vec::Vec;
 use core::ops::Range;
 use elf::ElfBytes;
@@ -26,7 +26,7 @@ use elf::abi::{EM_386, EM_X86_64, ET_EXEC, PT_LOAD};
 use elf::endian::LittleEndian;
 use elf::file::Class;
 use notes::GuestNotes;
-use proxenos_abi::{GuestArch, X86_32, X86_64};
+use proxenos_abi::{Arch, GuestArch, GuestVirt, PAGE_SHIFT, X86_32, X86_64};
 
 /// Sections and strings as the `elf` crate reads them.
 type Elf<'a> = ElfBytes<'a, LittleEndian>;

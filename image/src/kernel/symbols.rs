@@ -2,13 +2,13 @@
 //!
 //! In memory, from the image's end rounded up to a word: a 32-bit count of the bytes that follow; a copy of the ELF
 //! header, without program headers and with the section headers right behind it; the section headers, nameless, each
-//! symbol table's and its strings' offset counted from the ELF header; then those sections' contents, each rounded up to
-//! a word. String tables that no symbol table uses have offset 0.
+//! symbol table's and its strings' offset counted from the ELF header; then those sections' contents, each rounded up
+//! to a word. String tables that no symbol table uses have offset 0.
 
 use super::{Elf, ImageError, Symbols, bytes_at, guest_may_use};
-use crate::domain::Arch;
 use alloc::vec::Vec;
 use elf::abi::{SHT_STRTAB, SHT_SYMTAB};
+use proxenos_abi::Arch;
 
 /// Where the fields lie in the headers of a class, and how wide its words are (ELF specification, figures 1-3 and 1-9).
 struct Class {

@@ -1,0 +1,96 @@
+//! A guest that does what is typed at its console, a line at a time:
+//!
+//! | line | what it does |
+//! |---|---|
+//! | `exit N` | ends with reason N |
+//! | `crash` | executes an undefined instruction, for which it has no handler |
+//! | anything else | says it again |
+//!
+//! On its command line: `flood` writes for ever as fast as it can; `corrupt` writes nonsense over its control
+//! interface, for ever.
+#![no_std]
+#![no_main]
+
+use core::sync::atomic::Ordering;
+use proxenos_guest::abi::Port;
+use proxenos_guest::abi::io::domain_controller::{CONTROL_MSG_BYTES, ControlIf};
+use proxenos_guest::abi::shared_info::CONTROL_IF_OFFSET;
+use proxenos_guest::shutdown::{Reason, shutdown};
+use proxenos_guest::{StartInfo, boot, console, events, hypercall, println, shared_info};
+
+proxenos_guest::entry!(main);
+
+/// The longest line.
+const LINE: usize = 200;
+
+fn main(si: &StartInfo) {
+    // No trap table: a fault is the end.
+    shared_info::map().expect("the shared page can be mapped");
+    events::install().expect("the callbacks can be installed");
+    let controller = Port(si.domain_controller_evtchn.into());
+    events::set_handler(controller, |_| {});
+    events::unmask(controller);
+    events::unmask_upcalls();
+    println!("ready");
+    match boot::command_line() {
+        "flood" => flood(),
+        "corrupt" => corrupt(controller),
+        _ => converse(),
+    }
+}
+
+fn converse() {
+    let (mut line, mut len) = ([0; LINE], 0);
+    loop {
+        // All slots of the ring: what finds no room here is lost.
+        let (mut typed, mut taken) = ([0; 8 * CONTROL_MSG_BYTES], 0);
+        events::wait_until(|| {
+            taken = console::read(&mut typed);
+            taken > 0
+        });
+        for &byte in &typed[..taken] {
+            match byte {
+                b'\n' => {
+                    obey(core::str::from_utf8(&line[..len]).unwrap_or("?"));
+                    len = 0;
+                }
+                byte if len < LINE => {
+                    line[len] = byte;
+                    len += 1;
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn obey(line: &str) {
+    match line.split_once(' ') {
+        Some(("exit", reason)) => shutdown(Reason(reason.parse().unwrap_or(0))),
+        _ if line == "crash" => crash(),
+        _ => println!("you said: {line}"),
+    }
+}
+
+fn crash() {
+    // SAFETY: does not come back.
+    unsafe { core::arch::asm!("ud2", options(noreturn)) }
+}
+
+fn flood() {
+    for number in 0_u64.. {
+        println!("line {number} of a flood");
+    }
+}
+
+fn corrupt(controller: Port) {
+    for number in 0_u32.. {
+        for offset in (0..size_of::<ControlIf>()).step_by(4) {
+            let nonsense = number.wrapping_mul(0x9e37_79b9) ^ offset as u32;
+            shared_info::word(CONTROL_IF_OFFSET + offset).store(nonsense, Ordering::Relaxed);
+        }
+        // Whoever is told looks at it, or does not.
+        let _ = events::send(controller);
+        let _ = hypercall::sched_yield();
+    }
+}
