@@ -90,9 +90,23 @@ impl Fake {
             image: Text::cut("control"),
         };
         state.lock().unwrap().make(own);
+        let fake = Self { dir, state };
+        fake.listen(manner, &host, channels);
+        fake
+    }
+
+    /// A control domain whose host is still to be started.
+    pub fn without_host() -> Self {
+        let fake = Self::start(Manner::Proper, 0);
+        std::fs::remove_dir_all(fake.dir.path().join("proxenos")).unwrap();
+        fake
+    }
+
+    /// Answers at the sockets of a host.
+    pub fn listen(&self, manner: Manner, host: &Path, channels: u32) {
         for channel in 0..channels {
             let listener = UnixListener::bind(host.join(format!("channel-{channel}.sock"))).unwrap();
-            let state = state.clone();
+            let state = self.state.clone();
             std::thread::spawn(move || {
                 for stream in listener.incoming().map_while(Result::ok) {
                     // One client after the other, as a console has it.
@@ -100,7 +114,6 @@ impl Fake {
                 }
             });
         }
-        Self { dir, state }
     }
 
     pub fn proxenos(&self, args: &[&str]) -> Command {
