@@ -146,6 +146,16 @@ pub struct X86_32;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct X86_64;
 
+/// A guest's architecture, where it is chosen at run time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Arch {
+    /// 32-bit: ring 1, two-level tables.
+    X86_32,
+    /// 64-bit: ring 3, four-level tables.
+    X86_64,
+}
+
 /// A pointer or address field with its padding to 64 bits (`memory_t` followed by `MEMORY_PADDING`).
 ///
 /// Eight bytes for both architectures. The padding of an x86_32 guest carries no meaning: readers ignore it.

@@ -51,7 +51,7 @@ pub mod trace;
 pub mod x86_32;
 pub mod x86_64;
 
-pub use arch::{AbiType, GuestArch, GuestWord, Padded, Pod, X86_32, X86_64};
+pub use arch::{AbiType, Arch, GuestArch, GuestWord, Padded, Pod, X86_32, X86_64};
 pub use errno::Errno;
 pub use hypercall::Hypercall;
 pub use ids::{DomId, GrantRef, GuestVirt, MachineAddr, Mfn, Pfn, Pirq, Port, Selector, Virq};

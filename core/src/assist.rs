@@ -12,7 +12,6 @@ use crate::addr::{GuestVirt, PAGE_SIZE};
 use crate::code::LONGEST;
 use crate::domain::{Arch, Domain};
 use crate::host::{Hardware, Host};
-use crate::image::PageTableMode;
 use crate::paging::Pager;
 #[cfg(any(test, feature = "sim"))]
 use crate::paging::format::Format;
@@ -23,6 +22,7 @@ use crate::personality::Personality;
 use crate::store::{CodeWidth, Move, NotDecoded, RegisterFile, Repeat, Store, decode};
 use proxenos_abi::Errno;
 use proxenos_abi::hypercall::{VmAssistCommand, VmAssistType};
+use proxenos_image::PageTableMode;
 
 /// `vm_assist(command, type)`.
 pub fn vm_assist<H: Hardware>(host: &Host<H>, dom: &Domain, command: u32, kind: u32) -> Result<u64, Errno> {

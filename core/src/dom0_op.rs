@@ -1,34 +1,105 @@
 //! `dom0_op`: requests of a domain that controls the machine.
 //!
 //! Refused in this order, as Xen 2.0 did: callers without the privilege (-EPERM), a request that cannot be read (-EFAULT), another
-//! version of the interface (-EACCES), a command that does not exist (-ENOSYS). So far the only one is `DOM0_IOPL`.
-//! No lock: what changes is the calling virtual CPU's own.
+//! version of the interface (-EACCES), a command that does not exist (-ENOSYS). Then each command has its own errors, and one that is
+//! refused changes nothing. Where a command answers in its argument, the request is written back if it succeeded; whether it can be
+//! is found out before anything is done (-EFAULT).
+//!
+//! No lock is held from one command to the next. Other domains' virtual CPUs are reached through [`crate::others`].
+
+mod info;
+mod life;
 
 use crate::addr::{DomId, GuestVirt};
 use crate::domain::Domain;
+use crate::event::EventDomains;
 use crate::host::{Hardware, Host};
 use crate::hypercall::{Caller, head_of_request};
 use crate::personality::Personality;
 use crate::ports::Level;
+use crate::preempt::Stop;
 use crate::vcpu::Vcpu;
+use alloc::sync::Arc;
 use core::mem::offset_of;
 use proxenos_abi::Errno;
 use proxenos_abi::dom0_ops::args::Iopl;
-use proxenos_abi::dom0_ops::{Dom0Command, Dom0Op, Dom0Version};
+use proxenos_abi::dom0_ops::{Dom0Argument, Dom0Command, Dom0Op, Dom0Version};
 use proxenos_abi::zerocopy::{FromZeros, IntoBytes};
 
 /// `dom0_op(op)`.
-pub fn dom0_op<P: Personality, H: Hardware>(caller: &mut Caller<'_, H>, at: GuestVirt) -> Result<u64, Errno> {
+pub fn dom0_op<P: Personality, H: Hardware>(caller: &mut Caller<'_, H>, at: GuestVirt) -> Result<u64, Stop> {
     if !caller.dom.is_privileged() {
-        return Err(Errno::EPERM);
+        return Err(Errno::EPERM.into());
     }
     let mut op = Dom0Op::new_zeroed();
     caller.copy_from_guest::<P>(at, op.as_mut_bytes())?;
-    op.version().map_err(|_| Errno::EACCES)?;
-    match op.command() {
-        Ok(Dom0Command::Iopl) => iopl(caller.dom, caller.vcpu, op.argument()),
-        _ => Err(Errno::ENOSYS),
+    let version = op.version().map_err(|_| Errno::EACCES)?;
+    let command = op.command().map_err(|_| Errno::ENOSYS)?;
+    Request { caller, at, op, version }.carry_out::<P>(command)
+}
+
+/// A request that is well-formed, and its caller.
+struct Request<'r, 'c, H> {
+    caller: &'r mut Caller<'c, H>,
+    /// Where the caller has it.
+    at: GuestVirt,
+    op: Dom0Op,
+    version: Dom0Version,
+}
+
+impl<'c, H: Hardware> Request<'_, 'c, H> {
+    /// One arm a command. Those that only take arguments are called with them; those that answer in them as well, through
+    /// [`with_answer`](Self::with_answer).
+    fn carry_out<P: Personality>(mut self, command: Dom0Command) -> Result<u64, Stop> {
+        match command {
+            Dom0Command::Iopl => Ok(iopl(self.caller.dom, self.caller.vcpu, self.op.argument())?),
+            Dom0Command::PauseDomain => life::pause(self.caller, self.op.argument()),
+            Dom0Command::UnpauseDomain => life::unpause(self.caller, self.op.argument()),
+            Dom0Command::GetDomainInfo => self.with_answer::<P, _>(info::get_domain_info::<P, H>),
+            // The life of domains.
+            Dom0Command::CreateDomain
+            | Dom0Command::BuildDomain
+            | Dom0Command::DestroyDomain
+            | Dom0Command::GetMemList
+            | Dom0Command::GetPageFrameInfo
+            | Dom0Command::GetPageFrameInfo2
+            | Dom0Command::SetDomainInitialMem
+            | Dom0Command::SetDomainMaxMem
+            | Dom0Command::SetDomainVmAssist => Err(Errno::ENOSYS.into()),
+            // The machine and its schedulers.
+            Dom0Command::SchedCtl
+            | Dom0Command::AdjustDom
+            | Dom0Command::PinCpuDomain
+            | Dom0Command::SchedId
+            | Dom0Command::PhysInfo
+            | Dom0Command::SetTime
+            | Dom0Command::ReadConsole
+            | Dom0Command::GetTbufs
+            | Dom0Command::Msr
+            | Dom0Command::Debug
+            | Dom0Command::PcidevAccess
+            | Dom0Command::ShadowControl => Err(Errno::ENOSYS.into()),
+        }
     }
+
+    /// Carries out a command that answers in its argument.
+    fn with_answer<P: Personality, T: Dom0Argument>(
+        &mut self,
+        command: impl FnOnce(&mut Caller<'c, H>, Dom0Version, &mut T) -> Result<u64, Stop>,
+    ) -> Result<u64, Stop> {
+        self.caller.copy_to_guest::<P>(self.at, self.op.as_bytes())?;
+        let mut argument: T = self.op.argument();
+        let result = command(self.caller, self.version, &mut argument)?;
+        self.op.u.write(argument);
+        self.caller.copy_to_guest::<P>(self.at, self.op.as_bytes())?;
+        Ok(result)
+    }
+}
+
+/// The domain that a command names, which must not be the caller.
+fn other<H: Hardware>(caller: &Caller<'_, H>, id: DomId) -> Result<Arc<Domain>, Errno> {
+    let dom = caller.host.domains.find(id).ok_or(Errno::ESRCH)?;
+    if dom.id == caller.dom.id { Err(Errno::EINVAL) } else { Ok(dom) }
 }
 
 /// `dom0_op`, if it is a `DOM0_IOPL` that is carried out: kernels make it whenever they change tasks.

@@ -22,15 +22,7 @@ use proxenos_abi::Pirq;
 use proxenos_abi::hypercall::VmAssistType;
 use spin::Once;
 
-/// A guest's architecture, where it is chosen at run time.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub enum Arch {
-    /// 32-bit: ring 1, two-level tables.
-    X86_32,
-    /// 64-bit: ring 3, four-level tables.
-    X86_64,
-}
+pub use proxenos_abi::Arch;
 
 bitflags::bitflags! {
     /// What a domain may do beyond its own affairs.
@@ -237,6 +229,23 @@ impl Domain {
     pub fn set_home(&self, home: Home, scheduler: Scheduler) {
         self.home.store(home.to_bits(), Ordering::Relaxed);
         self.scheduler.call_once(|| scheduler);
+    }
+
+    /// It has no place in a run queue any more.
+    pub fn leave_home(&self) {
+        self.home.store(u32::MAX, Ordering::Relaxed);
+    }
+
+    /// The hypervisor stops it for a moment.
+    pub fn hold(&self) {
+        self.run.set(RunState::HELD);
+        self.tell(News::RunState);
+    }
+
+    /// It may go on, as far as [`hold`](Self::hold) is concerned.
+    pub fn let_go(&self) {
+        self.run.clear(RunState::HELD);
+        self.tell(News::RunState);
     }
 
     fn tell(&self, news: News) {

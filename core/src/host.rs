@@ -8,6 +8,7 @@ use crate::event::EventDomains;
 use crate::frame::{FrameInfo, FrameTable};
 use crate::frame_alloc::FrameAllocator;
 use crate::machine::{Clock, Console, CpuTables, GuestMemory, MachineMemory, Preemption, Tlb};
+use crate::others::VirtualCpus;
 use crate::paging::Target;
 use crate::paging::format::HYPERVISOR_L4_SLOTS;
 use crate::paging::types::is_low_io;
@@ -18,8 +19,14 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 /// All that `core` asks of the machine.
-pub trait Hardware: MachineMemory + GuestMemory + Tlb + CpuTables + Console + Clock + Preemption + PciConfig {}
-impl<T: MachineMemory + GuestMemory + Tlb + CpuTables + Console + Clock + Preemption + PciConfig> Hardware for T {}
+pub trait Hardware:
+    MachineMemory + GuestMemory + Tlb + CpuTables + Console + Clock + Preemption + PciConfig + VirtualCpus
+{
+}
+impl<T> Hardware for T where
+    T: MachineMemory + GuestMemory + Tlb + CpuTables + Console + Clock + Preemption + PciConfig + VirtualCpus
+{
+}
 
 /// The machine-to-physical tables: which pfn each frame is to its owner. Guests of both widths read their own table; both
 /// say the same.

@@ -174,7 +174,7 @@ impl<H: Hardware> Caller<'_, H> {
             }
             Hypercall::XenVersion => Ok(xen_version(a)),
             Hypercall::ConsoleIo => self.console_io::<P>(a as u32, b as u32 as i32, GuestVirt(c)),
-            Hypercall::Dom0Op => dom0_op::dom0_op::<P, H>(self, GuestVirt(a)),
+            Hypercall::Dom0Op => return dom0_op::dom0_op::<P, H>(self, GuestVirt(a)),
             Hypercall::VmAssist => assist::vm_assist(self.host, self.dom, a as u32, b as u32),
             // Of the rest none exists, rather than half of one (SPECIFICATION.md says which issue brings it).
             Hypercall::SetSegmentBase => {

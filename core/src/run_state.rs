@@ -18,6 +18,10 @@ bitflags::bitflags! {
         const CRASHED = 1 << 2;
         /// Another domain has stopped it, and may let it go on.
         const PAUSED = 1 << 3;
+        /// The hypervisor stopped it for a moment, to look at it or to change it.
+        const HELD = 1 << 4;
+        /// It is being taken down, and never runs again.
+        const DYING = 1 << 5;
     }
 }
 

@@ -68,7 +68,6 @@ use proxenos_abi::hypercall::VmAssistType;
 use proxenos_abi::shared_info::SharedInfo;
 use proxenos_core::addr::{GuestVirt, MachineAddr};
 use proxenos_core::assist;
-use proxenos_core::builder::InitialState;
 use proxenos_core::domain::{Arch, Domain, RunState};
 use proxenos_core::event;
 use proxenos_core::host::Host;
@@ -76,6 +75,7 @@ use proxenos_core::hypercall::Caller;
 use proxenos_core::preempt::Place;
 use proxenos_core::sched::Slot;
 use proxenos_core::vcpu::Vcpu;
+use proxenos_image::builder::InitialState;
 use sched::Turn;
 use switch::Context;
 use timer::Timer;
@@ -252,6 +252,11 @@ impl Running {
         let mut vcpu = Box::new(Vcpu::new());
         vcpu.set_kernel_stack(state.kernel_ss, state.kernel_sp);
         Self { host, dom, vcpu, timer: Timer::new(), context: Box::new(Context::at_start(state)) }
+    }
+
+    /// A domain that has no registers yet.
+    fn unbuilt(host: &'static Host<Hw>, dom: Arc<Domain>) -> Self {
+        Self { host, dom, vcpu: Box::new(Vcpu::new()), timer: Timer::new(), context: Box::new(Context::zero()) }
     }
 
     /// The guest as it makes a call: `frame` is where it stands behind it.

@@ -174,6 +174,8 @@ struct RawRun {
     devices: Option<OneOrMany>,
     input: Option<Vec<Input>>,
     max: Option<Vec<Max>>,
+    script: Option<String>,
+    uploads: Option<OneOrMany>,
     spoil: Option<Vec<Spoil>>,
 }
 
@@ -225,6 +227,10 @@ pub struct RunSpec {
     pub input: Vec<Input>,
     /// Bounds on numbers the console shows.
     pub max: Vec<Max>,
+    /// What talks to the control domain (`suite/talk`), if the guest is that.
+    pub script: Option<String>,
+    /// Guests that the script may upload.
+    pub uploads: Vec<Further>,
     /// Changes to the guest's image.
     pub spoil: Vec<Spoil>,
 }
@@ -241,7 +247,7 @@ pub struct GuestMeta {
 }
 
 const OUTER_KEYS: [&str; 3] = ["kind", "plain", "run"];
-const RUN_KEYS: [&str; 19] = [
+const RUN_KEYS: [&str; 21] = [
     "name",
     "arch",
     "timeout",
@@ -260,6 +266,8 @@ const RUN_KEYS: [&str; 19] = [
     "devices",
     "input",
     "max",
+    "script",
+    "uploads",
     "spoil",
 ];
 
@@ -307,6 +315,8 @@ impl RunSpec {
     fn new(raw: RawRun) -> Result<Self> {
         let domains = raw.domains.map(OneOrMany::into_vec).unwrap_or_default();
         let domains = domains.iter().map(|text| text.parse()).collect::<Result<Vec<Further>>>()?;
+        let uploads = raw.uploads.map(OneOrMany::into_vec).unwrap_or_default();
+        let uploads = uploads.iter().map(|text| text.parse()).collect::<Result<Vec<Further>>>()?;
         let has_modules = raw.initrd.is_some() || !domains.is_empty();
         let spec = Self {
             name: raw.name,
@@ -327,6 +337,8 @@ impl RunSpec {
             devices: raw.devices.map(OneOrMany::into_vec).unwrap_or_default(),
             input: raw.input.unwrap_or_default(),
             max: raw.max.unwrap_or_default(),
+            script: raw.script,
+            uploads,
             spoil: raw.spoil.unwrap_or_default(),
         };
         ensure!(spec.cpus > 0, "a machine has at least one CPU");

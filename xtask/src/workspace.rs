@@ -28,6 +28,9 @@ pub struct Workspace {
     metadata: Metadata,
 }
 
+/// The control domain's package: built as a guest.
+pub const CONTROL: &str = "proxenos-control";
+
 /// The package of the guest SDK.
 const GUEST_SDK: &str = "proxenos-guest";
 
@@ -69,13 +72,13 @@ impl Workspace {
         self.metadata.workspace_packages().iter().any(|p| p.name.as_str() == HYPERVISOR)
     }
 
-    /// The packages under `guests/`, by name.
+    /// The packages under `guests/`, and the control domain, by name.
     pub fn guests(&self) -> Result<Vec<Guest>> {
         let guests_dir = self.root().join("guests");
         let mut guests = Vec::new();
         for package in self.metadata.workspace_packages() {
             let dir = manifest_dir(package);
-            if dir.parent() == Some(&guests_dir) {
+            if dir.parent() == Some(&guests_dir) || package.name.as_str() == CONTROL {
                 let meta = GuestMeta::from_package_metadata(&package.metadata)
                     .with_context(|| format!("[package.metadata.proxenos] of {}", package.name))?;
                 guests.push(Guest { name: package.name.to_string(), dir, meta });

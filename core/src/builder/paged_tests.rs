@@ -2,13 +2,12 @@
 //! tables must pass validation, and the CPU must find through them what the layout promises.
 
 use super::*;
-use crate::addr::DomId;
-use crate::domain::{Domain, Privileges};
+use crate::addr::{DomId, GuestVirt};
+use crate::domain::{Arch, Domain, Privileges};
 use crate::frame::{FrameInfo, FrameTable, FrameType};
 use crate::frame_alloc::{FrameAllocator, Zone};
 use crate::host::{Domains, Host, MachineToPhys};
-use crate::image::tests::Recipe;
-use crate::machine::{CpuTables, MachineMemory};
+use crate::machine::CpuTables;
 use crate::paging::format::{FourLevel, HYPERVISOR_L4_SLOTS, TwoLevel};
 use crate::paging::shadow::Access;
 use crate::paging::{Pager, PagingError, Target};
@@ -18,6 +17,9 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use proxenos_abi::Port;
 use proxenos_abi::start_info::StartInfoFlags;
+use proxenos_image::Image;
+use proxenos_image::builder::{DomainKind, FrameContents, Layout, Request, StartOfDay, populate};
+use proxenos_image::recipe::Recipe;
 
 /// Frames of the machine, and of the domain.
 const MACHINE: u64 = 0x1800;
@@ -54,7 +56,9 @@ fn world(arch: Arch, base: u64) -> World {
     let flags = StartInfoFlags::PRIVILEGED | StartInfoFlags::INITDOMAIN;
     let start = StartOfDay { shared_info, flags, controller: Port(0), command_line: b"" };
     let frame = |pfn: Pfn| owned[pfn.0 as usize];
-    let top = populate(&hw, &frame, FrameContents::Unknown, &layout, &image, &[9; 5000], &start).unwrap();
+    let top =
+        populate(&mut MachineFrames::new(&hw, frame), FrameContents::Unknown, &layout, &image, &[9; 5000], &start)
+            .unwrap();
     let dom = Domain::new(DomId::DOM0, arch, Privileges::CONTROL, shared_info, gdt_page);
     let host = Host {
         hw,

@@ -10,10 +10,17 @@ mod cpu;
 pub use cpu::{SimAccess, SimFault, SimRing};
 
 use crate::addr::{GuestVirt, MachineAddr, Mfn, PAGE_SHIFT};
+use crate::domain::{Arch, Domain};
 use crate::machine::{Clock, MachineMemory, Preemption, Tlb};
+use crate::others::{MachineState, Stopped, Unreached, VirtualCpus};
+use crate::sched::{Affinity, SchedError, Span};
+use crate::vcpu::Vcpu;
+use alloc::boxed::Box;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use cpu::CpuState;
+use proxenos_abi::arch::NR_RESERVED_GDT_ENTRIES;
 use spin::Mutex;
 
 /// Bytes in a frame.
@@ -262,5 +269,36 @@ mod tests {
         machine.flush_if_older(stamp);
         machine.flush_if_older(stamp);
         assert_eq!(machine.full_flushes.load(SeqCst), 1, "the second found the TLB flushed already");
+    }
+}
+
+/// Nobody runs here.
+impl VirtualCpus for SimMachine {
+    fn with_stopped<R>(&self, _: &Domain, _: impl FnOnce(Stopped<'_>) -> R) -> Result<R, Unreached> {
+        Err(Unreached::None)
+    }
+
+    fn caller_state(&self, _: &Vcpu) -> MachineState {
+        MachineState::ZERO
+    }
+
+    fn is_running(&self, _: &Domain) -> bool {
+        false
+    }
+
+    fn cpu_time(&self, _: &Domain) -> Span {
+        Span::ZERO
+    }
+
+    fn admit(&self, _: &Arc<Domain>, _: Affinity) -> Result<(), SchedError> {
+        Err(SchedError::NoSuchCpu)
+    }
+
+    fn dismiss(&self, _: &Domain) -> Result<Box<Vcpu>, Unreached> {
+        Err(Unreached::None)
+    }
+
+    fn reserved_descriptors(&self, _: Arch) -> [u64; NR_RESERVED_GDT_ENTRIES as usize] {
+        [0; NR_RESERVED_GDT_ENTRIES as usize]
     }
 }

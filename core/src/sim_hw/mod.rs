@@ -13,6 +13,7 @@
 //! No lock is held while memory is touched or a fault is resolved; the CPUs' state has one for the time of a look-up.
 
 mod cpu;
+mod others;
 mod setup;
 
 pub use cpu::{Fault, Mode};
@@ -58,6 +59,8 @@ pub struct SimHardware {
     host: Mutex<Weak<Host<SimHardware>>>,
     /// What was written past the caches and is in memory, while they still hold what was there before: by address.
     past_caches: Mutex<BTreeMap<u64, PastCaches>>,
+    /// Virtual CPUs that do not run.
+    others: others::Others,
     /// Of its frames, for the next machine.
     records: &'static [FrameInfo],
 }
@@ -106,6 +109,7 @@ impl SimHardware {
             longest: AtomicUsize::new(0),
             host: Mutex::new(Weak::new()),
             past_caches: Mutex::new(BTreeMap::new()),
+            others: others::Others::new(),
             records: &[],
         }
     }

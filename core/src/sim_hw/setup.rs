@@ -1,6 +1,7 @@
 //! A simulated host with domains on it.
 
 use super::SimHardware;
+use super::others::PATTERN_DESCRIPTOR;
 use crate::addr::{DomId, FIRST_RAM_FRAME, MachineAddr, Mfn, Pfn};
 use crate::domain::{Arch, Domain, Privileges};
 use crate::frame::{FrameInfo, FrameTable};
@@ -21,8 +22,6 @@ use proxenos_abi::arch::{FIRST_RESERVED_GDT_ENTRY, LAST_RESERVED_GDT_ENTRY};
 
 /// What the hypervisor's slots of an L4 table hold here: not present, and recognisable, with the slot's number below it.
 pub const PATTERN_SLOT: u64 = 0x4859_5045_5256_0000;
-/// What stands in the reserved entries of a domain's GDT copy.
-const PATTERN_DESCRIPTOR: u64 = 0x0000_5245_5356_0000;
 
 /// Records that no machine uses now, by their number.
 static RECORDS: Mutex<Vec<&'static [FrameInfo]>> = Mutex::new(Vec::new());

@@ -50,9 +50,9 @@ fn notify() {
     let _ = events::send(port);
 }
 
-/// Sends bytes, waiting for the controller where the ring is full. Nothing is sent before the shared page is mapped.
+/// Sends bytes, waiting for the controller where the ring is full. The first maps the shared page, if nobody has.
 pub(super) fn write(bytes: &[u8]) {
-    if !shared_info::is_mapped() {
+    if shared_info::map().is_err() {
         return;
     }
     for piece in bytes.chunks(PAYLOAD) {

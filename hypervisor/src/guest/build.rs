@@ -19,11 +19,10 @@ use proxenos_abi::sched_ctl::SchedulerId;
 use proxenos_abi::shared_info::SharedInfo;
 use proxenos_abi::start_info::StartInfoFlags;
 use proxenos_core::addr::{DomId, MachineAddr, Mfn, Pfn};
-use proxenos_core::builder::{DomainKind, FrameContents, Layout, Request, StartOfDay, initial_state, populate};
+use proxenos_core::builder::MachineFrames;
 use proxenos_core::domain::{Arch, Domain, Privileges};
 use proxenos_core::frame_alloc::{MAX_ORDER, Zone};
 use proxenos_core::host::Host;
-use proxenos_core::image::Image;
 use proxenos_core::machine::{CpuTables, DescriptorPage, MachineMemory};
 use proxenos_core::paging::format::{FourLevel, TwoLevel};
 use proxenos_core::paging::pool::{MINIMUM, ShadowFrames};
@@ -32,6 +31,8 @@ use proxenos_core::preempt::Poll;
 use proxenos_core::sched::SchedError;
 use proxenos_core::segments::Segments;
 use proxenos_core::teardown::Teardown;
+use proxenos_image::Image;
+use proxenos_image::builder::{DomainKind, FrameContents, Layout, Request, StartOfDay, initial_state, populate};
 
 /// What is to be built.
 pub struct Order<'a> {
@@ -112,8 +113,9 @@ fn furnish(
         controller: Port(0),
         command_line: order.command_line.as_bytes(),
     };
+    let mut memory = MachineFrames::new(&host.hw, frame);
     let top =
-        populate(&host.hw, &frame, FrameContents::Zero, layout, image, order.module, &start).map_err(Refusal::Build)?;
+        populate(&mut memory, FrameContents::Zero, layout, image, order.module, &start).map_err(Refusal::Build)?;
     for pfn in 0..order.pages {
         host.m2p.set(&host.hw, frame(Pfn(pfn)), Pfn(pfn));
     }
@@ -233,8 +235,8 @@ fn install_tables(host: &Host<Hw>, dom: &Domain, top: Mfn) -> Result<(), PagingE
 /// Why there is no such domain.
 #[derive(Debug)]
 pub enum Refusal {
-    Image(proxenos_core::image::ImageError),
-    Build(proxenos_core::builder::BuildError),
+    Image(proxenos_image::ImageError),
+    Build(proxenos_image::builder::BuildError),
     Memory { asked_mib: u64, free_mib: u64 },
     Tables(PagingError),
     Shadows,

@@ -13,6 +13,7 @@
 use crate::cpu::speculation;
 use alloc::boxed::Box;
 use core::arch::asm;
+use proxenos_core::others::FpuImage;
 use proxenos_core::speculation::{ErrorPointers, FpuSwitch};
 use proxenos_core::vcpu::Fpu;
 use x86_64::registers::control::{Cr0, Cr0Flags};
@@ -34,6 +35,16 @@ impl State {
     /// Of one that has none yet.
     pub fn new() -> Self {
         Self(Box::new(CLEAN))
+    }
+
+    /// As FXSAVE stored them.
+    pub fn image(&self) -> &FpuImage {
+        &self.0.0
+    }
+
+    /// As FXRSTOR is to find them: what is written must be what it takes.
+    pub fn image_mut(&mut self) -> &mut FpuImage {
+        &mut self.0.0
     }
 }
 
@@ -99,7 +110,7 @@ pub fn device_not_available(fpu: &mut Fpu, state: &State) -> DeviceNotAvailable 
 /// An image for FXRSTOR (Intel SDM vol. 1 §10.5): every register zero, control words as FNINIT and a reset leave them.
 #[derive(Clone, Debug)]
 #[repr(C, align(16))]
-struct FxImage([u8; 512]);
+struct FxImage(FpuImage);
 
 const CLEAN: FxImage = {
     let mut image = [0; 512];

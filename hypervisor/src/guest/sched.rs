@@ -10,6 +10,8 @@
 //! Locks, in this order: a CPU's seats, its run queue; and, with either, a seat. Of two CPUs' none is held together. With them no
 //! domain's lock is taken.
 
+mod reach;
+
 use super::{Running, timer};
 use crate::cpu::percpu::{Cpu, Pending};
 use crate::options;

@@ -23,10 +23,10 @@ use proxenos_core::addr::{DomId, FIRST_RAM_FRAME, Mfn};
 use proxenos_core::domain::{Domain, Privileges};
 use proxenos_core::frame_alloc::Zone;
 use proxenos_core::host::Host;
-use proxenos_core::image::Image;
 use proxenos_core::sched::atropos::AtroposParams;
 use proxenos_core::sched::bvt::BvtParams;
 use proxenos_core::sched::{Affinity, CpuId, Home, Params};
+use proxenos_image::Image;
 
 /// What the hypervisor keeps of free memory for its own tables and shadows, when domains take all that there is: a
 /// sixteenth, within these bounds (in frames).

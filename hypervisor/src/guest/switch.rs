@@ -17,11 +17,11 @@ use crate::ex_table;
 use core::arch::asm;
 use proxenos_abi::{Selector, X86_32, X86_64};
 use proxenos_core::bounce::DataSegments;
-use proxenos_core::builder::InitialState;
 use proxenos_core::domain::Arch;
 use proxenos_core::machine::CpuTables;
 use proxenos_core::paging::Pager;
 use proxenos_core::personality::Personality;
+use proxenos_image::builder::InitialState;
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::{FsBase, GsBase, KernelGsBase};
 
@@ -62,9 +62,14 @@ impl Context {
             ..TrapFrame::default()
         };
         let data = DataSegments { ds: state.data, es: state.data, fs: state.data, gs: state.data };
+        Self { frame, data, ..Self::zero() }
+    }
+
+    /// All registers zero.
+    pub fn zero() -> Self {
         Self {
-            frame,
-            data,
+            frame: TrapFrame::default(),
+            data: DataSegments { ds: Selector::NULL, es: Selector::NULL, fs: Selector::NULL, gs: Selector::NULL },
             bases: Bases { fs: VirtAddr::zero(), gs: VirtAddr::zero(), other_gs: VirtAddr::zero() },
             fpu: fpu::State::new(),
         }

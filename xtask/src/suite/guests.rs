@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use super::talk::{self, Talk};
 use super::{Verdict, judge, log_path, spoil};
 use crate::accel::Accel;
 use crate::compile::Hypervisor;
@@ -68,7 +69,7 @@ pub fn plan(guests: &[Guest]) -> Vec<Row> {
 impl Row {
     /// The guests that it takes, each with its architecture.
     pub fn guests(&self) -> impl Iterator<Item = (&str, Arch)> {
-        let further = self.spec.domains.iter().filter_map(|domain| domain.package(self.arch));
+        let further = self.spec.domains.iter().chain(&self.spec.uploads).filter_map(|domain| domain.package(self.arch));
         core::iter::once((self.guest.as_str(), self.arch)).chain(further)
     }
 }
@@ -147,17 +148,25 @@ impl Runner {
         for device in &spec.devices {
             command.args(["-device", device]);
         }
+        let talk = match &spec.script {
+            Some(script) => Some(Talk::start(script, talk::add_channels(&mut command, scratch.path()), self.images.clone())?),
+            None => None,
+        };
         let capture = Capture::default();
         let limit = Some(Duration::from_secs(spec.timeout));
         let typist = typist(&mut command, &spec.input, &capture)?;
         let result = process::stream(&mut command, limit, capture.clone());
         // Its pipe has no other end any more, but it may wait for a text that never came.
         typist.stop();
+        let talked = talk.map_or(Ok(()), Talk::finish);
         let (end, errors) = result?;
         let console = capture.text();
         let log = log_path(&self.logs, &row.name);
         std::fs::write(&log, format!("{console}{errors}"))
             .with_context(|| format!("cannot write {}", log.display()))?;
+        if let Err(error) = talked {
+            return Ok(Verdict::Fail(format!("the script: {error:#}")));
+        }
         Ok(judge::judge(row.kind, spec, Outcome::read(end, &console, &errors), &console))
     }
 

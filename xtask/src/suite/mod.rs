@@ -7,6 +7,7 @@ mod guests;
 mod host;
 mod judge;
 mod spoil;
+mod talk;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;

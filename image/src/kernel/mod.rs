@@ -10,15 +10,15 @@
 
 mod error;
 mod notes;
+#[cfg(any(test, feature = "recipe"))]
+pub mod recipe;
 mod symbols;
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;
 
 pub use error::ImageError;
 pub use notes::PageTableMode;
 
-use crate::addr::{GuestVirt, PAGE_SHIFT};
-use crate::domain::Arch;
 use alloc::vec::Vec;
 use core::ops::Range;
 use elf::ElfBytes;
@@ -26,7 +26,7 @@ use elf::abi::{EM_386, EM_X86_64, ET_EXEC, PT_LOAD};
 use elf::endian::LittleEndian;
 use elf::file::Class;
 use notes::GuestNotes;
-use proxenos_abi::{GuestArch, X86_32, X86_64};
+use proxenos_abi::{Arch, GuestArch, GuestVirt, PAGE_SHIFT, X86_32, X86_64};
 
 /// Sections and strings as the `elf` crate reads them.
 type Elf<'a> = ElfBytes<'a, LittleEndian>;

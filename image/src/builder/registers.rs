@@ -1,9 +1,7 @@
 //! The registers a domain starts with.
 
 use super::{DomainKind, Layout};
-use crate::addr::GuestVirt;
-use crate::domain::Arch;
-use proxenos_abi::{GuestArch, Selector, X86_32, X86_64};
+use proxenos_abi::{Arch, GuestArch, GuestVirt, Selector, X86_32, X86_64};
 
 /// The CPU's state at a guest's first instruction. General registers that are not named are 0.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

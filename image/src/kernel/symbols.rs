@@ -6,9 +6,9 @@
 //! a word. String tables that no symbol table uses have offset 0.
 
 use super::{Elf, ImageError, Symbols, bytes_at, guest_may_use};
-use crate::domain::Arch;
 use alloc::vec::Vec;
 use elf::abi::{SHT_STRTAB, SHT_SYMTAB};
+use proxenos_abi::Arch;
 
 /// Where the fields lie in the headers of a class, and how wide its words are (ELF specification, figures 1-3 and 1-9).
 struct Class {

@@ -1,18 +1,15 @@
 //! Puts a planned domain into its frames.
 
-use super::{BuildError, Layout, PAGE, spans, tables, word_bytes};
-use crate::addr::{GuestVirt, MachineAddr, Mfn, PAGE_SHIFT, Pfn};
-use crate::domain::Arch;
-use crate::image::Image;
-use crate::machine::MachineMemory;
+use super::{BuildError, DomainMemory, Layout, PAGE, spans, tables, word_bytes};
+use crate::kernel::Image;
 use proxenos_abi::start_info::{StartInfo, StartInfoFlags};
 use proxenos_abi::zerocopy::IntoBytes;
-use proxenos_abi::{GuestArch, GuestWord, Padded, Port, X86_32, X86_64};
+use proxenos_abi::{Arch, GuestArch, GuestVirt, GuestWord, Mfn, PAGE_SHIFT, Padded, Pfn, Port, X86_32, X86_64};
 
 /// What is in a domain's frames before it is built.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FrameContents {
-    /// Zeroes: they were cleared when they were handed over ([`hand_over`](crate::host::Host::hand_over)).
+    /// Zeroes: they were cleared when they were handed over.
     Zero,
     /// Anything: all of the domain's frames are cleared first.
     Unknown,
@@ -52,90 +49,83 @@ const fn page_bits(arch: Arch) -> u64 {
 }
 
 /// A domain's frames, addressed as the guest will.
-struct Region<'a, M, F> {
-    memory: &'a M,
-    frames: &'a F,
+struct Region<'a, M> {
+    memory: &'a mut M,
     layout: &'a Layout,
 }
 
 /// Writes image, module, frame list, page tables and `start_info_t`, and answers the frame of the top-level page table.
-/// `image` is the one that `layout` was planned for, `module` as long as it was planned to be, and `frames` gives the
-/// machine frame of each of the domain's pfns.
+/// `image` is the one that `layout` was planned for, `module` as long as it was planned to be.
 ///
 /// # Errors
-/// [`BuildError::FrameOutOfReach`]; nothing has been written then.
+/// [`BuildError::FrameOutOfReach`], and nothing has been written then; and those of `memory`.
 ///
 /// # Panics
 /// When the module is longer than planned.
-pub fn populate<M: MachineMemory, F: Fn(Pfn) -> Mfn>(
-    memory: &M,
-    frames: &F,
+pub fn populate<M: DomainMemory>(
+    memory: &mut M,
     contents: FrameContents,
     layout: &Layout,
     image: &Image<'_>,
     module: &[u8],
     start: &StartOfDay<'_>,
-) -> Result<Mfn, BuildError> {
+) -> Result<Mfn, M::Error> {
     assert!(module.len() as u64 <= layout.module_bytes, "the module has grown since the layout was planned");
     let reach = match layout.arch {
         Arch::X86_32 => 1 << (32 - PAGE_SHIFT),
         Arch::X86_64 => 1 << (52 - PAGE_SHIFT),
     };
     for pfn in (0..layout.pages).map(Pfn) {
-        let mfn = frames(pfn);
+        let mfn = memory.mfn(pfn);
         if mfn.0 >= reach {
-            return Err(BuildError::FrameOutOfReach { pfn, mfn });
+            return Err(BuildError::FrameOutOfReach { pfn, mfn }.into());
         }
     }
     if contents == FrameContents::Unknown {
         for pfn in 0..layout.pages {
-            memory.clear_frame(frames(Pfn(pfn)));
+            memory.clear(Pfn(pfn))?;
         }
     }
 
-    let region = Region { memory, frames, layout };
+    let mut region = Region { memory, layout };
     for (at, bytes) in image.contents() {
-        region.copy(at, bytes);
+        region.copy(at, bytes)?;
     }
-    region.copy(layout.module, module);
-    region.mfn_list();
-    region.page_tables();
+    region.copy(layout.module, module)?;
+    region.mfn_list()?;
+    region.page_tables()?;
     match layout.arch {
-        Arch::X86_32 => region.copy(layout.start_info, start_info::<X86_32>(layout, start).as_bytes()),
-        Arch::X86_64 => region.copy(layout.start_info, start_info::<X86_64>(layout, start).as_bytes()),
+        Arch::X86_32 => region.copy(layout.start_info, start_info::<X86_32>(layout, start).as_bytes())?,
+        Arch::X86_64 => region.copy(layout.start_info, start_info::<X86_64>(layout, start).as_bytes())?,
     }
     Ok(region.frame(layout.pt_base.0))
 }
 
-impl<M: MachineMemory, F: Fn(Pfn) -> Mfn> Region<'_, M, F> {
+impl<M: DomainMemory> Region<'_, M> {
     /// The frame behind an address.
     fn frame(&self, at: u64) -> Mfn {
-        (self.frames)(self.layout.pfn(GuestVirt(at)))
-    }
-
-    /// The machine address behind an address.
-    fn machine(&self, at: u64) -> MachineAddr {
-        MachineAddr((self.frame(at).0 << PAGE_SHIFT) + at % PAGE)
+        self.memory.mfn(self.layout.pfn(GuestVirt(at)))
     }
 
     /// Copies bytes, page by page: the frames may be anywhere.
-    fn copy(&self, at: GuestVirt, mut bytes: &[u8]) {
+    fn copy(&mut self, at: GuestVirt, mut bytes: &[u8]) -> Result<(), M::Error> {
         let mut at = at.0;
         while !bytes.is_empty() {
             let (now, later) = bytes.split_at(bytes.len().min((PAGE - at % PAGE) as usize));
-            self.memory.write(self.machine(at), now);
+            self.memory.write(self.layout.pfn(GuestVirt(at)), (at % PAGE) as usize, now)?;
             at += now.len() as u64;
             bytes = later;
         }
+        Ok(())
     }
 
     /// Writes the list of the domain's frames, a page of it at a time: it is the longest thing there is to write.
-    fn mfn_list(&self) {
+    fn mfn_list(&mut self) -> Result<(), M::Error> {
         let word = word_bytes(self.layout.arch);
         let mut page = [0; PAGE as usize];
         for first in (0..self.layout.pages).step_by((PAGE / word) as usize) {
             let count = (self.layout.pages - first).min(PAGE / word);
-            let frames = (first..first + count).map(|pfn| (self.frames)(Pfn(pfn)).0);
+            let frames = (first..first + count).map(|pfn| self.memory.mfn(Pfn(pfn)).0);
             match self.layout.arch {
                 Arch::X86_32 => {
                     let words = page.as_chunks_mut().0.iter_mut();
@@ -146,20 +136,19 @@ impl<M: MachineMemory, F: Fn(Pfn) -> Mfn> Region<'_, M, F> {
                     words.zip(frames).for_each(|(word, mfn)| *word = mfn.to_le_bytes());
                 }
             }
-            self.copy(GuestVirt(self.layout.mfn_list.0 + first * word), &page[..(count * word) as usize]);
+            self.copy(GuestVirt(self.layout.mfn_list.0 + first * word), &page[..(count * word) as usize])?;
         }
+        Ok(())
     }
 
     /// Writes a word of the guest's width, at a multiple of it.
-    fn store_word(&self, at: u64, value: u64) {
-        match self.layout.arch {
-            Arch::X86_32 => self.memory.store32(self.machine(at), value as u32),
-            Arch::X86_64 => self.memory.store64(self.machine(at), value),
-        }
+    fn store_word(&mut self, at: u64, value: u64) -> Result<(), M::Error> {
+        let bytes = value.to_le_bytes();
+        self.copy(GuestVirt(at), &bytes[..word_bytes(self.layout.arch) as usize])
     }
 
     /// Maps the region, the tables themselves read-only.
-    fn page_tables(&self) {
+    fn page_tables(&mut self) -> Result<(), M::Error> {
         let (start, end) = (self.layout.virt_base.0, self.layout.end.0);
         let pt_base = self.layout.pt_base.0;
         let pt_end = pt_base + self.layout.pt_frames * PAGE;
@@ -170,7 +159,7 @@ impl<M: MachineMemory, F: Fn(Pfn) -> Mfn> Region<'_, M, F> {
             for child in 0..tables(child_span, start, end) {
                 let at = ((start >> child_span) + child) << child_span;
                 let bits = (self.frame(children + child * PAGE).0 << PAGE_SHIFT) | pte::TABLE;
-                self.store_entry(level, span, child_span, at, bits);
+                self.store_entry(level, span, child_span, at, bits)?;
             }
             level = children;
         }
@@ -178,16 +167,17 @@ impl<M: MachineMemory, F: Fn(Pfn) -> Mfn> Region<'_, M, F> {
         let page_bits = page_bits(self.layout.arch);
         for at in (start..end).step_by(PAGE as usize) {
             let bits = if (pt_base..pt_end).contains(&at) { page_bits & !pte::WRITABLE } else { page_bits };
-            self.store_entry(level, span, PAGE_SHIFT, at, (self.frame(at).0 << PAGE_SHIFT) | bits);
+            self.store_entry(level, span, PAGE_SHIFT, at, (self.frame(at).0 << PAGE_SHIFT) | bits)?;
         }
+        Ok(())
     }
 
     /// Writes the entry for `at` in the table of a level that maps it. The level's tables begin at `tables` and map
     /// 2^`span` bytes each, their entries 2^`entry_span`.
-    fn store_entry(&self, tables: u64, span: u32, entry_span: u32, at: u64, entry: u64) {
+    fn store_entry(&mut self, tables: u64, span: u32, entry_span: u32, at: u64, entry: u64) -> Result<(), M::Error> {
         let table = tables + ((at >> span) - (self.layout.virt_base.0 >> span)) * PAGE;
         let index = (at & ((1 << span) - 1)) >> entry_span;
-        self.store_word(table + index * word_bytes(self.layout.arch), entry);
+        self.store_word(table + index * word_bytes(self.layout.arch), entry)
     }
 }
 

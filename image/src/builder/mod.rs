@@ -1,26 +1,23 @@
 //! The domain builder: where everything lies at a domain's start of day, and putting it there.
 //!
-//! [`Layout::plan`] is arithmetic; [`populate`] writes through [`MachineMemory`](crate::machine::MachineMemory) into
-//! frames that nobody else uses yet. Promises: the nine points of the comment "Start-of-day memory layout" in `xen.h`,
+//! [`Layout::plan`] is arithmetic; [`populate`] writes through [`DomainMemory`] into frames that nobody else uses yet. Promises: the nine points of the comment "Start-of-day memory layout" in `xen.h`,
 //! for both architectures, with the region starting where Xen 2.0 starts it (at `VIRT_BASE`, or at the image's lowest
 //! page, not rounded down). Nothing is validated or pinned here: the caller hands the page tables to the paging code as
 //! it would a guest's. No lock is needed.
 
-#[cfg(test)]
-mod paged_tests;
+mod memory;
 mod populate;
 mod registers;
 #[cfg(test)]
 mod tests;
 
+pub use memory::DomainMemory;
 pub use populate::{FrameContents, StartOfDay, populate};
 pub use registers::{InitialState, initial_state};
 
-use crate::addr::GuestVirt;
-use crate::domain::Arch;
-use crate::image::{Image, guest_may_use};
+use crate::kernel::{Image, guest_may_use};
 use core::fmt;
-use proxenos_abi::{Mfn, Pfn};
+use proxenos_abi::{Arch, GuestVirt, Mfn, Pfn};
 
 /// Bytes in a page, for arithmetic on addresses.
 const PAGE: u64 = 4096;

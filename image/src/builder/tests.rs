@@ -1,10 +1,8 @@
 //! Domains planned and built on a simulated machine, then looked at as their kernels would.
 
 use super::*;
-use crate::addr::MachineAddr;
-use crate::image::tests::Recipe;
-use crate::machine::MachineMemory;
-use crate::sim::SimMachine;
+use crate::recipe::Recipe;
+use alloc::boxed::Box;
 use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -27,6 +25,45 @@ fn request(module_bytes: u64, pages: u64) -> Request {
 fn plan(arch: Arch, base: u64, request: &Request) -> Result<Layout, BuildError> {
     let file = Recipe::small(arch, base).build();
     Layout::plan(&Image::parse(&file).unwrap(), request)
+}
+
+/// A machine's memory, and which of its frames are the domain's.
+struct Frames {
+    bytes: Vec<u8>,
+    frames: Box<dyn Fn(Pfn) -> Mfn>,
+}
+
+impl Frames {
+    fn new(machine: u64, frames: impl Fn(Pfn) -> Mfn + 'static) -> Self {
+        Self { bytes: vec![0; (machine << 12) as usize], frames: Box::new(frames) }
+    }
+
+    fn frame(&self, mfn: Mfn) -> &[u8] {
+        &self.bytes[(mfn.0 << 12) as usize..][..4096]
+    }
+
+    fn load(&self, at: u64, width: usize) -> u64 {
+        self.bytes[at as usize..][..width].iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+    }
+}
+
+impl DomainMemory for Frames {
+    type Error = BuildError;
+
+    fn mfn(&self, pfn: Pfn) -> Mfn {
+        (self.frames)(pfn)
+    }
+
+    fn clear(&mut self, pfn: Pfn) -> Result<(), BuildError> {
+        self.write(pfn, 0, &[0; 4096])
+    }
+
+    fn write(&mut self, pfn: Pfn, offset: usize, bytes: &[u8]) -> Result<(), BuildError> {
+        assert!(offset + bytes.len() <= 4096, "beyond the frame");
+        let at = (self.mfn(pfn).0 << 12) as usize + offset;
+        self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
 }
 
 /// The nine points of `xen.h`, but for contents.
@@ -110,7 +147,7 @@ fn what_does_not_fit_is_refused() {
 
 /// A built domain, read through its own page tables.
 struct Built {
-    machine: SimMachine,
+    machine: Frames,
     layout: Layout,
     top: Mfn,
 }
@@ -124,8 +161,8 @@ impl Built {
         for pair in spans.windows(2) {
             let index = (at >> pair[1]) & ((1 << (pair[0] - pair[1])) - 1);
             let entry = match self.layout.arch {
-                Arch::X86_32 => u64::from(self.machine.load32(MachineAddr((table.0 << 12) + 4 * index))),
-                Arch::X86_64 => self.machine.load64(MachineAddr((table.0 << 12) + 8 * index)),
+                Arch::X86_32 => self.machine.load((table.0 << 12) + 4 * index, 4),
+                Arch::X86_64 => self.machine.load((table.0 << 12) + 8 * index, 8),
             };
             above.push(entry);
             table = Mfn(entry >> 12);
@@ -138,13 +175,13 @@ impl Built {
             .map(|at| {
                 let (entry, _) = self.walk(at);
                 assert!(entry & 1 == 1, "{at:#x} is not mapped");
-                self.machine.load8(MachineAddr((entry & !0xfff) + at % 4096))
+                self.machine.bytes[((entry & !0xfff) + at % 4096) as usize]
             })
             .collect()
     }
 
     fn entries(&self, mfn: Mfn) -> usize {
-        let bytes = self.machine.frame_bytes(mfn);
+        let bytes = self.machine.frame(mfn);
         bytes.chunks(word_bytes(self.layout.arch) as usize).filter(|entry| entry.iter().any(|byte| *byte != 0)).count()
     }
 }
@@ -156,11 +193,8 @@ fn build(arch: Arch, base: u64, request: &Request, scramble: u64) -> Built {
     let file = Recipe::small(arch, base).build();
     let image = Image::parse(&file).unwrap();
     let layout = Layout::plan(&image, request).unwrap();
-    let machine = SimMachine::new(request.pages as usize + 16);
-    let frames = frames(request.pages, scramble);
-    for mfn in 0..machine.frames() {
-        machine.fill_frame(Mfn(mfn), 0xee);
-    }
+    let mut machine = Frames::new(request.pages + 16, frames(request.pages, scramble));
+    machine.bytes.fill(0xee);
     let module: Vec<u8> = (0..request.module_bytes).map(|i| (i * 7) as u8).collect();
     let start = StartOfDay {
         shared_info: SHARED_INFO,
@@ -168,9 +202,9 @@ fn build(arch: Arch, base: u64, request: &Request, scramble: u64) -> Built {
         controller: Port(3),
         command_line: b"root=/dev/ram0",
     };
-    let top = populate(&machine, &frames, FrameContents::Unknown, &layout, &image, &module, &start).unwrap();
+    let top = populate(&mut machine, FrameContents::Unknown, &layout, &image, &module, &start).unwrap();
     for mfn in 0..16 {
-        assert!(machine.frame_bytes(Mfn(mfn)).iter().all(|byte| *byte == 0xee), "a frame not the domain's");
+        assert!(machine.frame(Mfn(mfn)).iter().all(|byte| *byte == 0xee), "a frame not the domain's");
     }
     Built { machine, layout, top }
 }
@@ -250,20 +284,18 @@ fn clean_frames_are_not_cleared_again() {
     let file = Recipe::small(Arch::X86_32, 0xc000_0000).build();
     let image = Image::parse(&file).unwrap();
     let layout = Layout::plan(&image, &request(0, 1024)).unwrap();
-    let machine = SimMachine::new(1024);
+    let mut machine = Frames::new(1024, |pfn: Pfn| Mfn(pfn.0));
     // A page of the padding shows whether anyone was there.
-    machine.fill_frame(Mfn(1023), 0x11);
+    machine.bytes[1023 << 12] = 0x11;
     let start = StartOfDay {
         shared_info: Mfn(0),
         flags: StartInfoFlags::empty(),
         controller: Port(0),
         command_line: &[b'x'; 300],
     };
-    let identity = |pfn: Pfn| Mfn(pfn.0);
-    populate(&machine, &identity, FrameContents::Zero, &layout, &image, &[], &start).unwrap();
-    assert_eq!(machine.frame_bytes(Mfn(1023))[0], 0x11);
-    let mut line = [0; 256];
-    machine.read(MachineAddr(layout.start_info.0 - 0xc000_0000 + 64), &mut line);
+    populate(&mut machine, FrameContents::Zero, &layout, &image, &[], &start).unwrap();
+    assert_eq!(machine.frame(Mfn(1023))[0], 0x11);
+    let line = &machine.bytes[(layout.start_info.0 - 0xc000_0000) as usize + 64..][..256];
     assert_eq!((&line[..255], line[255]), (&[b'x'; 255][..], 0));
 }
 
@@ -272,15 +304,14 @@ fn frames_beyond_reach_are_refused_before_anything_is_written() {
     let file = Recipe::small(Arch::X86_32, 0xc000_0000).build();
     let image = Image::parse(&file).unwrap();
     let layout = Layout::plan(&image, &request(0, 1024)).unwrap();
-    let machine = SimMachine::new(1024);
+    let mut machine = Frames::new(1024, |pfn: Pfn| if pfn.0 == 1023 { Mfn(1 << 20) } else { Mfn(pfn.0) });
     let start =
         StartOfDay { shared_info: Mfn(0), flags: StartInfoFlags::empty(), controller: Port(0), command_line: b"" };
-    let high = |pfn: Pfn| if pfn.0 == 1023 { Mfn(1 << 20) } else { Mfn(pfn.0) };
     assert_eq!(
-        populate(&machine, &high, FrameContents::Unknown, &layout, &image, &[], &start),
+        populate(&mut machine, FrameContents::Unknown, &layout, &image, &[], &start),
         Err(BuildError::FrameOutOfReach { pfn: Pfn(1023), mfn: Mfn(1 << 20) })
     );
-    assert!((0..1024).all(|mfn| machine.frame_bytes(Mfn(mfn)).iter().all(|byte| *byte == 0)));
+    assert!((0..1024).all(|mfn| machine.frame(Mfn(mfn)).iter().all(|byte| *byte == 0)));
 }
 
 #[test]

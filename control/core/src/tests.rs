@@ -1,0 +1,1 @@
+//! The server against a host and guests that lie.

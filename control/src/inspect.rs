@@ -1,0 +1,116 @@
+//! Looking into a domain: its registers and its memory, read through a window.
+
+use crate::build::frames_of;
+use crate::dom0::{op_with_memory, refused};
+use crate::map::Window;
+use alloc::format;
+use alloc::vec;
+use alloc::vec::Vec;
+use proxenos_guest::abi::context::FullExecutionContext;
+use proxenos_guest::abi::dom0_ops::args::GetDomainInfo;
+use proxenos_guest::abi::zerocopy::{FromBytes, IntoBytes};
+use proxenos_guest::abi::{DomId, GuestArch, GuestWord, MachineAddr, Mfn, PAGE_SIZE, Padded, X86_32, X86_64};
+use proxenos_rpc::{AddressSpace, Arch, Cause, Failure};
+
+/// Bits of a page-table entry: it leads somewhere; it is of a large page.
+const PRESENT: u64 = 1;
+/// The frame's bits of an entry.
+const FRAME: u64 = 0x000f_ffff_ffff_f000;
+
+/// A domain's registers, in the layout of its architecture.
+pub fn context(id: DomId, arch: Arch) -> Result<Vec<u8>, Failure> {
+    match arch {
+        Arch::X86_32 => read_context::<X86_32>(id),
+        Arch::X86_64 => read_context::<X86_64>(id),
+    }
+}
+
+fn read_context<A: GuestArch>(id: DomId) -> Result<Vec<u8>, Failure> {
+    let mut bytes = vec![0; size_of::<FullExecutionContext<A>>()];
+    let info = GetDomainInfo::<X86_64> {
+        domain: id,
+        ctxt: Padded::new(bytes.as_mut_ptr() as u64),
+        ..GetDomainInfo::default()
+    };
+    // SAFETY: a context of the domain's architecture is written to the vector, which has room for it.
+    let (_, info) = unsafe { op_with_memory(info) }.map_err(|errno| refused("reading its registers", errno))?;
+    let found = info.domain;
+    if found != id {
+        return Err(Failure::new(Cause::NoSuchDomain, "the domain is gone"));
+    }
+    Ok(bytes)
+}
+
+/// Up to `len` bytes of a domain's memory, as far as they are there.
+pub fn read_memory(
+    id: DomId,
+    arch: Arch,
+    space: AddressSpace,
+    address: u64,
+    len: usize,
+) -> Result<Vec<u8>, Failure> {
+    let mut window = Window::new().map_err(|errno| refused("looking into the domain", errno))?;
+    let mut bytes = Vec::new();
+    let frames = match space {
+        AddressSpace::PseudoPhysical => frames_of_now(id)?,
+        AddressSpace::Virtual => Vec::new(),
+    };
+    let root = match space {
+        AddressSpace::Virtual => Some(root(id, arch)?),
+        AddressSpace::PseudoPhysical => None,
+    };
+    while bytes.len() < len {
+        let Some(at) = address.checked_add(bytes.len() as u64) else { break };
+        let frame = match root {
+            Some(root) => walk(&mut window, id, arch, root, at),
+            None => frames.get((at / PAGE_SIZE as u64) as usize).map(|frame| Mfn(*frame)),
+        };
+        let offset = (at % PAGE_SIZE as u64) as usize;
+        let part = (len - bytes.len()).min(PAGE_SIZE - offset);
+        let Some(page) = frame.and_then(|frame| window.read(id, frame)) else { break };
+        bytes.extend_from_slice(&page[offset..offset + part]);
+    }
+    if bytes.is_empty() && len > 0 {
+        return Err(Failure::new(Cause::BadAddress, &format!("nothing of the domain's is at {address:#x}")));
+    }
+    Ok(bytes)
+}
+
+/// The frames that a domain has, by the hypervisor's list.
+fn frames_of_now(id: DomId) -> Result<Vec<u64>, Failure> {
+    let info = GetDomainInfo::<X86_64> { domain: id, ..GetDomainInfo::default() };
+    let info = crate::dom0::op(info).map_err(|errno| refused("looking at the domain", errno))?;
+    frames_of(id, info.tot_pages.to_u64())
+}
+
+/// The top-level page table that the domain's virtual CPU has loaded.
+fn root(id: DomId, arch: Arch) -> Result<Mfn, Failure> {
+    let bytes = context(id, arch)?;
+    let unreadable = |_| Failure::new(Cause::Internal, "a context of another size");
+    let base = match arch {
+        Arch::X86_32 => {
+            let context = FullExecutionContext::<X86_32>::read_from_bytes(bytes.as_bytes()).map_err(|_| unreadable(()))?;
+            { context.pt_base }.to_u64()
+        }
+        Arch::X86_64 => {
+            let context = FullExecutionContext::<X86_64>::read_from_bytes(bytes.as_bytes()).map_err(|_| unreadable(()))?;
+            context.pt_base
+        }
+    };
+    Ok(MachineAddr(base).mfn())
+}
+
+/// The frame behind a virtual address.
+fn walk(window: &mut Window, id: DomId, arch: Arch, root: Mfn, at: u64) -> Option<Mfn> {
+    let (shifts, bits, width): (&[u32], u32, usize) = match arch {
+        Arch::X86_32 if at >> 32 != 0 => return None,
+        Arch::X86_32 => (&[22, 12], 10, 4),
+        Arch::X86_64 => (&[39, 30, 21, 12], 9, 8),
+    };
+    shifts.iter().try_fold(root, |table, shift| {
+        let index = (at >> shift) as usize & ((1 << bits) - 1);
+        let page = window.read(id, table)?;
+        let entry = page[index * width..][..width].iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
+        (entry & PRESENT != 0).then(|| Mfn((entry & FRAME) >> 12))
+    })
+}
