@@ -136,7 +136,7 @@ fn what_keeps_a_host_from_starting_is_told_and_nothing_is_left() {
     assert!(!is_there(machine));
 
     let (status, words) = start(&["--images", "/nowhere"]);
-    assert!(status == 66 && words.contains("/nowhere") && words.contains("cargo xtask build"), "{words}");
+    assert!(status == 66 && words.contains("/nowhere") && words.contains("cargo xtask build proxenos"), "{words}");
     let output = command(root, &["host", "start"]).env("PATH", "/nowhere").output().unwrap();
     let (status, words) = failed(&output);
     assert!(status == 69 && words.contains("not installed"), "{words}");

@@ -149,7 +149,9 @@ impl Runner {
             command.args(["-device", device]);
         }
         let talk = match &spec.script {
-            Some(script) => Some(Talk::start(script, talk::add_channels(&mut command, scratch.path()), self.images.clone())?),
+            Some(script) => {
+                Some(Talk::start(script, talk::add_channels(&mut command, scratch.path()), self.images.clone())?)
+            }
             None => None,
         };
         let capture = Capture::default();

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use proxenos_rpc::{
-    Call, CallId, Checksum, Config, ConsoleMode, Deadline, Decoder, Digest, Event, FromControl, Hello, Image, Info, Kib,
-    MAX_CHUNK, Name, OnCrash, Part, Reply, Request, Restart, Start, Text, ToControl, VERSION, encode,
+    Call, CallId, Checksum, Config, ConsoleMode, Deadline, Decoder, Digest, Event, FromControl, Hello, Image, Info,
+    Kib, MAX_CHUNK, Name, OnCrash, Part, Reply, Request, Restart, Start, Text, ToControl, VERSION, encode,
 };
 
 use crate::guest_meta::Arch;
@@ -159,7 +159,8 @@ impl Session {
             match self.stream.read(&mut buffer) {
                 Ok(0) => bail!("the channel was closed"),
                 Ok(len) => self.unread.extend_from_slice(&buffer[..len]),
-                Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {}
+                Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
+                }
                 Err(error) => return Err(error).context("the channel is broken"),
             }
         }
