@@ -41,6 +41,8 @@ numbers! {
         ERANGE = 34,
         /// No such call or command.
         ENOSYS = 38,
+        /// There are no data of that kind.
+        ENODATA = 61,
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::build::frames_of;
 use crate::dom0::{op_with_memory, refused};
 use crate::map::Window;
+use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -10,9 +11,10 @@ use proxenos_guest::abi::context::FullExecutionContext;
 use proxenos_guest::abi::dom0_ops::args::GetDomainInfo;
 use proxenos_guest::abi::zerocopy::{FromBytes, IntoBytes};
 use proxenos_guest::abi::{DomId, GuestArch, GuestWord, MachineAddr, Mfn, PAGE_SIZE, Padded, X86_32, X86_64};
+use proxenos_guest::memory;
 use proxenos_rpc::{AddressSpace, Arch, Cause, Failure};
 
-/// Bits of a page-table entry: it leads somewhere; it is of a large page.
+/// Bit of a page-table entry: it leads somewhere.
 const PRESENT: u64 = 1;
 /// The frame's bits of an entry.
 const FRAME: u64 = 0x000f_ffff_ffff_f000;
@@ -42,18 +44,12 @@ fn read_context<A: GuestArch>(id: DomId) -> Result<Vec<u8>, Failure> {
 }
 
 /// Up to `len` bytes of a domain's memory, as far as they are there.
-pub fn read_memory(
-    id: DomId,
-    arch: Arch,
-    space: AddressSpace,
-    address: u64,
-    len: usize,
-) -> Result<Vec<u8>, Failure> {
+pub fn read_memory(id: DomId, arch: Arch, space: AddressSpace, address: u64, len: usize) -> Result<Vec<u8>, Failure> {
     let mut window = Window::new().map_err(|errno| refused("looking into the domain", errno))?;
     let mut bytes = Vec::new();
     let frames = match space {
         AddressSpace::PseudoPhysical => frames_of_now(id)?,
-        AddressSpace::Virtual => Vec::new(),
+        AddressSpace::Virtual => BTreeMap::new(),
     };
     let root = match space {
         AddressSpace::Virtual => Some(root(id, arch)?),
@@ -63,7 +59,7 @@ pub fn read_memory(
         let Some(at) = address.checked_add(bytes.len() as u64) else { break };
         let frame = match root {
             Some(root) => walk(&mut window, id, arch, root, at),
-            None => frames.get((at / PAGE_SIZE as u64) as usize).map(|frame| Mfn(*frame)),
+            None => frames.get(&(at / PAGE_SIZE as u64)).copied(),
         };
         let offset = (at % PAGE_SIZE as u64) as usize;
         let part = (len - bytes.len()).min(PAGE_SIZE - offset);
@@ -76,11 +72,12 @@ pub fn read_memory(
     Ok(bytes)
 }
 
-/// The frames that a domain has, by the hypervisor's list.
-fn frames_of_now(id: DomId) -> Result<Vec<u64>, Failure> {
+/// The frames that a domain has, by the numbers that the machine-to-physical table has for them.
+fn frames_of_now(id: DomId) -> Result<BTreeMap<u64, Mfn>, Failure> {
     let info = GetDomainInfo::<X86_64> { domain: id, ..GetDomainInfo::default() };
     let info = crate::dom0::op(info).map_err(|errno| refused("looking at the domain", errno))?;
-    frames_of(id, info.tot_pages.to_u64())
+    let frames = frames_of(id, info.tot_pages.to_u64())?;
+    Ok(frames.into_iter().filter_map(|mfn| Some((memory::machine_to_phys(Mfn(mfn))?, Mfn(mfn)))).collect())
 }
 
 /// The top-level page table that the domain's virtual CPU has loaded.
@@ -89,11 +86,13 @@ fn root(id: DomId, arch: Arch) -> Result<Mfn, Failure> {
     let unreadable = |_| Failure::new(Cause::Internal, "a context of another size");
     let base = match arch {
         Arch::X86_32 => {
-            let context = FullExecutionContext::<X86_32>::read_from_bytes(bytes.as_bytes()).map_err(|_| unreadable(()))?;
+            let context =
+                FullExecutionContext::<X86_32>::read_from_bytes(bytes.as_bytes()).map_err(|_| unreadable(()))?;
             { context.pt_base }.to_u64()
         }
         Arch::X86_64 => {
-            let context = FullExecutionContext::<X86_64>::read_from_bytes(bytes.as_bytes()).map_err(|_| unreadable(()))?;
+            let context =
+                FullExecutionContext::<X86_64>::read_from_bytes(bytes.as_bytes()).map_err(|_| unreadable(()))?;
             context.pt_base
         }
     };

@@ -2,7 +2,7 @@
 
 use crate::dom0::{op, op_with_memory, refused};
 use crate::link::GuestLink;
-use crate::{build, inspect, log};
+use crate::{build, inspect, log, trace};
 use alloc::vec;
 use alloc::vec::Vec;
 use proxenos_control_core::{Built, Host, Machine, Order, Status};
@@ -10,10 +10,10 @@ use proxenos_guest::abi::dom0_ops::args::{
     CONSOLE_RING_CLEAR, DestroyDomain, DomainFlags, GetDomainInfo, PauseDomain, PhysInfo, PinCpuDomain, ReadConsole,
     SchedId, SetDomainMaxMem, UnpauseDomain,
 };
+use proxenos_guest::abi::payload::Payload;
 use proxenos_guest::abi::sched_ctl::{
     AtroposAdjdom, BvtAdjdom, BvtCtl, RoundRobinCtl, SchedAdjdom, SchedCtl, SchedDirection, SchedulerId,
 };
-use proxenos_guest::abi::payload::Payload;
 use proxenos_guest::abi::{DomId, Padded, X86_64};
 use proxenos_guest::{hypercall, time};
 use proxenos_rpc::{
@@ -129,7 +129,8 @@ impl Host for Hypervisor {
     }
 
     fn pin(&mut self, id: DomId, cpu: Option<u32>) -> Result<(), Failure> {
-        let cpu = cpu.map_or(Ok(-1), i32::try_from).map_err(|_| Failure::new(Cause::Invalid, "there is no such CPU"))?;
+        let cpu =
+            cpu.map_or(Ok(-1), i32::try_from).map_err(|_| Failure::new(Cause::Invalid, "there is no such CPU"))?;
         op(PinCpuDomain { domain: id, pad: 0, cpu }).map(done).map_err(|errno| refused("pinning the domain", errno))
     }
 
@@ -141,9 +142,7 @@ impl Host for Hypervisor {
         let ask = SchedCtl { sched_id: number(runs), direction: SchedDirection::Get.raw(), u: Payload::ZERO };
         let answer = op(ask).map_err(|errno| refused("asking for the scheduler's parameters", errno))?;
         Ok(match runs {
-            Scheduler::Bvt => {
-                HostSched::Bvt { context_allowance: Nanos(answer.u.read::<BvtCtl>().ctx_allow.into()) }
-            }
+            Scheduler::Bvt => HostSched::Bvt { context_allowance: Nanos(answer.u.read::<BvtCtl>().ctx_allow.into()) },
             _ => HostSched::RoundRobin { slice: Nanos(answer.u.read::<RoundRobinCtl>().slice) },
         })
     }
@@ -238,8 +237,8 @@ impl Host for Hypervisor {
         log::take().into_bytes()
     }
 
-    fn trace(&mut self, _: u32, _: u64, _: usize) -> Result<(Vec<TraceCpu>, u64, Vec<TraceRecord>), Failure> {
-        Err(Failure::new(Cause::NotSupported, "there are no trace buffers"))
+    fn trace(&mut self, cpu: u32, from: u64, most: usize) -> Result<(Vec<TraceCpu>, u64, Vec<TraceRecord>), Failure> {
+        trace::read(cpu, from, most)
     }
 
     fn context(&self, id: DomId, arch: Arch) -> Result<Vec<u8>, Failure> {

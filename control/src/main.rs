@@ -19,6 +19,7 @@ mod machine;
 mod map;
 mod pci;
 mod port;
+mod trace;
 
 use core::sync::atomic::{AtomicBool, Ordering};
 use port::Port;

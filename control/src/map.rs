@@ -5,7 +5,7 @@
 
 use alloc::vec::Vec;
 use core::ptr::NonNull;
-use proxenos_guest::abi::mmu::UpdateVaFlags;
+use proxenos_guest::abi::mmu::{MmuCommand, MmuExtCommand, UpdateVaFlags};
 use proxenos_guest::abi::{DomId, Errno, GuestVirt, MachineAddr, Mfn, PAGE_SIZE};
 use proxenos_guest::hypercall;
 use proxenos_guest::memory::{self, tables};
@@ -88,12 +88,27 @@ impl Window {
         if self.shown != Some((domain, frame, flags)) {
             self.shown = None;
             let (at, entry) = (GuestVirt(self.at), Pte::new(frame, flags));
-            // SAFETY: the page is the window's; pointers into it are good until the next call.
-            unsafe { hypercall::update_va_mapping_otherdomain(at, entry, UpdateVaFlags::INVLPG, domain) }?;
+            if domain == DomId::XEN {
+                map_of_hypervisor(at, entry)?;
+            } else {
+                // SAFETY: the page is the window's; pointers into it are good until the next call.
+                unsafe { hypercall::update_va_mapping_otherdomain(at, entry, UpdateVaFlags::INVLPG, domain) }?;
+            }
             self.shown = Some((domain, frame, flags));
         }
         NonNull::new(self.at as *mut [u8; PAGE_SIZE]).ok_or(Errno::EINVAL)
     }
+}
+
+/// Maps a frame that the hypervisor shows, which `update_va_mapping_otherdomain` does not know (it is no domain's).
+fn map_of_hypervisor(at: GuestVirt, entry: Pte) -> Result<(), Errno> {
+    let (slot, _) = tables::entry_of(at).ok_or(Errno::EINVAL)?;
+    // The domain's number lies in bits 16 to 31 of the word, of which `extended` shifts its argument by 8.
+    let foreign = memory::extended(MmuExtCommand::SetForeigndom, 0, u64::from(DomId::XEN.raw()) << 8);
+    let requests = [foreign, memory::request(MmuCommand::NormalPtUpdate, slot, entry.0)];
+    // SAFETY: the page is the window's; pointers into it are good until the next call.
+    unsafe { hypercall::mmu_update(&requests) }.map_err(|(errno, _)| errno)?;
+    memory::flush_page(at)
 }
 
 impl Drop for Window {

@@ -11,9 +11,9 @@ use proxenos_guest::abi::{Errno, PAGE_SIZE, Pirq, Port as EventPort};
 use proxenos_guest::hypercall::event_channel_op;
 use proxenos_guest::{events, println};
 use virtio_drivers::queue::VirtQueue;
+use virtio_drivers::transport::Transport;
 use virtio_drivers::transport::pci::bus::{Command, DeviceFunction, PciRoot};
 use virtio_drivers::transport::pci::{PciTransport, VIRTIO_VENDOR_ID};
-use virtio_drivers::transport::Transport;
 
 /// Device numbers of a virtio console: with the legacy interface beside the modern one, and without (virtio 1.2 §5.1, §4.1.2.1).
 const DEVICES: [u16; 2] = [0x1003, 0x1043];
@@ -89,6 +89,7 @@ pub struct Port {
 
 /// Why there is no channel at a device.
 #[derive(Debug)]
+#[expect(dead_code, reason = "shown by their Debug")]
 pub enum Fault {
     /// The bus or the interrupt.
     Hypervisor(Errno),

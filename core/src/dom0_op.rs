@@ -7,8 +7,20 @@
 //!
 //! No lock is held from one command to the next. Other domains' virtual CPUs are reached through [`crate::others`].
 
+mod build;
+mod context;
+#[cfg(test)]
+mod control_tests;
+pub mod debug;
 mod info;
 mod life;
+mod machine;
+mod memory;
+mod msr;
+mod scheduling;
+mod shadow;
+#[cfg(test)]
+mod tests;
 
 use crate::addr::{DomId, GuestVirt};
 use crate::domain::Domain;
@@ -17,14 +29,15 @@ use crate::host::{Hardware, Host};
 use crate::hypercall::{Caller, head_of_request};
 use crate::personality::Personality;
 use crate::ports::Level;
-use crate::preempt::Stop;
+use crate::preempt::{Call, Stop};
+use crate::trace::Event;
 use crate::vcpu::Vcpu;
 use alloc::sync::Arc;
 use core::mem::offset_of;
-use proxenos_abi::Errno;
 use proxenos_abi::dom0_ops::args::Iopl;
 use proxenos_abi::dom0_ops::{Dom0Argument, Dom0Command, Dom0Op, Dom0Version};
 use proxenos_abi::zerocopy::{FromZeros, IntoBytes};
+use proxenos_abi::{Errno, Hypercall};
 
 /// `dom0_op(op)`.
 pub fn dom0_op<P: Personality, H: Hardware>(caller: &mut Caller<'_, H>, at: GuestVirt) -> Result<u64, Stop> {
@@ -35,7 +48,30 @@ pub fn dom0_op<P: Personality, H: Hardware>(caller: &mut Caller<'_, H>, at: Gues
     caller.copy_from_guest::<P>(at, op.as_mut_bytes())?;
     let version = op.version().map_err(|_| Errno::EACCES)?;
     let command = op.command().map_err(|_| Errno::ENOSYS)?;
-    Request { caller, at, op, version }.carry_out::<P>(command)
+    let mut request = Request { caller, at, op, version };
+    request.caller.host.hw.trace(|| Event::ControlBegun { command: command.raw(), words: words_of(&request.op) });
+    let result = request.carry_out::<P>(command);
+    request.caller.host.hw.trace(|| Event::ControlEnded {
+        command: command.raw(),
+        result: result_of(&result),
+        words: words_of(&request.op),
+    });
+    result
+}
+
+/// The first words of a request's argument, for the trace.
+fn words_of(op: &Dom0Op) -> [u32; 4] {
+    let bytes = op.u.as_bytes();
+    core::array::from_fn(|index| u32::from_le_bytes(core::array::from_fn(|byte| bytes[4 * index + byte])))
+}
+
+/// What the caller gets, for the trace. A request that made way gets nothing yet.
+fn result_of(result: &Result<u64, Stop>) -> u32 {
+    match result {
+        Ok(value) => *value as u32,
+        Err(Stop::Error(error)) => error.to_result() as u32,
+        Err(Stop::Preempted) => Errno::EAGAIN.to_result() as u32,
+    }
 }
 
 /// A request that is well-formed, and its caller.
@@ -50,36 +86,52 @@ struct Request<'r, 'c, H> {
 impl<'c, H: Hardware> Request<'_, 'c, H> {
     /// One arm a command. Those that only take arguments are called with them; those that answer in them as well, through
     /// [`with_answer`](Self::with_answer).
-    fn carry_out<P: Personality>(mut self, command: Dom0Command) -> Result<u64, Stop> {
+    fn carry_out<P: Personality>(&mut self, command: Dom0Command) -> Result<u64, Stop> {
         match command {
             Dom0Command::Iopl => Ok(iopl(self.caller.dom, self.caller.vcpu, self.op.argument())?),
+            // The life of domains.
+            Dom0Command::CreateDomain => {
+                let call = self.call();
+                self.with_answer::<P, _>(|caller, _, argument| life::create::<P, H>(caller, call, argument))
+            }
+            Dom0Command::BuildDomain => build::build::<P, H>(self),
+            Dom0Command::DestroyDomain => life::destroy(self.caller, self.op.argument()),
             Dom0Command::PauseDomain => life::pause(self.caller, self.op.argument()),
             Dom0Command::UnpauseDomain => life::unpause(self.caller, self.op.argument()),
             Dom0Command::GetDomainInfo => self.with_answer::<P, _>(info::get_domain_info::<P, H>),
-            // The life of domains.
-            Dom0Command::CreateDomain
-            | Dom0Command::BuildDomain
-            | Dom0Command::DestroyDomain
-            | Dom0Command::GetMemList
-            | Dom0Command::GetPageFrameInfo
-            | Dom0Command::GetPageFrameInfo2
-            | Dom0Command::SetDomainInitialMem
-            | Dom0Command::SetDomainMaxMem
-            | Dom0Command::SetDomainVmAssist => Err(Errno::ENOSYS.into()),
+            // Their memory.
+            Dom0Command::GetMemList => {
+                let call = self.call();
+                self.with_answer::<P, _>(|caller, _, argument| memory::get_mem_list::<P, H>(caller, call, argument))
+            }
+            Dom0Command::GetPageFrameInfo => {
+                self.with_answer::<P, _>(|caller, _, argument| memory::get_page_frame_info::<P, H>(caller, argument))
+            }
+            Dom0Command::GetPageFrameInfo2 => memory::get_page_frame_info2::<P, H>(self.caller, self.op.argument()),
+            Dom0Command::SetDomainInitialMem => memory::set_initial_mem::<P, H>(self.caller, self.op.argument()),
+            Dom0Command::SetDomainMaxMem => memory::set_max_mem::<P, H>(self.caller, self.op.argument()),
+            Dom0Command::SetDomainVmAssist => memory::set_vm_assist(self.caller, self.op.argument()),
             // The machine and its schedulers.
-            Dom0Command::SchedCtl
-            | Dom0Command::AdjustDom
-            | Dom0Command::PinCpuDomain
-            | Dom0Command::SchedId
-            | Dom0Command::PhysInfo
-            | Dom0Command::SetTime
-            | Dom0Command::ReadConsole
-            | Dom0Command::GetTbufs
-            | Dom0Command::Msr
-            | Dom0Command::Debug
-            | Dom0Command::PcidevAccess
-            | Dom0Command::ShadowControl => Err(Errno::ENOSYS.into()),
+            Dom0Command::SchedCtl => self.with_answer::<P, _>(scheduling::sched_ctl),
+            Dom0Command::AdjustDom => self.with_answer::<P, _>(scheduling::adjust_dom),
+            Dom0Command::PinCpuDomain => scheduling::pin_cpu_domain(self.caller, self.op.argument()),
+            Dom0Command::SchedId => self.with_answer::<P, _>(scheduling::sched_id),
+            Dom0Command::PhysInfo => self.with_answer::<P, _>(machine::phys_info::<P, H>),
+            Dom0Command::SetTime => machine::set_time(self.caller, self.op.argument()),
+            Dom0Command::ReadConsole => machine::read_console::<P, H>(self.caller, self.op.argument()),
+            Dom0Command::GetTbufs => self.with_answer_anyway::<P, _>(machine::get_tbufs::<P, H>),
+            Dom0Command::Msr => self.with_answer::<P, _>(msr::msr),
+            Dom0Command::Debug => self.with_answer::<P, _>(debug::debug),
+            Dom0Command::PcidevAccess => Err(Errno::ENOSYS.into()),
+            Dom0Command::ShadowControl => self.with_answer_anyway::<P, _>(shadow::shadow_control::<P, H>),
         }
+    }
+
+    /// This request, as it is recognised when it is made again.
+    fn call(&self) -> Call {
+        // What it asks for is part of what it is: a list of requests that is used over and over lies at one place.
+        let word = |at: usize| self.op.as_bytes()[at..].first_chunk().map_or(0, |&bytes| u64::from_le_bytes(bytes));
+        self.caller.recognised(Hypercall::Dom0Op, [self.at.0, word(0), word(8), word(16), word(24)])
     }
 
     /// Carries out a command that answers in its argument.
@@ -93,6 +145,24 @@ impl<'c, H: Hardware> Request<'_, 'c, H> {
         self.op.u.write(argument);
         self.caller.copy_to_guest::<P>(self.at, self.op.as_bytes())?;
         Ok(result)
+    }
+
+    /// As [`with_answer`](Self::with_answer), for one that answers whether it succeeds or not.
+    fn with_answer_anyway<P: Personality, T: Dom0Argument>(
+        &mut self,
+        command: impl FnOnce(&mut Caller<'c, H>, Dom0Version, &mut T) -> Result<u64, Stop>,
+    ) -> Result<u64, Stop> {
+        let mut failed = None;
+        self.with_answer::<P, T>(|caller, version, argument| {
+            command(caller, version, argument).or_else(|why| match why {
+                Stop::Error(error) => {
+                    failed = Some(error);
+                    Ok(0)
+                }
+                Stop::Preempted => Err(why),
+            })
+        })
+        .and_then(|result| failed.map_or(Ok(result), |error| Err(error.into())))
     }
 }
 
@@ -133,28 +203,4 @@ fn iopl(dom: &Domain, vcpu: &mut Vcpu, argument: Iopl) -> Result<u64, Errno> {
     }
     vcpu.ports.set_level(Level::from_raw(argument.iopl));
     Ok(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::domain::{Arch, Privileges};
-    use crate::ports::Mode;
-    use crate::sim_hw::{domain, host};
-    use proxenos_abi::Hypercall;
-
-    #[test]
-    fn the_unprivileged_get_no_further() {
-        for arch in [Arch::X86_32, Arch::X86_64] {
-            let host = host(512, 4);
-            for (id, privileges) in [(1, Privileges::empty()), (2, Privileges::DEVICES)] {
-                let mut guest = domain(&host, DomId(id), arch, privileges, 4);
-                let result = guest.hypercall(Hypercall::Dom0Op, [0; 6]);
-                assert_eq!(result as u32, Errno::EPERM.to_result() as u32);
-                assert!(!guest.vcpu.ports.allow(Mode::Kernel));
-            }
-            let mut guest = domain(&host, DomId(3), arch, Privileges::all(), 4);
-            assert_eq!(guest.hypercall(Hypercall::Dom0Op, [0; 6]) as u32, Errno::EFAULT.to_result() as u32);
-        }
-    }
 }

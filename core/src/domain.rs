@@ -10,6 +10,7 @@ use crate::addr::{DomId, Mfn};
 use crate::event::{EventChannels, EventDomain, EventError, PirqSharing};
 use crate::frame::WritableOf;
 use crate::grant::Grants;
+use crate::life::Ending;
 use crate::paging::PagingState;
 use crate::paging::log_dirty::DirtyLog;
 use crate::physdev::Sizing;
@@ -17,7 +18,8 @@ use crate::pirq::Pirqs;
 use crate::run_state::RunWord;
 use crate::sched::Home;
 use crate::sync::Mutex;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::ops::Range;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use proxenos_abi::Pirq;
 use proxenos_abi::hypercall::VmAssistType;
 use spin::Once;
@@ -76,6 +78,12 @@ pub struct Domain {
     pub grants: Grants,
     /// Frames it has been given.
     pub total_pages: AtomicU32,
+    /// Pages that the hypervisor shared with it and that it has given up, but others still map.
+    pub(crate) lent_pages: AtomicU32,
+    /// Where its frames lie: none below the first number, none from the second on.
+    span: [AtomicU64; 2],
+    /// How far its end has come, once it has begun.
+    pub ending: Mutex<Ending>,
     /// The most frames that it may ask for (`dom_mem_op`); `u32::MAX` is no limit. It can have more, if they are forced
     /// upon it (MMUEXT_REASSIGN_PAGE).
     pub max_pages: AtomicU32,
@@ -114,6 +122,9 @@ impl Domain {
             channels: EventChannels::new(),
             grants: Grants::new(),
             total_pages: AtomicU32::new(0),
+            lent_pages: AtomicU32::new(0),
+            span: [AtomicU64::new(u64::MAX), AtomicU64::new(0)],
+            ending: Mutex::new(Ending::NotYet),
             max_pages: AtomicU32::new(u32::MAX),
             unsettled: AtomicBool::new(false),
             ldt_moved: AtomicBool::new(false),
@@ -139,6 +150,18 @@ impl Domain {
         let max = self.max_pages.load(Ordering::Relaxed);
         let more = |total: u32| total.checked_add(pages).filter(|&total| total <= max);
         self.total_pages.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    /// Notes that a frame is about to be its own.
+    pub fn expect_frame(&self, mfn: Mfn) {
+        self.span[0].fetch_min(mfn.0, Ordering::Relaxed);
+        self.span[1].fetch_max(mfn.0 + 1, Ordering::Relaxed);
+    }
+
+    /// Among which frames all of its own are.
+    pub fn span(&self) -> Range<u64> {
+        let [start, end] = [0, 1].map(|edge| self.span[edge].load(Ordering::Relaxed));
+        start.min(end)..end
     }
 
     /// Whether tables of its stand half validated, which a request may be refused for.
@@ -216,6 +239,19 @@ impl Domain {
     /// It may go on, as far as [`pause`](Self::pause) is concerned.
     pub fn unpause(&self) {
         self.run.clear(RunState::PAUSED);
+        self.tell(News::RunState);
+    }
+
+    /// It is built, and may run.
+    pub(crate) fn complete(&self) {
+        self.run.clear(RunState::UNBUILT);
+        self.tell(News::RunState);
+    }
+
+    /// It is to end: it does not run, and is given nothing, from now on.
+    pub(crate) fn condemn(&self) {
+        self.max_pages.store(0, Ordering::Relaxed);
+        self.run.set(RunState::DYING);
         self.tell(News::RunState);
     }
 

@@ -3,7 +3,8 @@
 //! One [`Host`] exists. Locks: the frame allocator's mutex and the list of domains' mutex, both innermost.
 
 use crate::addr::{DomId, FRAMES_BELOW_4G, MachineAddr, Mfn, Pfn};
-use crate::domain::{Domain, Privileges};
+use crate::control::MachineControl;
+use crate::domain::{Domain, Privileges, RunState};
 use crate::event::EventDomains;
 use crate::frame::{FrameInfo, FrameTable};
 use crate::frame_alloc::FrameAllocator;
@@ -20,11 +21,20 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 /// All that `core` asks of the machine.
 pub trait Hardware:
-    MachineMemory + GuestMemory + Tlb + CpuTables + Console + Clock + Preemption + PciConfig + VirtualCpus
+    MachineMemory + GuestMemory + Tlb + CpuTables + Console + Clock + Preemption + PciConfig + VirtualCpus + MachineControl
 {
 }
 impl<T> Hardware for T where
-    T: MachineMemory + GuestMemory + Tlb + CpuTables + Console + Clock + Preemption + PciConfig + VirtualCpus
+    T: MachineMemory
+        + GuestMemory
+        + Tlb
+        + CpuTables
+        + Console
+        + Clock
+        + Preemption
+        + PciConfig
+        + VirtualCpus
+        + MachineControl
 {
 }
 
@@ -92,36 +102,77 @@ impl MachineToPhys {
 }
 
 /// All domains.
-#[derive(Default)]
-pub struct Domains(Mutex<Vec<Arc<Domain>>>);
+pub struct Domains {
+    all: Mutex<Vec<Arc<Domain>>>,
+    /// The number that was found free last.
+    last_id: AtomicU32,
+    /// Numbers below this are given again, before one above.
+    top_id: AtomicU32,
+}
+
+/// So many numbers are in use, one after the other, as long as there are not more domains (as in Xen 2.0).
+const LOW_IDS: u32 = 101;
+
+impl Default for Domains {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl Domains {
     /// No domains.
     #[must_use]
     pub const fn new() -> Self {
-        Self(Mutex::new(Vec::new()))
+        Self { all: Mutex::new(Vec::new()), last_id: AtomicU32::new(0), top_id: AtomicU32::new(LOW_IDS) }
     }
 
     /// Adds one.
     pub fn insert(&self, domain: Arc<Domain>) {
-        self.0.lock().push(domain);
+        self.all.lock().push(domain);
     }
 
     /// Removes one.
-    pub fn remove(&self, id: DomId) {
-        self.0.lock().retain(|domain| domain.id != id);
+    pub(crate) fn remove(&self, id: DomId) {
+        let mut all = self.all.lock();
+        let gone = all.iter().position(|domain| domain.id == id).map(|index| all.remove(index));
+        drop(all);
+        // It may be the last that knows it: its memory is given back when nobody waits.
+        drop(gone);
+    }
+
+    /// The one with the lowest number that is not below this.
+    pub fn first_from(&self, id: DomId) -> Option<Arc<Domain>> {
+        self.all.lock().iter().filter(|domain| domain.id >= id).min_by_key(|domain| domain.id).cloned()
+    }
+
+    /// Those that are to end, or have.
+    pub(crate) fn dying(&self) -> Vec<Arc<Domain>> {
+        let dying = |domain: &&Arc<Domain>| domain.run_state().contains(RunState::DYING);
+        self.all.lock().iter().filter(dying).cloned().collect()
+    }
+
+    /// A number that no domain has: the next one after the last that was given, of as few as there can be.
+    pub(crate) fn free_id(&self) -> Option<DomId> {
+        let all = self.all.lock();
+        let is_free = |id: &u16| !all.iter().any(|domain| domain.id.0 == *id);
+        let (last, top) = (self.last_id.load(Ordering::Relaxed) as u16, self.top_id.load(Ordering::Relaxed) as u16);
+        let found = (last + 1..top).chain(1..=last).find(is_free);
+        let found = found.or_else(|| (top..DomId::FIRST_RESERVED.0).find(is_free))?;
+        self.last_id.store(found.into(), Ordering::Relaxed);
+        self.top_id.fetch_max(u32::from(found) + 1, Ordering::Relaxed);
+        Some(DomId(found))
     }
 
     /// How many there are.
     #[inline]
     #[must_use]
     pub fn count(&self) -> usize {
-        self.0.lock().len()
+        self.all.lock().len()
     }
 
     /// All of them, as they are now.
     pub fn all(&self) -> Vec<Arc<Domain>> {
-        self.0.lock().clone()
+        self.all.lock().clone()
     }
 }
 
@@ -130,7 +181,7 @@ impl EventDomains for Domains {
     type Ref = Arc<Domain>;
 
     fn find(&self, id: DomId) -> Option<Arc<Domain>> {
-        self.0.lock().iter().find(|domain| domain.id == id).cloned()
+        self.all.lock().iter().find(|domain| domain.id == id).cloned()
     }
 }
 
@@ -161,6 +212,8 @@ pub struct Host<H> {
     pub forbidden_io: Vec<Mfn>,
     /// The domains.
     pub domains: Domains,
+    /// What domains may do that the control interface makes.
+    pub new_privileges: Privileges,
     /// How many of them are watched (`paging::log_dirty`).
     pub watched: AtomicU32,
 }
@@ -197,11 +250,12 @@ impl<H: Hardware> Host<H> {
     /// before this one left there. That is domain 0's to see, which is trusted with the machine, and nobody else's (I3): for all
     /// others the frame is cleared, before anybody can refer to it. Of a frame that is clean already this is one clearing
     /// too many; a note of which are clean could be wrong.
-    pub fn hand_over(&self, mfn: Mfn, owner: DomId) {
-        if owner != DomId::DOM0 {
+    pub fn hand_over(&self, mfn: Mfn, owner: &Domain) {
+        owner.expect_frame(mfn);
+        if owner.id != DomId::DOM0 {
             self.hw.clear_frame(mfn);
         }
-        self.frames.info(mfn).expect("the allocator knows frames of the table only").assign(owner);
+        self.frames.info(mfn).expect("the allocator knows frames of the table only").assign(owner.id);
     }
 
     /// Gives a reference back, and the frame if it was the last.
@@ -222,8 +276,19 @@ impl<H: Hardware> Host<H> {
     /// The hypervisor and a domain share a frame no more (`FrameAllocator::alloc_shared`). It stays the domain's until nothing
     /// else refers to it; nobody but those who do can use it meanwhile.
     pub fn give_up_shared(&self, mfn: Mfn, info: &FrameInfo) {
-        if info.put_shared() == Some(true) {
-            self.free_frame(mfn, info);
+        // It is counted until it is free, since the owner's number must not be another's before that.
+        let owner = self.domains.find(info.refs().owner());
+        if let Some(owner) = &owner {
+            owner.lent_pages.fetch_add(1, Ordering::AcqRel);
+        }
+        match info.put_shared() {
+            Some(true) => self.free_frame(mfn, info),
+            Some(false) => {}
+            None => {
+                if let Some(owner) = owner {
+                    owner.lent_pages.fetch_sub(1, Ordering::AcqRel);
+                }
+            }
         }
     }
 
@@ -232,10 +297,9 @@ impl<H: Hardware> Host<H> {
     #[cold]
     pub(crate) fn free_frame(&self, mfn: Mfn, info: &FrameInfo) {
         let refs = info.refs();
-        if !refs.is_shared()
-            && let Some(owner) = self.domains.find(refs.owner())
-        {
-            owner.total_pages.fetch_sub(1, Ordering::Relaxed);
+        if let Some(owner) = self.domains.find(refs.owner()) {
+            let count = if refs.is_shared() { &owner.lent_pages } else { &owner.total_pages };
+            count.fetch_sub(1, Ordering::Relaxed);
         }
         if info.take_uncached() {
             self.hw.flush_frame(mfn);

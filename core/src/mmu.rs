@@ -9,7 +9,7 @@
 pub(crate) mod quick;
 
 use crate::addr::{DomId, FRAMES_BELOW_4G, GuestVirt, MachineAddr, Mfn};
-use crate::domain::{Arch, Domain, Privileges};
+use crate::domain::{Arch, Domain, Privileges, RunState};
 use crate::event::EventDomains;
 use crate::frame::FrameType;
 use crate::grant;
@@ -409,7 +409,8 @@ impl Batch {
     fn reassign<H: Hardware>(&self, caller: &Caller<'_, H>, frame: Mfn) -> Result<(), Refused> {
         let foreign = self.foreign.as_ref().filter(|_| caller.dom.is_privileged()).ok_or(Refused)?;
         let info = caller.host.frames.info(frame).filter(|_| caller.host.is_ram(frame)).ok_or(Refused)?;
-        if foreign.arch == Arch::X86_32 && frame.0 >= FRAMES_BELOW_4G {
+        let is_ending = foreign.run_state().contains(RunState::DYING);
+        if is_ending || foreign.arch == Arch::X86_32 && frame.0 >= FRAMES_BELOW_4G {
             return Err(Refused);
         }
         let flush = |stamp| {
@@ -418,6 +419,7 @@ impl Batch {
                 caller.host.hw.flush_frame(frame);
             }
         };
+        foreign.expect_frame(frame);
         if !info.reassign(caller.dom.id, foreign.id, flush) {
             return Err(Refused);
         }

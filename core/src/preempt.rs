@@ -17,6 +17,7 @@
 //!
 //! No lock: owned, with the virtual CPU, by whoever runs it.
 
+use crate::addr::{DomId, Mfn};
 use crate::machine::Preemption;
 use crate::paging::Target;
 use proxenos_abi::{Errno, Hypercall};
@@ -152,6 +153,15 @@ pub enum Progress {
     Reservation(u64),
     /// `grant_table_op`: operations done.
     Grants(u32),
+    /// `DOM0_CREATEDOMAIN`: the domain, which has not got all of its memory yet.
+    Create(DomId),
+    /// `DOM0_GETMEMLIST`.
+    MemList {
+        /// The frame to be looked at next.
+        next: Mfn,
+        /// How many were found.
+        count: u64,
+    },
     /// `multicall`: calls done.
     Multicall(u32),
 }

@@ -19,9 +19,10 @@
 use crate::addr::{DomId, GuestVirt, Mfn};
 use crate::domain::{Arch, Domain, Privileges};
 use crate::event::EventDomains;
-use crate::frame_alloc::{MAX_ORDER, Zone};
+use crate::frame_alloc::MAX_ORDER;
 use crate::host::{Hardware, Host};
 use crate::hypercall::Caller;
+use crate::life::zone;
 use crate::mmu::{self, Abandoned};
 use crate::paging::Pager;
 use crate::paging::format::{FourLevel, TwoLevel};
@@ -153,10 +154,7 @@ fn take<H: Hardware>(host: &Host<H>, subject: &Domain, order: Order) -> Option<M
     if !subject.reserve_pages(pages) {
         return None;
     }
-    let zone = match subject.arch {
-        Arch::X86_32 => Zone::Below4G,
-        Arch::X86_64 => Zone::Any,
-    };
+    let zone = zone(subject.arch);
     // Nobody can refer to the frames before they are the domain's, so what is in them is dealt with first.
     let mut alloc = host.alloc.lock();
     let first = alloc.alloc_memory(order.0, zone, &host.hw);
@@ -166,7 +164,7 @@ fn take<H: Hardware>(host: &Host<H>, subject: &Domain, order: Order) -> Option<M
         return None;
     };
     for mfn in frames_of(first, order) {
-        host.hand_over(mfn, subject.id);
+        host.hand_over(mfn, subject);
     }
     Some(first)
 }

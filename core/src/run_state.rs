@@ -20,6 +20,8 @@ bitflags::bitflags! {
         const PAUSED = 1 << 3;
         /// The hypervisor stopped it for a moment, to look at it or to change it.
         const HELD = 1 << 4;
+        /// It has no state yet in which it could begin.
+        const UNBUILT = 1 << 6;
         /// It is being taken down, and never runs again.
         const DYING = 1 << 5;
     }

@@ -84,6 +84,16 @@ impl Segments {
         self.gdt_entries
     }
 
+    /// The guest's frames of its GDT, if it has made any its own.
+    pub(crate) fn gdt_frames(&self) -> impl Iterator<Item = Mfn> + '_ {
+        self.gdt.iter().map_while(|frame| *frame)
+    }
+
+    /// Where its LDT lies, and how many entries that has.
+    pub(crate) const fn ldt(&self) -> (GuestVirt, u16) {
+        (self.ldt_base, self.ldt_entries)
+    }
+
     /// The guest's frames that its tables lie in, each with what it is mapped as; of the LDT those in use so far.
     pub fn pages(&self) -> impl Iterator<Item = (DescriptorPage, Mfn)> + '_ {
         let gdt = (0..).zip(&self.gdt).filter_map(|(page, frame)| Some((DescriptorPage::Gdt(page), (*frame)?)));

@@ -51,23 +51,23 @@ impl Teardown {
                 Self::Begun => {
                     grant::close(host, dom);
                     give_up_roots(host, dom, segments, poll);
-                    Self::Pins(Mfn(0))
+                    Self::Pins(Mfn(dom.span().start))
                 }
-                Self::Pins(mfn) if mfn.0 < host.frames.len() => {
+                Self::Pins(mfn) if mfn.0 < dom.span().end => {
                     give_up_pin(host, dom, mfn, poll);
                     Self::Pins(Mfn(mfn.0 + 1))
                 }
-                Self::Pins(_) => Self::Links(Mfn(0)),
-                Self::Links(mfn) if dom.arch == Arch::X86_32 && mfn.0 < host.frames.len() => {
+                Self::Pins(_) => Self::Links(Mfn(dom.span().start)),
+                Self::Links(mfn) if dom.arch == Arch::X86_32 && mfn.0 < dom.span().end => {
                     unlink(host, dom, mfn, poll);
                     Self::Links(Mfn(mfn.0 + 1))
                 }
                 Self::Links(_) => Self::Grants,
                 Self::Grants => match grant::release(host, dom, poll) {
-                    Released::Wholly => Self::Frames(Mfn(0)),
+                    Released::Wholly => Self::Frames(Mfn(dom.span().start)),
                     Released::Partly => return,
                 },
-                Self::Frames(mfn) if mfn.0 < host.frames.len() => {
+                Self::Frames(mfn) if mfn.0 < dom.span().end => {
                     give_up(host, dom, mfn, poll);
                     Self::Frames(Mfn(mfn.0 + 1))
                 }

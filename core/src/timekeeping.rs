@@ -17,6 +17,7 @@ pub mod timers;
 
 use self::timers::Timeouts;
 use crate::addr::{MachineAddr, Mfn};
+use crate::control::DateAtZero;
 use crate::machine::MachineMemory;
 use proxenos_abi::shared_info::SharedInfo;
 
@@ -93,6 +94,19 @@ pub fn write_moment(memory: &impl MachineMemory, shared_info: Mfn, moment: &Mome
     memory.store32(version2, next);
 }
 
+/// Writes another date over a moment that was written before. The page may say another system time than was written: the date that it then
+/// gets is its guest's own affair.
+pub fn write_date(memory: &impl MachineMemory, shared_info: Mfn, at_zero: DateAtZero) {
+    let (version1, version2) =
+        (field(shared_info, SharedInfo::TIME_VERSION1), field(shared_info, SharedInfo::TIME_VERSION2));
+    let wall_ns = memory.load64(field(shared_info, SharedInfo::SYSTEM_TIME)).saturating_add_signed(at_zero.0);
+    let next = memory.load32(version1).wrapping_add(1);
+    memory.store32(version1, next);
+    memory.store32(field(shared_info, SharedInfo::WC_SEC), (wall_ns / NS_PER_SEC) as u32);
+    memory.store32(field(shared_info, SharedInfo::WC_USEC), (wall_ns % NS_PER_SEC / 1000) as u32);
+    memory.store32(version2, next);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,6 +135,21 @@ mod tests {
         machine.store64(at(312), 1 << 40);
         machine.store64(at(320), 9);
         assert_eq!(read_timeouts(&machine, PAGE), Timeouts { system: 1 << 40, domain: 9 });
+    }
+
+    #[test]
+    fn a_new_date_goes_with_the_time_that_is_there() {
+        let machine = SimMachine::new(4);
+        let at = |offset| MachineAddr(PAGE.addr().0 + offset);
+        write_moment(&machine, PAGE, &NOON);
+        write_date(&machine, PAGE, DateAtZero(1_000_000_000 * 60 + 7_999));
+        assert_eq!((machine.load32(at(272)), machine.load32(at(276))), (2, 2));
+        assert_eq!((machine.load32(at(296)), machine.load32(at(300))), (65, 8));
+        assert_eq!((machine.load64(at(280)), machine.load64(at(288))), (77, 5_000_000_123));
+        write_date(&machine, PAGE, DateAtZero(-1_000_000_000));
+        assert_eq!((machine.load32(at(296)), machine.load32(at(300))), (4, 0));
+        write_date(&machine, PAGE, DateAtZero(i64::MIN));
+        assert_eq!((machine.load32(at(296)), machine.load32(at(300))), (0, 0));
     }
 
     #[test]

@@ -19,8 +19,10 @@
 //! | [`faults`] | page faults, #GP, #NM: which are the guest's own |
 //! | [`deliver`] | pushes frames on the guest's stack: exceptions, events, failsafe |
 //! | [`timer`] | ticks, timer events, the clock guests read |
+//! | [`control`] | the machine, as `dom0_op` has it |
 //! | [`hw`], [`memory`], [`fpu`] | the machine as `core` sees it |
 //! | [`audit`] | the check of the whole machine's memory, where it is asked for |
+//! | [`trace`] | what is recorded in the trace buffers, where there are any |
 //! | [`sources`] | what interrupts and NMIs left to be told, and commands typed at the console |
 //! | [`ports`] | `in` and `out` of those that may |
 //! | [`end`] | a domain that shuts down or has to be stopped |
@@ -28,6 +30,7 @@
 mod audit;
 mod build;
 mod calls;
+mod control;
 mod deliver;
 mod end;
 mod faults;
@@ -44,6 +47,7 @@ mod start;
 mod switch;
 mod syscall;
 mod timer;
+mod trace;
 mod user;
 
 pub use calls::enters_guest;
@@ -74,6 +78,7 @@ use proxenos_core::host::Host;
 use proxenos_core::hypercall::Caller;
 use proxenos_core::preempt::Place;
 use proxenos_core::sched::Slot;
+use proxenos_core::trace::{Event, IDLE};
 use proxenos_core::vcpu::Vcpu;
 use proxenos_image::builder::InitialState;
 use sched::Turn;
@@ -354,12 +359,14 @@ fn change(cpu: &'static Cpu, frame: &mut TrapFrame, next: Option<Slot>, now: u64
     match next {
         Some(next) => {
             let run = cpu.local.install(sched::unpark(cpu, next));
+            trace::event(|| Event::Switched { to: run.dom.id });
             switch::load(&cpu.local, run, frame);
             sched::park(old);
             timer::resume(run, now);
             run
         }
         None => {
+            trace::event(|| Event::Switched { to: IDLE });
             switch::unload(cpu);
             let host = old.host;
             sched::park(old);
@@ -379,6 +386,7 @@ fn idle(cpu: &'static Cpu, host: &Host<Hw>, frame: &mut TrapFrame) -> &'static m
         sources::serve(host, None, pending);
         if let Some(next) = sched::pick(cpu, now) {
             let run = cpu.local.install(sched::unpark(cpu, next));
+            trace::event(|| Event::Switched { to: run.dom.id });
             switch::load(&cpu.local, run, frame);
             timer::resume(run, now);
             return run;

@@ -15,6 +15,7 @@
 //! | `sched=NAME[,N]`   | scheduler: `bvt` (default; N: context switch allowance), `rrobin` (N: slice) or `atropos`; N in µs |
 //! | `guest-console`    | for tests: all domains may write to the console; their lines begin with `(dN) `      |
 //! | `maxcpus=N`        | use this many CPUs at most; `nosmp` is `maxcpus=1`                                 |
+//! | `tbuf_size=PAGES`  | keep trace buffers of so many pages (256 at most) for each CPU, 2.0's tools find them; default 0: none |
 //! | `check-cpus`       | before any guest runs, have all CPUs flush for one another                         |
 //! | `provoke=FAULT`    | for tests of the fault reports only: once booted, fault like this ([`Provocation`])  |
 //! | `tsc-skew=PPM`     | for tests of the clock only: take the TSC to be so many parts in a million faster than measured, until it is measured again |
@@ -162,6 +163,10 @@ pub struct Skew {
     pub kept: Kept,
 }
 
+/// The size of each CPU's trace buffer, in pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TracePages(pub NonZeroU16);
+
 /// An I/O port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct IoPort(pub u16);
@@ -191,6 +196,8 @@ pub struct Options {
     pub guest_console: GuestConsole,
     /// `maxcpus`: how many CPUs may be used; all that there are if it is not said.
     pub max_cpus: Option<NonZeroU16>,
+    /// `tbuf_size`: trace buffers, if there are to be any.
+    pub trace: Option<TracePages>,
     /// `check-cpus`.
     pub cpu_check: CpuCheck,
     /// `provoke`.
@@ -231,6 +238,7 @@ impl Options {
         scheduler: Scheduler::Bvt(None),
         guest_console: GuestConsole::Domain0,
         max_cpus: None,
+        trace: None,
         cpu_check: CpuCheck::Skip,
         provoke: None,
         tsc_skew: None,
@@ -270,12 +278,14 @@ impl Options {
             ("guest-console", None) => self.guest_console = GuestConsole::All,
             ("maxcpus", Some(value)) => self.max_cpus = Some(cpus(value).ok_or(bad)?),
             ("nosmp", None) => self.max_cpus = Some(NonZeroU16::MIN),
+            ("tbuf_size", Some("0")) => self.trace = None,
+            ("tbuf_size", Some(value)) => self.trace = Some(trace_pages(value).ok_or(bad)?),
             ("check-cpus", None) => self.cpu_check = CpuCheck::Run,
             ("provoke", Some(value)) => self.provoke = Some(provocation(value).ok_or(bad)?),
             ("tsc-skew", Some(value)) => self.tsc_skew = Some(skew(value).ok_or(bad)?),
             (
                 "noreboot" | "dom0_mem" | "dom0_shadow" | "com1" | "loglvl" | "p2m" | "debug-exit" | "audit" | "sched"
-                | "guest-console" | "maxcpus" | "nosmp" | "check-cpus" | "provoke" | "tsc-skew",
+                | "guest-console" | "maxcpus" | "nosmp" | "tbuf_size" | "check-cpus" | "provoke" | "tsc-skew",
                 _,
             ) => {
                 return Err(bad);
@@ -342,6 +352,11 @@ fn baud(text: &str) -> Option<u32> {
 
 fn cpus(text: &str) -> Option<NonZeroU16> {
     NonZeroU16::new(u16::try_from(decimal(text)?).ok()?)
+}
+
+fn trace_pages(text: &str) -> Option<TracePages> {
+    let pages = u16::try_from(decimal(text)?).ok().filter(|&pages| pages <= 256)?;
+    NonZeroU16::new(pages).map(TracePages)
 }
 
 fn log_level(text: &str) -> Option<LogLevel> {

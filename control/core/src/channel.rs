@@ -6,7 +6,9 @@
 use crate::server::Serial;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
-use proxenos_rpc::{CallId, Decoder, Event, Failure, FrameError, FromControl, MAX_OPEN_CALLS, Nanos, Reply, ToControl, encode};
+use proxenos_rpc::{
+    CallId, Decoder, Event, Failure, FrameError, FromControl, MAX_OPEN_CALLS, Nanos, Reply, ToControl, encode,
+};
 
 /// Bytes that wait to be sent, at most, before the client is not listened to any more. One message more may come on top.
 const MOST_UNSENT: usize = 64 << 10;

@@ -167,8 +167,7 @@ impl<L: Link> Domain<L> {
 
     /// Asks the guest to shut down. Whether there was room for the message.
     pub(crate) fn ask_to_shut_down(&mut self, how: ShutdownMessage) -> bool {
-        let message =
-            ControlMsg { msg_type: MessageType::Shutdown.raw(), subtype: how.raw(), ..ControlMsg::default() };
+        let message = ControlMsg { msg_type: MessageType::Shutdown.raw(), subtype: how.raw(), ..ControlMsg::default() };
         self.rings.queue(message)
     }
 

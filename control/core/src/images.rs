@@ -139,7 +139,8 @@ impl Images {
         };
         let have = arriving.bytes.len() as u64;
         if offset != have || bytes.len() as u64 > arriving.image.len - have {
-            let message = format!("a chunk of {} bytes at {offset}, but {have} of {} are there", bytes.len(), arriving.image.len);
+            let message =
+                format!("a chunk of {} bytes at {offset}, but {have} of {} are there", bytes.len(), arriving.image.len);
             return Err(failure(Cause::BadUpload, &message));
         }
         arriving.bytes.extend_from_slice(bytes);
@@ -149,7 +150,10 @@ impl Images {
                 // It begins anew.
                 arriving.bytes.clear();
                 arriving.checksum = Checksum::EMPTY;
-                return Err(failure(Cause::BadUpload, "the image that arrived has another checksum than was announced"));
+                return Err(failure(
+                    Cause::BadUpload,
+                    "the image that arrived has another checksum than was announced",
+                ));
             }
             let arrived = core::mem::take(&mut arriving.bytes);
             arriving.checksum = Checksum::EMPTY;

@@ -274,8 +274,7 @@ impl<H: Host> Server<H> {
     fn start_again(&mut self) {
         let now = self.host.now();
         let due = |domain: &Domain<H::Link>| matches!(domain.life, Life::Restarting(at) if at <= now);
-        let due: Vec<_> =
-            self.domains.iter().filter(|(_, domain)| due(domain)).map(|(&serial, _)| serial).collect();
+        let due: Vec<_> = self.domains.iter().filter(|(_, domain)| due(domain)).map(|(&serial, _)| serial).collect();
         for serial in due {
             if let Err(failure) = self.restart(serial) {
                 let Some(domain) = self.domains.get_mut(&serial) else { continue };
@@ -291,13 +290,15 @@ impl<H: Host> Server<H> {
     fn restart(&mut self, serial: Serial) -> Result<(), Failure> {
         let gone = || Failure::new(Cause::NoSuchDomain, "it is gone");
         let domain = self.domains.get(&serial).ok_or_else(gone)?;
-        let built = build(&mut self.host, &domain.config, &domain.kernel, domain.ramdisk.as_deref(), &mut |_, _, _| {})?;
+        let built =
+            build(&mut self.host, &domain.config, &domain.kernel, domain.ramdisk.as_deref(), &mut |_, _, _| {})?;
         let id = built.id;
         let now = self.host.now();
         let domain = self.domains.get_mut(&serial).ok_or_else(gone)?;
         domain.start_again(built, now);
         for channel in &mut self.channels {
-            let viewers = channel.open.iter().filter(|call| matches!(&call.wait, Wait::Console(v) if v.domain == serial));
+            let viewers =
+                channel.open.iter().filter(|call| matches!(&call.wait, Wait::Console(v) if v.domain == serial));
             let viewers: Vec<_> = viewers.map(|call| call.id).collect();
             for call in viewers {
                 channel.event(call, Event::Restarted(DomainId(id.0)));
@@ -308,11 +309,7 @@ impl<H: Host> Server<H> {
     }
 
     /// Builds a new domain.
-    fn create(
-        &mut self,
-        order: Complete,
-        progress: &mut dyn FnMut(Stage, u64, u64),
-    ) -> Result<Serial, Failure> {
+    fn create(&mut self, order: Complete, progress: &mut dyn FnMut(Stage, u64, u64)) -> Result<Serial, Failure> {
         let Complete { config, kernel, ramdisk } = order;
         let built = build(&mut self.host, &config, &kernel, ramdisk.as_deref(), progress)?;
         let (id, now) = (built.id, self.host.now());

@@ -6,7 +6,7 @@ use crate::domain::Arch;
 use crate::personality::Personality;
 use core::mem::offset_of;
 use proxenos_abi::arch::{FIRST_RESERVED_GDT_ENTRY, LAST_RESERVED_GDT_ENTRY};
-use proxenos_abi::context::{NR_TRAPS, TrapInfo};
+use proxenos_abi::context::{NR_TRAPS, TrapFlags, TrapInfo};
 use proxenos_abi::{Errno, GuestWord, Selector};
 
 /// A place in a guest's kernel that the hypervisor enters.
@@ -46,6 +46,14 @@ pub struct TrapHandler {
     pub dpl: u8,
     /// Whether events are masked when it is entered.
     pub masks_events: bool,
+}
+
+impl TrapHandler {
+    /// As an entry of a trap table says it.
+    pub(crate) const fn flags(&self) -> TrapFlags {
+        let mask = if self.masks_events { TrapFlags::MASK_EVENTS } else { TrapFlags::empty() };
+        TrapFlags::from_dpl(self.dpl).union(mask)
+    }
 }
 
 /// What an `int n` in a guest comes to.
@@ -121,6 +129,11 @@ impl TrapTable {
             self.note_system_call::<P>();
         }
         Ok(())
+    }
+
+    /// The vector of the fast trap, or 0.
+    pub(crate) const fn fast_vector(&self) -> u8 {
+        self.fast_vector
     }
 
     /// What the entry in assembly finds.

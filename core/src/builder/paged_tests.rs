@@ -69,6 +69,7 @@ fn world(arch: Arch, base: u64) -> World {
         hypervisor_slots: [0; HYPERVISOR_L4_SLOTS],
         forbidden_io: Vec::new(),
         domains: Domains::new(),
+        new_privileges: Privileges::empty(),
         watched: 0.into(),
     };
     World { host, dom, layout, frames: owned, top }

@@ -38,6 +38,7 @@ pub fn transfer<H: Hardware>(
     if receiver.arch == Arch::X86_32 && frame.0 >= FRAMES_BELOW_4G || !receiver.reserve_pages(1) {
         return Err(Refused);
     }
+    receiver.expect_frame(frame);
     let mut committed = None;
     let given = info.hand_on(from.id, to, |stamp| {
         host.hw.flush_if_older(stamp);

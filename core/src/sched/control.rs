@@ -57,6 +57,14 @@ pub fn schedule_control(schedulers: &Schedulers, request: &mut SchedCtl) -> Resu
     Ok(())
 }
 
+/// Whether a `DOM0_ADJUSTDOM` names the scheduler that runs, and something that is done to a domain: asked before whether there is that domain.
+///
+/// # Errors
+/// It does not.
+pub fn check_adjustment(schedulers: &Schedulers, request: &SchedAdjdom) -> Result<(), SchedError> {
+    check(request.sched_id, request.direction, schedulers.id()).map(drop)
+}
+
 /// `DOM0_ADJUSTDOM`, once its domain is found: sets the parameters of its virtual CPU, or fills them in. The answer
 /// is for the CPU of its home.
 ///

@@ -10,14 +10,20 @@ mod cpu;
 pub use cpu::{SimAccess, SimFault, SimRing};
 
 use crate::addr::{GuestVirt, MachineAddr, Mfn, PAGE_SHIFT};
+use crate::control::{
+    DateAtZero, LogPosition, MachineControl, MsrNumber, MsrRefused, NotMoved, Processors, TracePlace,
+};
 use crate::domain::{Arch, Domain};
 use crate::machine::{Clock, MachineMemory, Preemption, Tlb};
 use crate::others::{MachineState, Stopped, Unreached, VirtualCpus};
-use crate::sched::{Affinity, SchedError, Span};
+use crate::pirq::Pirqs;
+use crate::sched::{Affinity, CpuId, SchedError, Schedulers, Span};
+use crate::trace::Event;
 use crate::vcpu::Vcpu;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::ops::Range;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use cpu::CpuState;
 use proxenos_abi::arch::NR_RESERVED_GDT_ENTRIES;
@@ -269,6 +275,57 @@ mod tests {
         machine.flush_if_older(stamp);
         machine.flush_if_older(stamp);
         assert_eq!(machine.full_flushes.load(SeqCst), 1, "the second found the TLB flushed already");
+    }
+}
+
+/// Nothing here is controlled but memory.
+impl MachineControl for SimMachine {
+    fn processors(&self) -> Processors {
+        Processors { count: 1, threads_per_core: 1, khz: 1_000_000 }
+    }
+
+    fn this_cpu(&self) -> CpuId {
+        CpuId(0)
+    }
+
+    fn set_date(&self, _: DateAtZero) {}
+
+    fn log_kept(&self) -> Range<LogPosition> {
+        LogPosition(0)..LogPosition(0)
+    }
+
+    fn read_log(&self, from: LogPosition, _: &mut [u8]) -> (usize, LogPosition) {
+        (0, from)
+    }
+
+    fn forget_log(&self, _: LogPosition) {}
+
+    fn read_msr(&self, _: CpuId, _: MsrNumber) -> Result<u64, MsrRefused> {
+        Err(MsrRefused)
+    }
+
+    fn write_msr(&self, _: CpuId, _: MsrNumber, _: u64) -> Result<(), MsrRefused> {
+        Err(MsrRefused)
+    }
+
+    fn schedulers(&self) -> &Schedulers {
+        unreachable!("nobody is scheduled here")
+    }
+
+    fn choose_again(&self, _: CpuId) {}
+
+    fn migrate(&self, _: &Domain, _: CpuId) -> Result<(), NotMoved> {
+        Err(NotMoved::Nowhere)
+    }
+
+    fn trace_buffers(&self) -> Option<TracePlace> {
+        None
+    }
+
+    fn trace(&self, _: impl FnOnce() -> Event) {}
+
+    fn interrupt_lines(&self) -> &'static Pirqs {
+        unreachable!("there are no devices here")
     }
 }
 

@@ -12,10 +12,12 @@
 //!
 //! No lock is held while memory is touched or a fault is resolved; the CPUs' state has one for the time of a look-up.
 
+mod control;
 mod cpu;
 mod others;
 mod setup;
 
+pub use control::{Controlled, KNOWN_MSR};
 pub use cpu::{Fault, Mode};
 pub use setup::{PATTERN_SLOT, SimDomain, domain, host, host_with};
 
@@ -59,6 +61,8 @@ pub struct SimHardware {
     host: Mutex<Weak<Host<SimHardware>>>,
     /// What was written past the caches and is in memory, while they still hold what was there before: by address.
     past_caches: Mutex<BTreeMap<u64, PastCaches>>,
+    /// What a domain in control has told it.
+    pub controlled: Controlled,
     /// Virtual CPUs that do not run.
     others: others::Others,
     /// Of its frames, for the next machine.
@@ -109,6 +113,7 @@ impl SimHardware {
             longest: AtomicUsize::new(0),
             host: Mutex::new(Weak::new()),
             past_caches: Mutex::new(BTreeMap::new()),
+            controlled: Controlled::new(),
             others: others::Others::new(),
             records: &[],
         }

@@ -2,14 +2,17 @@
 
 use super::SimHardware;
 use crate::addr::DomId;
+use crate::control::NotMoved;
 use crate::domain::{Arch, Domain};
 use crate::others::{MachineState, Stopped, Unreached, VirtualCpus};
-use crate::sched::{Affinity, Home, Params, SchedError, Schedulers, Span, Time};
+use crate::sched::{Affinity, CpuId, Home, Params, SchedError, Schedulers, Span, Time};
+use crate::segments::Segments;
 use crate::sync::Mutex;
 use crate::vcpu::Vcpu;
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use proxenos_abi::arch::NR_RESERVED_GDT_ENTRIES;
 use proxenos_abi::sched_ctl::SchedulerId;
 
@@ -17,7 +20,7 @@ use proxenos_abi::sched_ctl::SchedulerId;
 pub(super) const PATTERN_DESCRIPTOR: u64 = 0x0000_5245_5356_0000;
 
 /// CPUs that the run queues are of.
-const CPUS: u16 = 2;
+pub(super) const CPUS: u16 = 2;
 
 /// A virtual CPU that does not run.
 struct Parked {
@@ -38,6 +41,19 @@ impl Others {
     pub(super) fn new() -> Self {
         let schedulers = Schedulers::new(SchedulerId::Bvt, CPUS).expect("memory");
         Self { schedulers, parked: Mutex::new(BTreeMap::new()), busy: Mutex::new(BTreeMap::new()) }
+    }
+
+    pub(super) const fn schedulers(&self) -> &Schedulers {
+        &self.schedulers
+    }
+
+    pub(super) fn migrate(&self, dom: &Domain, to: CpuId) -> Result<(), NotMoved> {
+        let mut all = self.parked.lock();
+        let parked = all.get_mut(&dom.id.0).ok_or(NotMoved::Running)?;
+        let (home, _) = self.schedulers.move_to(parked.home, to, Time(0)).map_err(NotMoved::Refused)?;
+        parked.home = home;
+        dom.set_home(home, |_, _| ());
+        Ok(())
     }
 }
 
@@ -62,6 +78,13 @@ impl SimHardware {
     #[must_use]
     pub fn parked(&self) -> usize {
         self.others.parked.lock().len()
+    }
+
+    /// Calls `work` with the descriptor tables of all that are parked.
+    pub(crate) fn with_parked_segments<R>(&self, work: impl FnOnce(&[(DomId, &Segments)]) -> R) -> R {
+        let parked = self.others.parked.lock();
+        let segments: Vec<_> = parked.iter().map(|(&id, parked)| (DomId(id), &parked.vcpu.segments)).collect();
+        work(&segments)
     }
 
     fn is_busy(&self, dom: &Domain) -> bool {

@@ -86,6 +86,7 @@ pub fn host_with(frames: usize, domains: usize, narrow: Option<Mfn>) -> Arc<Host
         hypervisor_slots,
         forbidden_io: alloc::vec![Mfn(0xfee00)],
         domains: Domains::new(),
+        new_privileges: Privileges::empty(),
         watched: AtomicU32::new(0),
     });
     *host.hw.host.lock() = Arc::downgrade(&host);
@@ -125,15 +126,13 @@ pub fn domain(
     let take = || alloc.alloc(0, Zone::Below4G, &host.hw).expect("memory");
     let memory: Vec<Mfn> = core::iter::repeat_with(take).take(frames).collect();
     drop(alloc);
-    for &frame in &memory {
-        host.hand_over(frame, id);
-    }
     for index in FIRST_RESERVED_GDT_ENTRY..=LAST_RESERVED_GDT_ENTRY {
         let at = MachineAddr(gdt_page.addr().0 + 8 * u64::from(index));
         host.hw.store64(at, PATTERN_DESCRIPTOR | u64::from(index));
     }
     host.hw.map_descriptors(id, DescriptorPage::Gdt(0), Some(gdt_page));
     let dom = Arc::new(Domain::new(id, arch, privileges, shared_info, gdt_page));
+    memory.iter().for_each(|&frame| host.hand_over(frame, &dom));
     dom.total_pages.store(frames as u32, Relaxed);
     if arch == Arch::X86_32 {
         Pager::new(host, &dom).create_upper_tables(&mut dom.paging.lock()).expect("memory");

@@ -41,7 +41,12 @@ fn greet() {
     let (major, minor) = (version >> 16, version & 0xffff);
     println!();
     println!("  Hello! This is a guest, and Proxenos is its host.");
-    println!("  I am an {} kernel in ring {}, {}, and we speak Xen {major}.{minor}.", Arch::NAME, boot::ring(), whose());
+    println!(
+        "  I am an {} kernel in ring {}, {}, and we speak Xen {major}.{minor}.",
+        Arch::NAME,
+        boot::ring(),
+        whose()
+    );
 }
 
 /// What the domain is to its host.

@@ -9,7 +9,7 @@ mod domain_options;
 use domain_options::{DomainOptions, Reservation, Weight};
 use options::{
     Audit, Bytes, Com1, Complaint, CpuCheck, GuestConsole, IoPort, Kept, LogLevel, Micros, OnFatal, Options, P2m,
-    Provocation, Scheduler, Skew, split_guest_part,
+    Provocation, Scheduler, Skew, TracePages, split_guest_part,
 };
 use proptest::prelude::*;
 use std::num::NonZeroU16;
@@ -46,14 +46,20 @@ fn every_option_is_understood() {
         scheduler: Scheduler::RoundRobin(Some(Micros(2000))),
         guest_console: GuestConsole::All,
         max_cpus: NonZeroU16::new(3),
+        trace: NonZeroU16::new(10).map(TracePages),
         cpu_check: CpuCheck::Run,
         provoke: Some(Provocation::Panic),
         tsc_skew: Some(Skew { ppm: 200, kept: Kept::Always }),
     };
     let line = "dom0_mem=64M dom0_shadow=384K com1=9600,8n1 loglvl=debug noreboot p2m=scrambled debug-exit=0xf4 audit \
-                sched=rrobin,2000 guest-console maxcpus=3 check-cpus provoke=panic tsc-skew=200,kept";
+                sched=rrobin,2000 guest-console maxcpus=3 tbuf_size=10 check-cpus provoke=panic tsc-skew=200,kept";
     assert_eq!(understood(line), expected);
     assert_eq!(understood("nosmp").max_cpus, NonZeroU16::new(1));
+    assert_eq!(understood("tbuf_size=256").trace, NonZeroU16::new(256).map(TracePages));
+    assert_eq!(understood("tbuf_size=5 tbuf_size=0").trace, None);
+    for bad in ["tbuf_size", "tbuf_size=", "tbuf_size=257", "tbuf_size=-1", "tbuf_size=4K"] {
+        assert_eq!(complaints(bad), [Complaint::BadValue(bad)]);
+    }
     assert_eq!(understood("audit=calls").audit, Audit::OnCall);
     assert_eq!(understood("tsc-skew=1").tsc_skew, Some(Skew { ppm: 1, kept: Kept::AtFirst }));
     assert_eq!(understood("com1=off").com1, Com1::Off);

@@ -32,6 +32,20 @@ proptest! {
 }
 
 #[test]
+fn what_is_forgotten_is_not_kept() {
+    let mut ring = Box::new(Ring::new());
+    assert_eq!(ring.kept(), Position(0)..Position(0));
+    ring.write(&[1; 100]);
+    ring.forget(Position(60));
+    ring.forget(Position(20));
+    assert_eq!(ring.kept(), Position(60)..Position(100), "nothing comes back");
+    ring.forget(Position(1 << 40));
+    assert_eq!(ring.kept(), Position(100)..Position(100), "what is not written yet is not forgotten");
+    ring.write(&[2; 100_000]);
+    assert_eq!(ring.kept(), Position(100_100 - (32 << 10))..Position(100_100));
+}
+
+#[test]
 fn more_than_fits_keeps_the_end() {
     let mut ring = Box::new(Ring::new());
     let bytes: Vec<u8> = (0..100_000u32).map(|at| (at >> 8) as u8).collect();

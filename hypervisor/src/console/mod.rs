@@ -13,6 +13,7 @@ mod ring;
 mod serial;
 
 use crate::options::{Com1, Options};
+use core::ops::Range;
 pub use input::Arrived;
 use input::Input;
 use proxenos_core::console_keys::Command;
@@ -93,9 +94,19 @@ pub fn fetch_input() -> Arrived {
 }
 
 /// Copies what was written from `from` on, as far as it is kept and fits in `into`.
-#[expect(dead_code, reason = "for DOM0_READCONSOLE, which is not built yet")]
 pub fn read_since(from: Position, into: &mut [u8]) -> Reading {
     CONSOLE.lock().ring.read_since(from, into)
+}
+
+/// What there is to be read.
+#[must_use]
+pub fn kept() -> Range<Position> {
+    CONSOLE.lock().ring.kept()
+}
+
+/// What lies before this is not kept for readers any more.
+pub fn forget(until: Position) {
+    CONSOLE.lock().ring.forget(until);
 }
 
 /// For fatal reports only: a writer that works even when whoever was interrupted holds the console's lock.

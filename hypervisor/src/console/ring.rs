@@ -2,6 +2,8 @@
 //!
 //! A position counts all bytes ever written, so a reader that comes back knows what it missed.
 
+use core::ops::Range;
+
 /// Bytes that are kept.
 const SIZE: usize = 32 << 10;
 
@@ -24,12 +26,14 @@ pub struct Reading {
 pub struct Ring {
     bytes: [u8; SIZE],
     written: u64,
+    /// What lies before this is as if it had been overwritten, to those who ask what is kept.
+    forgotten: u64,
 }
 
 impl Ring {
     /// An empty ring.
     pub const fn new() -> Self {
-        Self { bytes: [0; SIZE], written: 0 }
+        Self { bytes: [0; SIZE], written: 0, forgotten: 0 }
     }
 
     /// Appends bytes, over the oldest ones.
@@ -41,6 +45,17 @@ impl Ring {
         self.bytes[at..at + first].copy_from_slice(&kept[..first]);
         self.bytes[..kept.len() - first].copy_from_slice(&kept[first..]);
         self.written += kept.len() as u64;
+    }
+
+    /// From the oldest byte that is kept and was not forgotten, to the end.
+    pub fn kept(&self) -> Range<Position> {
+        let oldest = self.written.saturating_sub(SIZE as u64).max(self.forgotten);
+        Position(oldest)..Position(self.written)
+    }
+
+    /// What lies before this is not kept any more.
+    pub fn forget(&mut self, until: Position) {
+        self.forgotten = until.0.clamp(self.forgotten, self.written);
     }
 
     /// Copies what was written from `from` on. A position that lies ahead is taken for the end.

@@ -7,7 +7,7 @@
 
 use super::idt::Vector;
 use super::percpu::{Cpu, CpuId, Pending};
-use super::{smp, tlb};
+use super::{errand, smp, tlb};
 use crate::power;
 use crate::time::apic::{self, Signal};
 use core::arch::x86_64::_rdtsc;
@@ -53,6 +53,7 @@ pub fn kick(cpu: CpuId) {
 pub fn received(vector: Vector) -> bool {
     match vector {
         Vector::LOOK => {
+            errand::serve();
             Cpu::current().set_pending(Pending::SCHEDULE);
             return false;
         }
@@ -96,7 +97,7 @@ pub fn while_others_stand_still<R>(action: impl FnOnce() -> R) -> R {
 }
 
 /// Stands still for as long as another CPU wants it. This one holds no lock.
-fn stand_still() {
+pub(super) fn stand_still() {
     if HOLD.load(Ordering::Acquire) {
         HELD.fetch_add(1, Ordering::AcqRel);
         while HOLD.load(Ordering::Acquire) {

@@ -15,6 +15,7 @@ use crate::options::Audit;
 use alloc::vec::Vec;
 use proxenos_abi::Errno;
 use proxenos_core::audit::{Subject, audit};
+use proxenos_core::segments::Segments;
 
 /// A domain has ended: it is looked at as it was, before anything of it is taken down.
 pub fn at_end(run: &Running) {
@@ -49,8 +50,17 @@ fn look(run: &Running, parked: &[&Running], running: usize) {
     let elsewhere = unsafe { running_elsewhere() };
     let all: Vec<&Running> = core::iter::once(run).chain(elsewhere).chain(parked.iter().copied()).collect();
     assert!(all.len() == running + parked.len(), "a domain neither runs nor is in its seat");
+    // Those that end have no virtual CPU any more.
+    let domains = run.host.domains.all();
+    let others: Vec<_> = domains
+        .iter()
+        .filter(|dom| !all.iter().any(|run| run.dom.id == dom.id))
+        .map(|dom| (dom, dom.ending.lock()))
+        .collect();
+    let none = Segments::new();
+    let ending = others.iter().map(|(dom, ending)| Subject { dom, segments: ending.segments().unwrap_or(&none) });
     let subjects: Vec<Subject<'_>> =
-        all.iter().map(|run| Subject { dom: &run.dom, segments: &run.vcpu.segments }).collect();
+        all.iter().map(|run| Subject { dom: &run.dom, segments: &run.vcpu.segments }).chain(ending).collect();
     match audit(run.host, &subjects) {
         Ok(census) => log::info!("audit: {census}: all hold"),
         Err(violations) => {

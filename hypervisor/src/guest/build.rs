@@ -7,30 +7,25 @@
 use super::Running;
 use super::hw::Hw;
 use crate::boot;
-use crate::cpu::gdt::{self, Flavour};
 use crate::mm::layout::PAGE_SIZE;
 use crate::options::{Bytes, P2m};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 use proxenos_abi::Port;
-use proxenos_abi::arch::FIRST_RESERVED_GDT_ENTRY;
 use proxenos_abi::sched_ctl::SchedulerId;
-use proxenos_abi::shared_info::SharedInfo;
 use proxenos_abi::start_info::StartInfoFlags;
-use proxenos_core::addr::{DomId, MachineAddr, Mfn, Pfn};
+use proxenos_core::addr::{DomId, Mfn, Pfn};
 use proxenos_core::builder::MachineFrames;
 use proxenos_core::domain::{Arch, Domain, Privileges};
 use proxenos_core::frame_alloc::{MAX_ORDER, Zone};
 use proxenos_core::host::Host;
-use proxenos_core::machine::{CpuTables, DescriptorPage, MachineMemory};
+use proxenos_core::life::{conceive, discard, zone};
+use proxenos_core::machine::MachineMemory;
 use proxenos_core::paging::format::{FourLevel, TwoLevel};
 use proxenos_core::paging::pool::{MINIMUM, ShadowFrames};
 use proxenos_core::paging::{Pager, PagingError, PagingState};
-use proxenos_core::preempt::Poll;
 use proxenos_core::sched::SchedError;
-use proxenos_core::segments::Segments;
-use proxenos_core::teardown::Teardown;
 use proxenos_image::Image;
 use proxenos_image::builder::{DomainKind, FrameContents, Layout, Request, StartOfDay, initial_state, populate};
 
@@ -50,11 +45,6 @@ pub struct Order<'a> {
     pub shadow: Option<Bytes>,
 }
 
-/// Where the frames of such a guest must lie.
-pub fn zone(arch: Arch) -> Zone {
-    if arch == Arch::X86_32 { Zone::Below4G } else { Zone::Any }
-}
-
 /// Builds a domain.
 pub fn build(host: &'static Host<Hw>, image: &Image<'_>, order: &Order<'_>) -> Result<Running, Refusal> {
     let (id, arch, pages) = (order.id, image.arch(), order.pages);
@@ -62,10 +52,10 @@ pub fn build(host: &'static Host<Hw>, image: &Image<'_>, order: &Order<'_>) -> R
     let request = Request { module_bytes: order.module.len() as u64, pages, kind };
     let layout = Layout::plan(image, &request).map_err(Refusal::Build)?;
     let free_mib = host.alloc.lock().free_frames(zone(arch)) >> 8;
-    let dom = new_domain(host, id, arch, order.privileges)
-        .map(Arc::new)
-        .ok_or(Refusal::Memory { asked_mib: pages >> 8, free_mib })?;
-    host.domains.insert(dom.clone());
+    let dom = conceive(host, id, arch, order.privileges).ok_or(Refusal::Memory { asked_mib: pages >> 8, free_mib })?;
+    if order.privileges.contains(Privileges::DEVICES) {
+        dom.pirqs.call_once(crate::irq::lines);
+    }
     let built = furnish(host, &dom, image, order, &layout);
     if let Err(refusal) = built {
         discard(host, &dom);
@@ -90,7 +80,7 @@ fn furnish(
     order: &Order<'_>,
     layout: &Layout,
 ) -> Result<(), Refusal> {
-    let frames = take_frames(host, dom.id, order.pages, zone(dom.arch));
+    let frames = take_frames(host, dom, order.pages, zone(dom.arch));
     let frame = |pfn: Pfn| frames[pfn.0 as usize];
     dom.total_pages.store(order.pages as u32, Ordering::Relaxed);
     // What it gives back it can have again. More it cannot: what is left is for shadows and other domains (as in 2.0).
@@ -127,19 +117,6 @@ fn furnish(
     Ok(())
 }
 
-/// Takes a domain down that never ran.
-fn discard(host: &Host<Hw>, dom: &Domain) {
-    let (mut teardown, mut segments) = (Teardown::Begun, Segments::new());
-    while teardown != Teardown::Done {
-        teardown.go_on(host, dom, &mut segments, &mut Poll::NEVER.clone());
-    }
-    host.domains.remove(dom.id);
-    host.hw.map_descriptors(dom.id, DescriptorPage::Gdt(0), None);
-    for frame in [dom.shared_info, dom.gdt_page] {
-        host.free_hypervisor(frame, 0);
-    }
-}
-
 /// Bounds what a domain's shadows may take.
 fn limit_shadows(host: &Host<Hw>, dom: &Domain, limit: Bytes) -> Result<(), Refusal> {
     let frames = ShadowFrames(u32::try_from(limit.0 / PAGE_SIZE).unwrap_or(u32::MAX));
@@ -156,7 +133,7 @@ fn limit_shadows(host: &Host<Hw>, dom: &Domain, limit: Bytes) -> Result<(), Refu
 ///
 /// # Panics
 /// When there are not as many: the caller has looked.
-fn take_frames(host: &Host<Hw>, owner: DomId, pages: u64, zone: Zone) -> Vec<Mfn> {
+fn take_frames(host: &Host<Hw>, owner: &Domain, pages: u64, zone: Zone) -> Vec<Mfn> {
     let mut frames = Vec::with_capacity(pages as usize);
     let mut alloc = host.alloc.lock();
     let mut order = MAX_ORDER;
@@ -189,39 +166,12 @@ fn scramble(frames: &mut [Mfn]) {
     }
 }
 
-/// A domain without memory: its shared page and the first page of its GDT.
-fn new_domain(host: &Host<Hw>, id: DomId, arch: Arch, privileges: Privileges) -> Option<Domain> {
-    let mut alloc = host.alloc.lock();
-    let shared_info = alloc.alloc_shared(id, &host.hw)?;
-    let Some(gdt_page) = alloc.alloc_hypervisor(0, Zone::Any, &host.hw) else {
-        alloc.free(shared_info, 0);
-        return None;
-    };
-    drop(alloc);
-    let flavour = if arch == Arch::X86_32 { Flavour::X86_32 } else { Flavour::X86_64 };
-    for (index, descriptor) in gdt::reserved_gdt(flavour).into_iter().enumerate() {
-        let slot = u64::from(FIRST_RESERVED_GDT_ENTRY) + index as u64;
-        host.hw.store64(MachineAddr(gdt_page.addr().0 + 8 * slot), descriptor);
-    }
-    host.hw.map_descriptors(id, DescriptorPage::Gdt(0), Some(gdt_page));
-    let field = |offset: usize| MachineAddr(shared_info.addr().0 + offset as u64);
-    host.hw.store8(field(SharedInfo::EVTCHN_UPCALL_MASK), 1);
-    let m2p = if arch == Arch::X86_32 { host.m2p.narrow() } else { host.m2p.wide() };
-    host.hw.store64(field(SharedInfo::MFN_TO_PFN_START), m2p.map_or(0, |first| first.0));
-    let dom = Domain::new(id, arch, privileges, shared_info, gdt_page);
-    if privileges.contains(Privileges::DEVICES) {
-        dom.pirqs.call_once(crate::irq::lines);
-    }
-    Some(dom)
-}
-
 /// Validates the page tables that the builder wrote, pins them and makes them the domain's base.
 fn install_tables(host: &Host<Hw>, dom: &Domain, top: Mfn) -> Result<(), PagingError> {
     let pager = Pager::new(host, dom);
     let mut state: proxenos_core::sync::MutexGuard<'_, PagingState> = dom.paging.lock();
     match dom.arch {
         Arch::X86_32 => {
-            pager.create_upper_tables(&mut state)?;
             pager.pin::<TwoLevel>(&mut state, top, 2)?;
             pager.set_base::<TwoLevel>(&mut state, top)
         }

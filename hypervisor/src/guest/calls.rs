@@ -11,18 +11,19 @@
 //! [`CpuLocal::attention`]: super::CpuLocal
 
 use super::hw::Hw;
-use super::{CpuLocal, audit, leave, quick, timer, user};
+use super::{CpuLocal, audit, leave, quick, timer, trace, user};
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::percpu::{Cpu, Pending};
 use core::arch::global_asm;
 use core::mem::offset_of;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicPtr, Ordering};
 use proxenos_abi::hypercall::AUDIT_CALL;
 use proxenos_abi::{Errno, Hypercall, X86_32, X86_64};
 use proxenos_core::domain::Arch;
 use proxenos_core::hypercall::{answer, xen_version};
 use proxenos_core::personality::Personality;
 use proxenos_core::preempt::Answer;
+use proxenos_core::trace::Event;
 
 /// Length of `int 0x82`, and of `syscall`: a call that made way is made again from so far back.
 const CALL_BYTES: u64 = 2;
@@ -56,17 +57,45 @@ impl CallRegisters for X86_64 {
 
 /// One handler a number.
 macro_rules! table {
-    ($arch:ty: $($number:literal)*) => { [$(handle::<$arch, $number>),*] };
+    ($handler:ident, $arch:ty) => {
+        table!($handler, $arch: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31)
+    };
+    ($handler:ident, $arch:ty: $($number:literal)*) => {{
+        let mut calls: Table = [$($handler::<$arch, $number>),*];
+        if let Arch::X86_64 = <$arch as Personality>::ARCH {
+            calls[Hypercall::SwitchToUser.raw() as usize] = user::switch_to_user_entry;
+        }
+        calls
+    }};
 }
 
-static CALLS_32: [Handler; NUMBERS] =
-    table!(X86_32: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31);
-static CALLS_64: [Handler; NUMBERS] = {
-    let mut calls: [Handler; NUMBERS] =
-        table!(X86_64: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31);
-    calls[Hypercall::SwitchToUser.raw() as usize] = user::switch_to_user_entry;
-    calls
-};
+/// The handlers of all numbers.
+type Table = [Handler; NUMBERS];
+
+static PLAIN_32: Table = table!(handle, X86_32);
+static PLAIN_64: Table = table!(handle, X86_64);
+/// The same, with a record of each call: but for `switch_to_user`, which does not return.
+static TRACED_32: Table = table!(traced, X86_32);
+static TRACED_64: Table = table!(traced, X86_64);
+
+/// The tables in use: so a trace costs nobody anything who does not want one.
+static CALLS_32: AtomicPtr<Table> = AtomicPtr::new((&raw const PLAIN_32).cast_mut());
+static CALLS_64: AtomicPtr<Table> = AtomicPtr::new((&raw const PLAIN_64).cast_mut());
+
+/// From now on each call is recorded.
+pub(super) fn trace_all() {
+    CALLS_32.store((&raw const TRACED_32).cast_mut(), Ordering::Release);
+    CALLS_64.store((&raw const TRACED_64).cast_mut(), Ordering::Release);
+}
+
+/// Records a call, and carries it out.
+extern "C" fn traced<P: CallRegisters, const N: u32>(frame: &mut TrapFrame) -> u64 {
+    let [first, second, ..] = P::arguments(frame);
+    if let Some((_, caller)) = quick::cpu_of(frame).local.domain() {
+        trace::event(|| Event::Hypercall { caller: caller.id, number: N, arguments: [first, second] });
+    }
+    handle::<P, N>(frame)
+}
 
 /// What a call may leave to do before the guest goes on, besides an upcall.
 #[derive(PartialEq, Eq)]
@@ -202,7 +231,7 @@ global_asm!(
     "   cmpl ${numbers}, %eax",
     "   jae 8f",
     "   movq %rsp, %rdi",
-    "   leaq {calls_32}(%rip), %r11",
+    "   movq {calls_32}(%rip), %r11",
     "   callq *(%r11, %rax, 8)",
     "2: cmpl $0, {attention}(%rsp)",
     "   jne 9f",
@@ -249,7 +278,7 @@ global_asm!(
     "   cmpq ${numbers}, %rax",
     "   jae 8f",
     "   movq %rsp, %rdi",
-    "   leaq {calls_64}(%rip), %r11",
+    "   movq {calls_64}(%rip), %r11",
     "   callq *(%r11, %rax, 8)",
     ".globl syscall_done",
     "syscall_done:",

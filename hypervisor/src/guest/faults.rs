@@ -6,6 +6,7 @@ use super::deliver;
 use super::fpu::{self, DeviceNotAvailable};
 use super::hw::Hw;
 use super::ports;
+use super::trace;
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::idt::Vector;
 use crate::cpu::{debugreg, extable};
@@ -27,6 +28,7 @@ use proxenos_core::paging::shadow::Access;
 use proxenos_core::personality::Personality;
 use proxenos_core::ports::string::Fault;
 use proxenos_core::store::RegisterFile;
+use proxenos_core::trace::Event;
 use x86_64::instructions::tables::{lidt, sidt};
 use x86_64::registers::control::Cr2;
 use x86_64::structures::DescriptorTablePointer;
@@ -82,6 +84,7 @@ pub fn page_fault(run: &mut Running, frame: &mut TrapFrame) {
         return fault_in_hypervisor_range(run, frame, at);
     }
     let mut code = frame.error_code;
+    trace::event(|| Event::PageFault { domain: run.dom.id, code: code as u32, address: at, ip: frame.rip });
     if table_fault(run, frame, GuestVirt(at)) == assist::Outcome::Resolved {
         return;
     }

@@ -2,10 +2,14 @@
 //! share.
 
 use super::hw::Hw;
+use super::trace;
+use crate::boot;
 use crate::mm::layout::{self, PAGE_SIZE};
 use crate::mm::paging::{self, Flags};
 use crate::mm::{early, ioremap};
+use crate::options::GuestConsole;
 use proxenos_abi::Pirq;
+use proxenos_core::domain::Privileges;
 use proxenos_core::frame::{FrameInfo, FrameTable};
 use proxenos_core::frame_alloc::{FrameAllocator, Zone};
 use proxenos_core::host::{Domains, Host, MachineToPhys, NO_PFN_NARROW};
@@ -49,6 +53,7 @@ pub fn line_interrupted(line: Pirq) {
 fn build_host() -> Host<Hw> {
     let frames = frame_table();
     let m2p = machine_to_phys(frames.len());
+    let traced = trace::reserve();
     let mut alloc = FrameAllocator::new(frames);
     let free = early::hand_over();
     let mut used = early::ram().clone();
@@ -64,6 +69,9 @@ fn build_host() -> Host<Hw> {
     if let Some(first) = m2p.wide() {
         alloc.share_range(first, wide_frames(frames.len()));
     }
+    if let Some((first, count)) = traced {
+        alloc.share_range(first, count);
+    }
     for range in free.iter() {
         alloc.release_range(range.start.mfn(), (range.end.0 - range.start.0) / PAGE_SIZE);
     }
@@ -77,6 +85,10 @@ fn build_host() -> Host<Hw> {
         hypervisor_slots: paging::hypervisor_slots(),
         forbidden_io: ioremap::device_frames(),
         domains: Domains::new(),
+        new_privileges: match boot::options().guest_console {
+            GuestConsole::Domain0 => Privileges::empty(),
+            GuestConsole::All => Privileges::LOG,
+        },
         watched: 0.into(),
     }
 }

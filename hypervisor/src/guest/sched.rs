@@ -7,12 +7,15 @@
 //! Whatever keeps a domain from running is in its run state. The CPU looks at that after it has taken what was noted, and again
 //! on each way back to a guest; whoever changes the state notes the domain behind that. So no wakeup is lost.
 //!
-//! Locks, in this order: a CPU's seats, its run queue; and, with either, a seat. Of two CPUs' none is held together. With them no
-//! domain's lock is taken.
+//! Locks, in this order: a CPU's seats, its run queue; and, with either, a seat. Of two CPUs', which only
+//! who moves a domain holds together, the lower number's first.
 
+mod moving;
 mod reach;
 
-use super::{Running, timer};
+pub use moving::{choose_again, migrate, schedulers};
+
+use super::{Running, timer, trace};
 use crate::cpu::percpu::{Cpu, Pending};
 use crate::options;
 use alloc::sync::Arc;
@@ -25,6 +28,7 @@ use proxenos_core::sched::{
     Time, WakeSet,
 };
 use proxenos_core::sync::{Mutex, MutexGuard};
+use proxenos_core::trace::Event;
 use spin::Once;
 
 static SCHEDULING: Once<Scheduling> = Once::new();
@@ -208,6 +212,7 @@ pub fn reconsider(cpu: &Cpu, run: &mut Running, now: u64) -> Turn {
     let yields = core::mem::take(&mut run.vcpu.reschedule);
     let pick = if run.must_stop() {
         let _ = queue.sleep(own, time);
+        trace::event(|| Event::Blocked(run.dom.id));
         if run.dom.run_state().contains(RunState::BLOCKED)
             && let Some(at) = timer::alarm_time(run)
         {
@@ -215,6 +220,7 @@ pub fn reconsider(cpu: &Cpu, run: &mut Running, now: u64) -> Turn {
         }
         Some(queue.pick(time))
     } else if yields {
+        trace::event(|| Event::Yielded(run.dom.id));
         Some(queue.pick_other(time))
     } else if woken == Repick::Now || cpu.local.turn_ends.get() <= now {
         Some(queue.pick(time))
@@ -271,9 +277,17 @@ fn wake(of: &OfCpu, seats: &mut Seats, queue: &mut RunQueue<Chosen>, runs: Optio
     of.woken.take(|slot| {
         let Some(Some(seat)) = by_slot.get(slot.index()) else { return };
         if runs == Some(slot) {
+            // It was told of, so something may have changed that its turn depends on.
+            result = Repick::Now;
             return;
         }
-        let can_run = seat.parked.lock().as_ref().is_some_and(|parked| !parked.must_stop());
+        let parked = seat.parked.lock();
+        let can_run = parked.as_ref().is_some_and(|parked| !parked.must_stop());
+        trace::event(|| match &*parked {
+            Some(parked) if can_run => Some(Event::Woken(parked.dom.id)),
+            _ => None,
+        });
+        drop(parked);
         let repick = if can_run {
             alarms.cancel(slot);
             queue.wake(slot, now)

@@ -7,15 +7,15 @@
 //! A kernel that cannot be domain 0 is refused with a message that names the fault, and the machine stops: there is nothing
 //! else that would look after it. Any other is refused likewise, and the machine goes on without it.
 
-use super::build::{Order, Refusal, build, zone};
+use super::build::{Order, Refusal, build};
 use super::hw::Hw;
-use super::{enter, host, sched};
+use super::{enter, host, sched, trace};
 use crate::boot::info::Module;
 use crate::cpu::percpu::{self, Cpu};
 use crate::cpu::{ipi, smp};
 use crate::domain_options::{DomainOptions, Reservation, Weight};
 use crate::mm::layout::{self, PAGE_SIZE};
-use crate::options::{GuestConsole, Provocation};
+use crate::options::Provocation;
 use crate::{boot, time};
 use alloc::vec::Vec;
 use core::num::NonZeroU32;
@@ -23,6 +23,7 @@ use proxenos_core::addr::{DomId, FIRST_RAM_FRAME, Mfn};
 use proxenos_core::domain::{Domain, Privileges};
 use proxenos_core::frame_alloc::Zone;
 use proxenos_core::host::Host;
+use proxenos_core::life::zone;
 use proxenos_core::sched::atropos::AtroposParams;
 use proxenos_core::sched::bvt::BvtParams;
 use proxenos_core::sched::{Affinity, CpuId, Home, Params};
@@ -84,6 +85,7 @@ fn start_domain0(
     further: &[(&Module, DomainOptions<'_>)],
 ) -> Result<(), Refusal> {
     let image = Image::parse(contents(kernel)).map_err(Refusal::Image)?;
+    trace::init(image.arch());
     let order = Order {
         id: DomId::DOM0,
         privileges: Privileges::CONTROL | Privileges::DEVICES,
@@ -120,12 +122,14 @@ fn start_further(
         return Err(Refusal::Memory { asked_mib: options.memory.0 >> 20, free_mib });
     }
     let home = place(id, options)?;
-    let privileges = match boot::options().guest_console {
-        GuestConsole::Domain0 => Privileges::empty(),
-        GuestConsole::All => Privileges::LOG,
+    let order = Order {
+        id,
+        privileges: host.new_privileges,
+        pages,
+        module: &[],
+        command_line: options.command_line,
+        shadow: options.shadow,
     };
-    let order =
-        Order { id, privileges, pages, module: &[], command_line: options.command_line, shadow: options.shadow };
     match build(host, &image, &order) {
         Ok(running) => sched::place(home, running),
         Err(refusal) => {

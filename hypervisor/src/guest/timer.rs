@@ -98,7 +98,7 @@ fn write_clock(run: &Running) {
         tsc: tsc.0,
         hz: time::tsc::rate().0,
         system_ns: now,
-        wall_ns: time::wall_at_zero().map_or(0, |zero| zero.0) + now,
+        wall_ns: time::date_at(now).0,
         domain_ns: run.timer.timers.domain_time(now),
     };
     timekeeping::write_moment(&run.host.hw, run.dom.shared_info, &moment);

@@ -146,6 +146,12 @@ pub fn alloc_boot_pages(frames: u64, align: u64, zone: Zone) -> Mfn {
     })
 }
 
+/// As [`alloc_boot_pages`], for what the machine can do without.
+#[must_use]
+pub fn try_boot_pages(frames: u64, align: u64, zone: Zone) -> Option<Mfn> {
+    alloc(frames, align, zone)
+}
+
 /// Gives away all frames that are left, as ranges of whole frames, and closes the early allocator.
 ///
 /// # Panics

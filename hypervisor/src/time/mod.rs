@@ -13,8 +13,9 @@ pub use apic::{cancel_deadline, set_deadline};
 pub use tsc::now_ns;
 
 use crate::cpu::percpu::Cpu;
+use core::sync::atomic::{AtomicI64, Ordering};
+use proxenos_core::control::DateAtZero;
 pub use proxenos_core::timekeeping::Ratio;
-use spin::Once;
 
 /// Nanoseconds of UTC since 1970-01-01T00:00:00.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -27,13 +28,19 @@ pub fn deadline_has_passed() -> bool {
     now_ns() >= Cpu::current().deadline()
 }
 
-/// UTC when [`now_ns`] was 0.
-static WALL_AT_ZERO: Once<UnixNanos> = Once::new();
+/// UTC when [`now_ns`] was 0; 1970 as long as nobody has said.
+static DATE_AT_ZERO: AtomicI64 = AtomicI64::new(0);
 
-/// UTC when [`now_ns`] was 0, to the second; `None` when the machine has no real-time clock.
+/// The date at a system time, in nanoseconds: what the real-time clock said at boot, to the second, or who set the date since.
+#[inline]
 #[must_use]
-pub fn wall_at_zero() -> Option<UnixNanos> {
-    WALL_AT_ZERO.get().copied()
+pub fn date_at(ns: u64) -> UnixNanos {
+    UnixNanos(ns.saturating_add_signed(DATE_AT_ZERO.load(Ordering::Relaxed)))
+}
+
+/// Sets the date.
+pub fn set_date(at_zero: DateAtZero) {
+    DATE_AT_ZERO.store(at_zero.0, Ordering::Relaxed);
 }
 
 /// Silences the old interrupt controllers, measures the clocks, sets up the local APIC.
@@ -46,8 +53,9 @@ pub fn init() {
     match rtc::read(crate::acpi::machine().century_register) {
         Some(seconds) => {
             let now = seconds.0 * 1_000_000_000;
-            let zero = WALL_AT_ZERO.call_once(|| UnixNanos(now.saturating_sub(now_ns())));
-            log::info!("UTC is {}", rtc::Date(*zero));
+            let zero = now.saturating_sub(now_ns());
+            set_date(DateAtZero(zero as i64));
+            log::info!("UTC is {}", rtc::Date(UnixNanos(zero)));
         }
         None => log::warn!("no real-time clock: the date is unknown"),
     }

@@ -298,9 +298,8 @@ impl<H: Host> Server<H> {
         ramdisk: Option<Image>,
     ) -> Result<Reply, Failure> {
         let name = config.name.as_str();
-        let is_taken = |domain: &Domain<H::Link>| {
-            domain.config.name.as_str() == name && !matches!(domain.life, Life::Ended(_))
-        };
+        let is_taken =
+            |domain: &Domain<H::Link>| domain.config.name.as_str() == name && !matches!(domain.life, Life::Ended(_));
         if name == OWN_NAME || self.images.has_name(name) || self.domains.values().any(is_taken) {
             return Err(failure(Cause::NameTaken, &format!("there is a domain named {name} already")));
         }
@@ -415,7 +414,8 @@ impl<H: Host> Server<H> {
         let target = self.other(subject)?;
         let Some(serial) = target.serial else {
             self.host.destroy(target.id)?;
-            let name = Name::new(&format!("Domain-{}", target.id.0)).map_err(|_| failure(Cause::Internal, "no name"))?;
+            let name =
+                Name::new(&format!("Domain-{}", target.id.0)).map_err(|_| failure(Cause::Internal, "no name"))?;
             let (at, reason) = (self.host.now(), ExitReason::Destroyed);
             let id = DomainId(target.id.0);
             return Ok(Exit { id, name, reason, at, cpu_time: Nanos(0), restarted: false });

@@ -10,6 +10,7 @@ use crate::host::Host;
 use crate::machine::{CpuTables, DescriptorPage, MachineMemory};
 use crate::paging::format::{FourLevel, TwoLevel, bits};
 use crate::paging::{Pager, PagingError};
+use crate::segments::Segments;
 use crate::sim_hw::{Fault, Mode, SimDomain, SimHardware, domain, host_with};
 use crate::store::Registers;
 use crate::user_mode;
@@ -428,9 +429,7 @@ impl World {
         use alloc::string::ToString;
         let text =
             |violations: Vec<crate::audit::Violation>| violations.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let subjects: Vec<Subject<'_>> =
-            self.guests.iter().map(|guest| Subject { dom: &guest.dom, segments: &guest.vcpu.segments }).collect();
-        let census = audit(&self.host, &subjects).map_err(text)?;
+        let census = self.audit().map_err(text)?;
         self.host.hw.stale().map_err(text)?;
         for guest in &self.guests {
             let mut expected: Vec<_> = guest.vcpu.segments.pages().collect();
@@ -442,6 +441,26 @@ impl World {
             }
         }
         Ok(census)
+    }
+
+    /// The audit of all domains, those included that the control interface has made, or ended.
+    fn audit(&self) -> Result<Census, Vec<crate::audit::Violation>> {
+        let domains = self.host.domains.all();
+        let others: Vec<_> = domains
+            .iter()
+            .filter(|dom| !self.guests.iter().any(|guest| guest.dom.id == dom.id))
+            .map(|dom| (dom, dom.ending.lock()))
+            .collect();
+        let none = Segments::new();
+        self.host.hw.with_parked_segments(|parked| {
+            let of = |id: DomId| parked.iter().find(|(parked, _)| *parked == id).map(|(_, segments)| *segments);
+            let others = others.iter().map(|(dom, ending)| Subject {
+                dom,
+                segments: ending.segments().or_else(|| of(dom.id)).unwrap_or(&none),
+            });
+            let guests = self.guests.iter().map(|guest| Subject { dom: &guest.dom, segments: &guest.vcpu.segments });
+            audit(&self.host, &guests.chain(others).collect::<Vec<_>>())
+        })
     }
 
     /// Panics unless all is well.

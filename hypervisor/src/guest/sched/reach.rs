@@ -8,7 +8,7 @@
 //! A place is given up under the lock of its CPU's seats, which that CPU has whenever it picks: who is parked and not the one picked last is
 //! in nobody's hands.
 
-use super::{Home, Running, Seat, Seats, now, place, release, reserve, scheduler, scheduling};
+use super::{Home, Running, Seat, Seats, now, place, reserve, scheduler, scheduling};
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::gdt::{self, Flavour};
 use crate::cpu::percpu::Cpu;
@@ -47,7 +47,7 @@ fn with_parked<R>(seat: &Seat, work: &mut Option<impl FnOnce(Stopped<'_>) -> R>)
 }
 
 /// Tries something until it succeeds, or this CPU has something else to do.
-fn attempt<R>(mut what: impl FnMut() -> Option<R>) -> Option<R> {
+pub(super) fn attempt<R>(mut what: impl FnMut() -> Option<R>) -> Option<R> {
     loop {
         if let Some(result) = what() {
             return Some(result);
