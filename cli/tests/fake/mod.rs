@@ -44,6 +44,7 @@ pub struct State {
     pub host_sched: Option<HostSched>,
     pub known: Vec<Digest>,
     pub uploaded: usize,
+    pub traced: u64,
     pub requests: Vec<String>,
 }
 
@@ -398,8 +399,11 @@ impl Client {
             Request::Trace { cpu, from } => {
                 let from = from.max(2);
                 let record = |n: u64| TraceRecord { cycles: n * 100, event: cpu, data: [n as u32; 5] };
-                let records = (from..5).take(2).map(record).collect();
-                let cpus = (0..2).map(|cpu| TraceCpu { cpu, first: 2, next: 5 }).collect();
+                // To read makes more of them.
+                state.traced += 1;
+                let next = 4 + state.traced;
+                let records = (from..next).take(2).map(record).collect();
+                let cpus = (0..2).map(|cpu| TraceCpu { cpu, first: 2, next }).collect();
                 let (cpus, records) = (List::new(cpus).unwrap(), List::new(records).unwrap());
                 Reply::Trace(TracePart { cpus, from, records })
             }
