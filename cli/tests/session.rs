@@ -221,7 +221,7 @@ fn twenty_guests_are_what_was_asked_for() {
         assert!(console.contains(ARCHES[arch]));
     }
 
-    // End them all: their memory comes back. (How many frames exactly is for the tests of the hypervisor, which can audit.)
+    // End them all: their memory comes back. (How many frames exactly is for the hypervisor's own tests to say.)
     for seen in shell.json(&["list"]).as_array().unwrap().iter().skip(1) {
         assert_eq!(shell.json(&["destroy", seen["name"].as_str().unwrap()])["end"], "destroyed");
     }
