@@ -44,7 +44,7 @@ pub fn find(named: Option<&Path>) -> Result<Images> {
     }
     Err(Problem::new(Status::Missing, "cannot find the images of hypervisor and control domain")
         .because(format!("there is no proxenos.multiboot with a control in {}", tried.join(", ")))
-        .hint("`cargo xtask build` in the workspace, or set PROXENOS_IMAGES (--images) to the directory that has them"))
+        .hint("`cargo xtask build proxenos proxenos-control` in the workspace, or set PROXENOS_IMAGES (--images) to the directory that has them"))
 }
 
 /// Directories to look in, the nearest first.

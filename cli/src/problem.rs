@@ -143,7 +143,7 @@ impl Problem {
             Cause::Cancelled => (Status::TryAgain, None),
             Cause::NotSupported => (
                 Status::Protocol,
-                Some("they may be of different builds: `proxenos host stop`, then `proxenos host start`"),
+                Some("if they are of different builds: `proxenos host stop`, then `proxenos host start`"),
             ),
             Cause::Hypervisor(_) => (Status::Refused, Some("`proxenos dmesg` may say more")),
             Cause::Internal => (Status::Internal, Some("`proxenos dmesg --control` may say more")),

@@ -37,7 +37,8 @@ pub fn table(heading: &[&str]) -> comfy_table::Table {
 /// # Errors
 /// Nobody reads it.
 pub fn print_table(table: &comfy_table::Table) -> Result<()> {
-    let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
+    let lines: Vec<String> =
+        table.lines().map(|line| line.trim_end().strip_prefix(' ').unwrap_or_default().to_owned()).collect();
     print(&format!("{}\n", lines.join("\n")))
 }
 

@@ -1,6 +1,8 @@
 //! The program itself against a control domain of lies ([`fake`]): every command, its output, and what it does when
 //! nobody answers, when the channel is full of noise, and when all channels are taken.
 
+#![allow(dead_code, reason = "the fake has more than is used here")]
+
 mod fake;
 
 use std::io::{Read, Write};
@@ -132,11 +134,14 @@ fn logs_and_traces_are_read_to_their_end() {
     assert_eq!(fake.json(&["dmesg", "--control"]), json!(["control: up"]));
     let trace = fake.json(&["trace"]);
     let numbers: Vec<_> = trace.as_array().unwrap().iter().map(|r| (r["cpu"].as_u64(), r["number"].as_u64())).collect();
-    let pair = |cpu, number| (Some(cpu), Some(number));
-    let mut numbers = numbers;
-    numbers.sort();
-    assert_eq!(numbers, [pair(0, 2), pair(0, 3), pair(0, 4), pair(1, 2), pair(1, 3), pair(1, 4)]);
-    assert_eq!(fake.text(&["trace", "--cpu", "1"]).lines().count(), 3);
+    // Without gaps, and no further than there was at first, though reading makes more.
+    for cpu in 0..2 {
+        let of_cpu: Vec<_> =
+            numbers.iter().filter(|(of, _)| *of == Some(cpu)).map(|(_, number)| number.unwrap()).collect();
+        assert!(of_cpu.len() < 7 && of_cpu.iter().zip(2..).all(|(&number, expected)| number == expected), "{of_cpu:?}");
+        assert!(of_cpu.len() >= 3);
+    }
+    assert!(fake.text(&["trace", "--cpu", "1"]).lines().count() >= 3);
     assert_eq!(fake.failure(&["trace", "--cpu", "9"]).0, 66);
 }
 

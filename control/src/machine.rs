@@ -25,9 +25,6 @@ use proxenos_rpc::{
 const FRAME_KIB: u64 = 4;
 /// What the hypervisor's log ring holds at most.
 const LOG: usize = 16 << 10;
-/// Nanoseconds in a millisecond.
-const MS: i64 = 1_000_000;
-
 /// The hypervisor.
 pub struct Hypervisor {
     /// Nothing needs to be kept; but nobody else is to make one.
@@ -172,7 +169,7 @@ impl Host for Hypervisor {
         Ok(match runs {
             Scheduler::Bvt => {
                 let bvt: BvtAdjdom = answer.u.read();
-                let millis = |ns: i64| Millis(u64::try_from(ns).unwrap_or(0) / MS as u64);
+                let millis = |count: i64| Millis(u64::try_from(count).unwrap_or(0));
                 DomainSched::Bvt {
                     advance: bvt.mcu_adv,
                     warping: bvt.warpback != 0,
@@ -197,13 +194,14 @@ impl Host for Hypervisor {
         must_run(sched.scheduler())?;
         let u = match sched {
             DomainSched::Bvt { advance, warping, warp, warp_limit, unwarp } => {
-                let ns = |millis: Millis| i64::try_from(millis.0).unwrap_or(i64::MAX).saturating_mul(MS);
+                // The interface counts them in milliseconds too.
+                let count = |millis: Millis| i64::try_from(millis.0).unwrap_or(i64::MAX);
                 Payload::of(BvtAdjdom {
                     mcu_adv: advance,
                     warpback: warping.into(),
                     warpvalue: warp,
-                    warpl: ns(warp_limit),
-                    warpu: ns(unwarp),
+                    warpl: count(warp_limit),
+                    warpu: count(unwarp),
                 })
             }
             DomainSched::Atropos { period, slice, latency, extra } => Payload::of(AtroposAdjdom {

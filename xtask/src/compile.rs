@@ -271,13 +271,14 @@ pub fn everything(
     })
 }
 
-/// `cargo xtask build`: everything, or only the guests that are named.
+/// `cargo xtask build`: everything, or only the packages that are named.
 pub fn command(arch: Option<Arch>, profile: Profile, only: &[String]) -> Result<()> {
     let workspace = Workspace::load()?;
     let toolchain = Toolchain::bare_metal(&workspace)?;
     let mut all = workspace.guests()?;
-    if let Some(unknown) = only.iter().find(|name| all.iter().all(|guest| guest.name != **name)) {
-        bail!("there is no package `{unknown}` under guests/");
+    if let Some(unknown) = only.iter().find(|name| **name != HYPERVISOR && all.iter().all(|guest| guest.name != **name))
+    {
+        bail!("`{unknown}` is neither a guest's package nor `{HYPERVISOR}`, the hypervisor's");
     }
     all.retain(|guest| only.is_empty() || only.contains(&guest.name));
     let wanted: Vec<(Arch, Vec<&Guest>)> = Arch::ALL
@@ -286,6 +287,9 @@ pub fn command(arch: Option<Arch>, profile: Profile, only: &[String]) -> Result<
         .map(|arch| (arch, all.iter().collect()))
         .collect();
     if !only.is_empty() {
+        if only.iter().any(|name| name == HYPERVISOR) {
+            println!("{}", hypervisor(&toolchain, &workspace, profile)?.elf.display());
+        }
         for (arch, list) in &wanted {
             let built = guests(&toolchain, &workspace, profile, *arch, list)?;
             built.iter().for_each(|e| println!("{}", e.path.display()));

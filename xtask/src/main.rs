@@ -64,8 +64,8 @@ enum Command {
 
 #[derive(Args)]
 struct BuildArgs {
-    /// Only these packages under guests/, and no hypervisor
-    guests: Vec<String>,
+    /// Only these packages: guests, or `proxenos`, the hypervisor
+    packages: Vec<String>,
     /// Only this architecture's guests; both without it
     #[arg(long)]
     arch: Option<Arch>,
@@ -200,7 +200,7 @@ struct PlotArgs {
 
 fn main() -> ExitCode {
     let result = process::catch_interrupts().and_then(|()| match Cli::parse().command {
-        Command::Build(args) => compile::command(args.arch, args.profile.profile(), &args.guests).map(|()| 0),
+        Command::Build(args) => compile::command(args.arch, args.profile.profile(), &args.packages).map(|()| 0),
         Command::Run(args) => run::command(&args),
         Command::Test(args) => suite::command(args.filter.as_deref(), args.list),
         Command::Bench(args) => bench::command(&args),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use proxenos_rpc::{Log, Reply, Request, TracePart, TraceRecord};
+use proxenos_rpc::{Log, Reply, Request, TraceCpu, TracePart, TraceRecord};
 use serde_json::json;
 
 use super::{QUICK, open};
@@ -53,9 +53,11 @@ pub fn dmesg(cli: &Cli, args: &DmesgArgs) -> Result<u8> {
 pub fn trace(cli: &Cli, args: &TraceArgs) -> Result<u8> {
     let mut session = open(cli)?;
     let first = read(cli, &mut session, args.cpu.unwrap_or(0), 0)?;
-    let mut cpus: Vec<(u32, u64)> = first.cpus.iter().map(|cpu| (cpu.cpu, cpu.first)).collect();
+    // To read makes records too: without --follow the end is where it was at first.
+    let end = |cpu: &TraceCpu| if args.follow { u64::MAX } else { cpu.next };
+    let mut cpus: Vec<(u32, u64, u64)> = first.cpus.iter().map(|cpu| (cpu.cpu, cpu.first, end(cpu))).collect();
     if let Some(only) = args.cpu {
-        cpus.retain(|(cpu, _)| *cpu == only);
+        cpus.retain(|(cpu, ..)| *cpu == only);
         if cpus.is_empty() {
             return Err(Problem::new(Status::Missing, format!("there is no CPU {only}")).hint("`proxenos info`"));
         }
@@ -63,7 +65,10 @@ pub fn trace(cli: &Cli, args: &TraceArgs) -> Result<u8> {
     let mut all = Vec::new();
     loop {
         let mut is_more = false;
-        for (cpu, next) in &mut cpus {
+        for (cpu, next, end) in &mut cpus {
+            if next >= end {
+                continue;
+            }
             let part = read(cli, &mut session, *cpu, *next)?;
             if part.from < *next {
                 return Err(unexpected());

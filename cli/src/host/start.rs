@@ -4,6 +4,8 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::process::Signal;
+
 use super::qemu::{Accel, Machine, PROGRAM, Scheduler};
 use super::stop::clean;
 use super::{Life, Place, Record, process};
@@ -35,6 +37,9 @@ pub struct Plan {
     /// How long the control domain may take to answer.
     pub patience: Duration,
 }
+
+/// How long a machine that hangs up, or is killed, may take to be gone.
+const LAST: Duration = Duration::from_secs(1);
 
 /// Starts a host and waits until its control domain answers. Whether it was started: it may run already.
 ///
@@ -73,19 +78,13 @@ fn boot(place: &Place, plan: &Plan, accel: &str) -> Result<Record> {
         .create(dir)
         .map_err(|error| Problem::system(format!("cannot make {}", dir.display()), error))?;
     let result = launch(place, plan, accel).and_then(|record| {
-        let ended = |problem: Problem| match Session::open(place, Duration::ZERO) {
-            _ if process::lives(&record) => problem,
-            _ => Problem::new(Status::Unavailable, format!("{place} ended while it started")),
-        };
-        match Session::open(place, plan.patience) {
-            Ok(_) => Ok(record),
-            Err(problem) => {
-                let problem = ended(problem);
-                // By its descriptor: it may have gone by now.
-                process::signal(&record, Some(rustix::process::Signal::KILL), Duration::from_secs(5))?;
-                Err(problem)
-            }
+        let Err(problem) = Session::open(place, plan.patience) else { return Ok(record) };
+        // A machine that ended is another trouble than one that is silent.
+        if process::signal(&record, None, LAST)? {
+            return Err(Problem::new(Status::Unavailable, format!("{place} ended while it started")));
         }
+        process::signal(&record, Some(Signal::KILL), LAST)?;
+        Err(problem)
     });
     result.map_err(|problem| keep_log(place, problem))
 }

@@ -44,6 +44,7 @@ pub struct State {
     pub host_sched: Option<HostSched>,
     pub known: Vec<Digest>,
     pub uploaded: usize,
+    pub traced: u64,
     pub requests: Vec<String>,
 }
 
@@ -90,9 +91,23 @@ impl Fake {
             image: Text::cut("control"),
         };
         state.lock().unwrap().make(own);
+        let fake = Self { dir, state };
+        fake.listen(manner, &host, channels);
+        fake
+    }
+
+    /// A control domain whose host is still to be started.
+    pub fn without_host() -> Self {
+        let fake = Self::start(Manner::Proper, 0);
+        std::fs::remove_dir_all(fake.dir.path().join("proxenos")).unwrap();
+        fake
+    }
+
+    /// Answers at the sockets of a host.
+    pub fn listen(&self, manner: Manner, host: &Path, channels: u32) {
         for channel in 0..channels {
             let listener = UnixListener::bind(host.join(format!("channel-{channel}.sock"))).unwrap();
-            let state = state.clone();
+            let state = self.state.clone();
             std::thread::spawn(move || {
                 for stream in listener.incoming().map_while(Result::ok) {
                     // One client after the other, as a console has it.
@@ -100,7 +115,6 @@ impl Fake {
                 }
             });
         }
-        Self { dir, state }
     }
 
     pub fn proxenos(&self, args: &[&str]) -> Command {
@@ -385,8 +399,11 @@ impl Client {
             Request::Trace { cpu, from } => {
                 let from = from.max(2);
                 let record = |n: u64| TraceRecord { cycles: n * 100, event: cpu, data: [n as u32; 5] };
-                let records = (from..5).take(2).map(record).collect();
-                let cpus = (0..2).map(|cpu| TraceCpu { cpu, first: 2, next: 5 }).collect();
+                // To read makes more of them.
+                state.traced += 1;
+                let next = 4 + state.traced;
+                let records = (from..next).take(2).map(record).collect();
+                let cpus = (0..2).map(|cpu| TraceCpu { cpu, first: 2, next }).collect();
                 let (cpus, records) = (List::new(cpus).unwrap(), List::new(records).unwrap());
                 Reply::Trace(TracePart { cpus, from, records })
             }

@@ -7,6 +7,7 @@ mod guests;
 mod host;
 mod judge;
 mod nmi;
+mod session;
 mod spoil;
 mod talk;
 
@@ -124,6 +125,9 @@ pub fn command(filter: Option<&str>, list: bool) -> Result<u8> {
     let rows: Vec<guests::Row> = guests::plan(&guests).into_iter().filter(|row| filter.takes(&row.name)).collect();
     if list {
         rows.iter().for_each(|row| println!("{}", row.name));
+        if filter.takes(session::NAME) {
+            println!("{}", session::NAME);
+        }
         return Ok(0);
     }
     let mut report = Report::new(&workspace)?;
@@ -159,7 +163,9 @@ const IMAGE_SIZE: &str = "image-size";
 fn bare_metal_is_wanted(filter: Filter<'_>, rows: &[guests::Row]) -> bool {
     let fixed =
         compile::Kind::ALL.into_iter().flat_map(|kind| [BUILD, "clippy"].map(|what| format!("{what}/{}", kind.dir())));
-    !rows.is_empty() || filter.takes(IMAGE_SIZE) || fixed.into_iter().any(|name| filter.takes(&name))
+    !rows.is_empty()
+        || [IMAGE_SIZE, session::NAME].into_iter().any(|name| filter.takes(name))
+        || fixed.into_iter().any(|name| filter.takes(&name))
 }
 
 /// Everything that needs the bare-metal toolchain.
@@ -204,6 +210,9 @@ fn bare_metal_tests(
         }
         if rows.iter().any(|row| row.spec.boot == Boot::Iso) {
             iso::need()?;
+        }
+        if filter.takes(session::NAME) {
+            session::run(report, workspace, &toolchain, &hypervisor, guests)?;
         }
         let runner = guests::Runner::new(workspace, hypervisor, images)?;
         runner.run_all(rows, |name, verdict, seconds| report.add(name, verdict, Some(seconds)));
