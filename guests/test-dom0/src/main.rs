@@ -114,7 +114,7 @@ fn runs(subject: Subject, version: Dom0Version, window: Window, context: Context
     }
     let told = info(id).expect("it is there");
     check!({ told.cpu_time } > 0);
-    check_eq!(u64::from({ told.tot_pages }.get() as u32), builder::PAGES as u64);
+    check_eq!({ told.tot_pages }.to_u64(), builder::PAGES as u64);
     window.close();
     // Straight from its midst.
     check_eq!(destroy(id), Ok(()));
