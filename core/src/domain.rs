@@ -90,6 +90,8 @@ pub struct Domain {
     pub(crate) lent_pages: AtomicU32,
     /// Where its frames lie: none below the first number, none from the second on.
     span: [AtomicU64; 2],
+    /// It has nothing of its own any more, the pages named above included.
+    pub(crate) over: AtomicBool,
     /// How far its end has come, once it has begun.
     pub ending: Mutex<Ending>,
     /// The most frames that it may ask for (`dom_mem_op`); `u32::MAX` is no limit. It can have more, if they are forced
@@ -134,6 +136,7 @@ impl Domain {
             total_pages: AtomicU32::new(0),
             lent_pages: AtomicU32::new(0),
             span: [AtomicU64::new(u64::MAX), AtomicU64::new(0)],
+            over: AtomicBool::new(false),
             ending: Mutex::new(Ending::NotYet),
             max_pages: AtomicU32::new(u32::MAX),
             unsettled: AtomicBool::new(false),

@@ -12,7 +12,7 @@
 //! behind it.
 
 use crate::addr::{DomId, MachineAddr};
-use crate::domain::{Arch, Domain, Privileges, RunState};
+use crate::domain::{Arch, Domain, Privileges};
 use crate::event;
 use crate::frame_alloc::Zone;
 use crate::host::{Hardware, Host};
@@ -167,6 +167,7 @@ fn give_up_pages<H: Hardware>(host: &Host<H>, dom: &Domain) {
     host.hw.map_descriptors(dom.id, DescriptorPage::Gdt(0), None);
     host.free_hypervisor(dom.gdt_page, 0);
     host.give_up_shared(dom.shared_info, host.frames.info(dom.shared_info).expect("its own page"));
+    dom.over.store(true, Ordering::Release);
 }
 
 /// Removes the domains that are over and of which nobody has anything any more.
@@ -178,8 +179,7 @@ pub fn reap<H>(host: &Host<H>) {
 
 /// Whether nothing is left of a domain but its number.
 fn is_gone(dom: &Domain) -> bool {
-    dom.run_state().contains(RunState::DYING)
+    dom.over.load(Ordering::Acquire)
         && dom.total_pages.load(Ordering::Acquire) == 0
         && dom.lent_pages.load(Ordering::Acquire) == 0
-        && matches!(*dom.ending.lock(), Ending::Over)
 }

@@ -354,7 +354,13 @@ fn attend(cpu: &'static Cpu, mut run: &'static mut Running, frame: &mut TrapFram
 fn change(cpu: &'static Cpu, frame: &mut TrapFrame, next: Option<Slot>, now: u64) -> &'static mut Running {
     // SAFETY: the caller's reference has ended.
     let mut old = unsafe { cpu.local.uninstall() }.expect("a domain runs here");
+    let had_ended = old.dom.run_state().contains(RunState::CRASHED);
     switch::save(&cpu.local, &mut old, frame);
+    // A page table that had to be closed may have been its end.
+    if !had_ended && old.dom.run_state().contains(RunState::CRASHED) {
+        end::explain(&old, frame);
+        end::ended(&old);
+    }
     timer::pause(&mut old, now);
     match next {
         Some(next) => {

@@ -292,7 +292,10 @@ impl<'a, H: Hardware> Audit<'a, H> {
     /// What domains keep besides their memory.
     fn claim_hypervisor_frames(&mut self) {
         for index in 0..self.subjects.len() {
-            self.claim_own(self.subjects[index].dom.gdt_page, "claims on a first GDT page");
+            let dom = self.subjects[index].dom;
+            if !dom.over.load(Ordering::Relaxed) {
+                self.claim_own(dom.gdt_page, "claims on a first GDT page");
+            }
             if let Some((l4, l3)) = self.states[index].upper {
                 self.claim_own(l4, "claims on an upper L4");
                 self.claim_own(l3, "claims on an upper L3");

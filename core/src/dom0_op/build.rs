@@ -11,7 +11,9 @@ use crate::domain::{Arch, Domain, RunState};
 use crate::event::EventDomains;
 use crate::host::{Hardware, Host};
 use crate::hypercall::Caller;
+use crate::mmu::{Abandoned, settle};
 use crate::others::{MachineState, Stopped};
+use crate::paging::partial::Drained;
 use crate::paging::{Pager, PagingError};
 use crate::personality::Personality;
 use crate::preempt::{Poll, Stop};
@@ -88,18 +90,24 @@ fn take_tables<A: Layout, H: Hardware>(
     if !host.is_ram(base) {
         return Err(Errno::EINVAL.into());
     }
+    let mut poll = Poll::begin();
+    if settle(host, dom, &mut poll, Abandoned::Keep) == Drained::Partly {
+        return Err(Stop::Preempted);
+    }
     let pager = Pager::new(host, dom);
     let mut state = pager.lock();
-    state.poll = Poll::begin();
+    state.poll = poll;
     let set = pager.set_base::<A::Tables>(&mut state, base);
-    let left_over = state.has_condemned();
-    state.poll = Poll::NEVER;
+    poll = core::mem::replace(&mut state.poll, Poll::NEVER);
     drop(state);
     match set {
         Ok(()) => {}
         Err(PagingError::Preempted) => return Err(Stop::Preempted),
-        Err(_) if left_over => return Err(Stop::Preempted),
-        Err(error) => return Err(Errno::from(error).into()),
+        Err(error) => {
+            // What there is no time to undo now is undone before anything else is made of these frames.
+            let _: Drained = settle(host, dom, &mut poll, Abandoned::Keep);
+            return Err(Errno::from(error).into());
+        }
     }
     let given = context.gdt_frames;
     let frames = given.map(|frame| Mfn(frame.to_u64()));

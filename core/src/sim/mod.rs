@@ -239,42 +239,34 @@ impl Clock for SimMachine {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lanes_of_a_word_are_independent() {
-        let machine = SimMachine::new(2);
-        machine.store64(MachineAddr(0x1000), 0x1122_3344_5566_7788);
-        assert_eq!(machine.load32(MachineAddr(0x1000)), 0x5566_7788);
-        assert_eq!(machine.load32(MachineAddr(0x1004)), 0x1122_3344);
-        assert_eq!(machine.load8(MachineAddr(0x1007)), 0x11);
-        machine.store8(MachineAddr(0x1001), 0xaa);
-        assert_eq!(machine.or32(MachineAddr(0x1004), 1), 0x1122_3344);
-        assert_eq!(machine.cas32(MachineAddr(0x1000), 0, 1), Err(0x5566_aa88));
-        assert_eq!(machine.cas32(MachineAddr(0x1000), 0x5566_aa88, 1), Ok(()));
-        assert_eq!(machine.load64(MachineAddr(0x1000)), 0x1122_3345_0000_0001);
-        assert_eq!(machine.load64(MachineAddr(0x0ff8)), 0);
+/// Nobody runs here.
+impl VirtualCpus for SimMachine {
+    fn with_stopped<R>(&self, _: &Domain, _: impl FnOnce(Stopped<'_>) -> R) -> Result<R, Unreached> {
+        Err(Unreached::None)
     }
 
-    #[test]
-    #[should_panic(expected = "not aligned")]
-    fn misaligned_access_is_a_bug() {
-        SimMachine::new(1).load32(MachineAddr(2));
+    fn caller_state(&self, _: &Vcpu) -> MachineState {
+        MachineState::ZERO
     }
 
-    #[test]
-    fn copies_cross_frames_and_flushes_follow_stamps() {
-        let machine = SimMachine::new(2);
-        machine.write(MachineAddr(0xffe), &[1, 2, 3, 4]);
-        let mut back = [0; 4];
-        machine.read(MachineAddr(0xffe), &mut back);
-        assert_eq!(back, [1, 2, 3, 4]);
-        let stamp = machine.stamp();
-        machine.flush_if_older(stamp);
-        machine.flush_if_older(stamp);
-        assert_eq!(machine.full_flushes.load(SeqCst), 1, "the second found the TLB flushed already");
+    fn is_running(&self, _: &Domain) -> bool {
+        false
+    }
+
+    fn cpu_time(&self, _: &Domain) -> Span {
+        Span::ZERO
+    }
+
+    fn admit(&self, _: &Arc<Domain>, _: Affinity) -> Result<(), SchedError> {
+        Err(SchedError::NoSuchCpu)
+    }
+
+    fn dismiss(&self, _: &Domain) -> Result<Box<Vcpu>, Unreached> {
+        Err(Unreached::None)
+    }
+
+    fn reserved_descriptors(&self, _: Arch) -> [u64; NR_RESERVED_GDT_ENTRIES as usize] {
+        [0; NR_RESERVED_GDT_ENTRIES as usize]
     }
 }
 
@@ -329,33 +321,41 @@ impl MachineControl for SimMachine {
     }
 }
 
-/// Nobody runs here.
-impl VirtualCpus for SimMachine {
-    fn with_stopped<R>(&self, _: &Domain, _: impl FnOnce(Stopped<'_>) -> R) -> Result<R, Unreached> {
-        Err(Unreached::None)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lanes_of_a_word_are_independent() {
+        let machine = SimMachine::new(2);
+        machine.store64(MachineAddr(0x1000), 0x1122_3344_5566_7788);
+        assert_eq!(machine.load32(MachineAddr(0x1000)), 0x5566_7788);
+        assert_eq!(machine.load32(MachineAddr(0x1004)), 0x1122_3344);
+        assert_eq!(machine.load8(MachineAddr(0x1007)), 0x11);
+        machine.store8(MachineAddr(0x1001), 0xaa);
+        assert_eq!(machine.or32(MachineAddr(0x1004), 1), 0x1122_3344);
+        assert_eq!(machine.cas32(MachineAddr(0x1000), 0, 1), Err(0x5566_aa88));
+        assert_eq!(machine.cas32(MachineAddr(0x1000), 0x5566_aa88, 1), Ok(()));
+        assert_eq!(machine.load64(MachineAddr(0x1000)), 0x1122_3345_0000_0001);
+        assert_eq!(machine.load64(MachineAddr(0x0ff8)), 0);
     }
 
-    fn caller_state(&self, _: &Vcpu) -> MachineState {
-        MachineState::ZERO
+    #[test]
+    #[should_panic(expected = "not aligned")]
+    fn misaligned_access_is_a_bug() {
+        SimMachine::new(1).load32(MachineAddr(2));
     }
 
-    fn is_running(&self, _: &Domain) -> bool {
-        false
-    }
-
-    fn cpu_time(&self, _: &Domain) -> Span {
-        Span::ZERO
-    }
-
-    fn admit(&self, _: &Arc<Domain>, _: Affinity) -> Result<(), SchedError> {
-        Err(SchedError::NoSuchCpu)
-    }
-
-    fn dismiss(&self, _: &Domain) -> Result<Box<Vcpu>, Unreached> {
-        Err(Unreached::None)
-    }
-
-    fn reserved_descriptors(&self, _: Arch) -> [u64; NR_RESERVED_GDT_ENTRIES as usize] {
-        [0; NR_RESERVED_GDT_ENTRIES as usize]
+    #[test]
+    fn copies_cross_frames_and_flushes_follow_stamps() {
+        let machine = SimMachine::new(2);
+        machine.write(MachineAddr(0xffe), &[1, 2, 3, 4]);
+        let mut back = [0; 4];
+        machine.read(MachineAddr(0xffe), &mut back);
+        assert_eq!(back, [1, 2, 3, 4]);
+        let stamp = machine.stamp();
+        machine.flush_if_older(stamp);
+        machine.flush_if_older(stamp);
+        assert_eq!(machine.full_flushes.load(SeqCst), 1, "the second found the TLB flushed already");
     }
 }

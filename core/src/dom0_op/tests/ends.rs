@@ -5,6 +5,7 @@ use crate::domain::RunState;
 use crate::event::{Channel, End, alloc_unbound, bind_interdomain};
 use core::sync::atomic::Ordering::Relaxed;
 use proxenos_abi::Port;
+use proxenos_abi::grant_table::{GrantFlags, GrantMapFlags};
 
 #[test]
 fn what_others_map_stays_and_so_does_the_number() {
@@ -32,7 +33,7 @@ fn mapped<A: Control>(arch: Arch) {
                 let max = SetDomainMaxMem::<A> { domain: id, max_memkb: word(40), ..SetDomainMaxMem::default() };
                 assert_eq!(world.tell(max), refused(Errno::ESRCH));
                 let list = [0x4000, world.guests[0].va(DATA).0, 1, 0, id.0.into(), 0];
-                assert_eq!(world.guest(0).call(Hypercall::DomMemOp, list) as i64, Errno::ENOSYS.to_result() as i64);
+                assert_eq!(world.guest(0).call(Hypercall::DomMemOp, list) as i64, Errno::ENOSYS.to_result());
                 let list = [0, world.guests[0].va(DATA).0, 1, 0, id.0.into(), 0];
                 assert_eq!(world.guest(0).call(Hypercall::DomMemOp, list), 0, "it gets nothing more");
                 // A frame that is forced upon it is refused too.
@@ -89,6 +90,31 @@ fn channels_go_with_it() {
     assert!(alloc_unbound(&*dom, DomId(0)).is_err() && dom.channels.channel(Port(0)).is_ok());
     drop(dom);
     assert_eq!(world.usage(), before);
+}
+
+/// Whichever side of a mapped grant is destroyed first.
+#[test]
+fn grants_go_with_either_side() {
+    for order in [[1, 2], [2, 1]] {
+        let mut world = World::new(&[(Arch::X86_64, PRIVILEGED), (Arch::X86_32, PLAIN), (Arch::X86_64, PLAIN)]);
+        // The second grants, the first maps.
+        world.grant(0, GrantFlags::PERMIT_ACCESS, DATA);
+        world.mapped(0, GrantMapFlags::HOST_MAP, FRAMES + 4);
+        for (left, id) in [(1, order[0]), (0, order[1])] {
+            let at = world.guests.iter().position(|guest| guest.dom.id == DomId(id)).expect("it is there");
+            let mut guest = world.guests.remove(at);
+            guest.run();
+            world.host.hw.leave();
+            world.host.hw.park(&guest.0.dom, core::mem::take(&mut guest.0.vcpu));
+            drop(guest);
+            assert_eq!(world.destroy(DomId(id)), OK);
+            world.check();
+            // Whoever asks sees who is left.
+            let _ = world.info::<X86_64>(DomId(1));
+            let zombie = id == 2 && left == 1;
+            assert_eq!(world.host.domains.count(), 1 + left + usize::from(zombie));
+        }
+    }
 }
 
 /// A domain that runs all the time changes its tables while ten thousand others come and go: not a frame is missing.

@@ -8,7 +8,8 @@
 //! A place is given up under the lock of its CPU's seats, which that CPU has whenever it picks: who is parked and not the one picked last is
 //! in nobody's hands.
 
-use super::{Home, Running, Seat, Seats, now, place, reserve, scheduler, scheduling};
+use super::{Home, Running, Seat, Seats, id, now, place, reserve, scheduler, scheduling};
+use crate::console;
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::gdt::{self, Flavour};
 use crate::cpu::percpu::Cpu;
@@ -61,10 +62,14 @@ pub(super) fn attempt<R>(mut what: impl FnMut() -> Option<R>) -> Option<R> {
 
 impl VirtualCpus for Hw {
     fn with_stopped<R>(&self, dom: &Domain, work: impl FnOnce(Stopped<'_>) -> R) -> Result<R, Unreached> {
-        let (_, seat) = seat(dom).ok_or(Unreached::None)?;
+        let (home, seat) = seat(dom).ok_or(Unreached::None)?;
         let mut work = Some(work);
         if let Some(result) = with_parked(&seat, &mut work) {
             return Ok(result);
+        }
+        // Who is not parked here is the caller, whom this CPU cannot wait for.
+        if home.cpu == id(Cpu::current()) {
+            return Err(Unreached::None);
         }
         dom.hold();
         let result = attempt(|| with_parked(&seat, &mut work));
@@ -103,10 +108,10 @@ impl VirtualCpus for Hw {
     fn dismiss(&self, dom: &Domain) -> Result<Box<Vcpu>, Unreached> {
         let (home, seat) = seat(dom).ok_or(Unreached::None)?;
         // It is not to run: its CPU puts it to sleep as soon as it has seen that.
-        attempt(|| leave_seat(home, &seat)).map_or(Err(Unreached::Running), |running| {
-            dom.leave_home();
-            Ok(running.vcpu)
-        })
+        let running = attempt(|| leave_seat(home, &seat)).ok_or(Unreached::Running)?;
+        dom.leave_home();
+        console::domains::finish(dom.id);
+        Ok(running.vcpu)
     }
 
     fn reserved_descriptors(&self, arch: Arch) -> [u64; NR_RESERVED_GDT_ENTRIES as usize] {
