@@ -81,7 +81,7 @@ impl SimHardware {
     }
 
     /// Calls `work` with the descriptor tables of all that are parked.
-    pub(crate) fn with_parked_segments<R>(&self, work: impl FnOnce(&[(DomId, &Segments)]) -> R) -> R {
+    pub fn with_parked_segments<R>(&self, work: impl FnOnce(&[(DomId, &Segments)]) -> R) -> R {
         let parked = self.others.parked.lock();
         let segments: Vec<_> = parked.iter().map(|(&id, parked)| (DomId(id), &parked.vcpu.segments)).collect();
         work(&segments)
