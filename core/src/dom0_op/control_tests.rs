@@ -9,7 +9,6 @@ use crate::addr::DomId;
 use crate::domain::{Arch, Privileges};
 use crate::machine::GuestMemory;
 use crate::paging::tests::world::*;
-use crate::vcpu::Vcpu;
 use alloc::vec::Vec;
 use proxenos_abi::dom0_ops::{Dom0Argument, Dom0Command, Dom0Op, Dom0Version};
 use proxenos_abi::zerocopy::{FromBytes, IntoBytes};
@@ -24,7 +23,7 @@ fn everywhere(test: impl Fn(&mut World)) {
     use Arch::{X86_32, X86_64};
     for (caller, subject) in [(X86_32, X86_32), (X86_64, X86_64), (X86_32, X86_64), (X86_64, X86_32)] {
         let mut world = World::new(&[(caller, PRIVILEGED), (subject, PLAIN)]);
-        let vcpu = core::mem::replace(&mut world.guests[1].vcpu, Vcpu::new());
+        let vcpu = core::mem::take(&mut world.guests[1].vcpu);
         world.host.hw.park(&world.guests[1].dom, vcpu);
         test(&mut world);
         world.check();

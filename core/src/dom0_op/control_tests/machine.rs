@@ -28,7 +28,7 @@ fn the_machine_is_described() {
         let (result, info) = world.control_op(PhysInfo::<A>::default());
         assert_eq!(result, OK);
         assert_eq!(({ info.ht_per_core }, { info.cores }, { info.cpu_khz }), (1, 2, 2_400_000));
-        assert_eq!({ info.total_pages.value }.to_u64(), world.host.frames.len() as u64);
+        assert_eq!({ info.total_pages.value }.to_u64(), world.host.frames.len());
         assert_eq!({ info.free_pages.value }.to_u64(), world.host.alloc.lock().free_frames(Zone::Any));
     }
     everywhere(|world| by_caller!(world, test));
