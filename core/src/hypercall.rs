@@ -14,7 +14,7 @@ use crate::grant;
 use crate::host::{Hardware, Host};
 use crate::machine::BadPointer;
 use crate::mmu::{self, Abandoned, Course};
-use crate::paging::Target;
+use crate::paging::{Pager, Target};
 use crate::paging::partial::Drained;
 use crate::personality::Personality;
 use crate::preempt::{Answer, Call, Place, Poll, Progress, Stop, cost};
@@ -262,6 +262,8 @@ impl<H: Hardware> Caller<'_, H> {
 
     fn sched_op(&mut self, op: u32) -> Result<u64, Errno> {
         let op_kind = SchedOp::from_raw(op & SCHEDOP_CMDMASK).ok_or(Errno::ENOSYS)?;
+        // Another domain's turn may come: no table stays open, and who has a bad one does not get as far as to wait.
+        drop(Pager::new(self.host, self.dom).lock());
         match op_kind {
             SchedOp::Yield => self.vcpu.reschedule = true,
             SchedOp::Block => event::block(&self.host.hw, self.dom.shared_info, &self.dom.run),

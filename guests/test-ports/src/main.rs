@@ -2,7 +2,7 @@
 #![no_std]
 #![no_main]
 
-use proxenos_guest::abi::dom0_ops::args::{Iopl, SchedId};
+use proxenos_guest::abi::dom0_ops::args::Iopl;
 use proxenos_guest::abi::dom0_ops::{Dom0Op, Dom0Version};
 use proxenos_guest::abi::{DomId, Errno, Hypercall};
 use proxenos_guest::arch::hypercall1;
@@ -65,8 +65,6 @@ fn requests() {
         let result = unsafe { hypercall::dom0_op(&mut Dom0Op { cmd, ..request }) };
         check_eq!(result, Err(Errno::ENOSYS), "command {cmd}");
     }
-    // SAFETY: as above.
-    check_eq!(unsafe { hypercall::dom0_op(&mut Dom0Op::new(SchedId::default())) }, Err(Errno::ENOSYS));
     check_eq!(set_level(DomId(77), 1), Err(Errno::ESRCH), "another domain");
     check_eq!(read8(CMOS_DATA), None, "and so far nothing has been given");
     check_eq!(set_level(DomId::SELF, 0), Ok(0));
