@@ -1,65 +1,14 @@
 //! A host of its own and twenty guests of both architectures, from the shell: what is seen is what was asked for.
-//! Nothing here is played: this needs built images, and `cargo xtask test session` brings them.
+//! Nothing here is played: this needs built images, and `cargo xtask test cli/session` brings them.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+mod shell;
+
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-
-/// The session: a directory of its own, and the host in it, which ends with it.
-struct Shell {
-    dir: tempfile::TempDir,
-}
-
-impl Shell {
-    fn output(&self, args: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_proxenos"))
-            .args(args)
-            .env("XDG_RUNTIME_DIR", self.dir.path())
-            .env_remove("PROXENOS_HOST")
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
-    }
-
-    fn text(&self, args: &[&str]) -> String {
-        let output = self.output(args);
-        assert!(output.status.success(), "{args:?}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn json(&self, args: &[&str]) -> Value {
-        serde_json::from_str(&self.text(&[&["--json"], args].concat())).unwrap()
-    }
-
-    fn status(&self, args: &[&str]) -> Option<i32> {
-        self.output(args).status.code()
-    }
-
-    /// Looks at a domain until it is in that state.
-    fn reaches(&self, name: &str, state: &str) {
-        let until = Instant::now() + Duration::from_secs(60);
-        while self.json(&["info", name])["state"] != state {
-            assert!(Instant::now() < until, "{name} is {}", self.json(&["info", name]));
-            std::thread::sleep(Duration::from_millis(100));
-        }
-    }
-}
-
-impl Drop for Shell {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let log = std::fs::read_to_string(self.dir.path().join("proxenos/default/console.log")).unwrap_or_default();
-            eprintln!("the machine's console:\n{log}");
-        }
-        self.output(&["host", "stop", "--force"]);
-    }
-}
-
-fn variable(name: &str) -> PathBuf {
-    std::env::var_os(name).unwrap_or_else(|| panic!("{name} is not set: use `cargo xtask test session`")).into()
-}
+use shell::{Shell, variable};
 
 /// A kernel whose first instruction is an undefined one, before it could have any handler: it crashes. Also its entry.
 fn crashing(kernel: &Path, to: &Path) -> u64 {

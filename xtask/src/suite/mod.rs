@@ -125,9 +125,7 @@ pub fn command(filter: Option<&str>, list: bool) -> Result<u8> {
     let rows: Vec<guests::Row> = guests::plan(&guests).into_iter().filter(|row| filter.takes(&row.name)).collect();
     if list {
         rows.iter().for_each(|row| println!("{}", row.name));
-        if filter.takes(session::NAME) {
-            println!("{}", session::NAME);
-        }
+        session::ROWS.iter().filter(|row| filter.takes(row.name)).for_each(|row| println!("{}", row.name));
         return Ok(0);
     }
     let mut report = Report::new(&workspace)?;
@@ -164,7 +162,7 @@ fn bare_metal_is_wanted(filter: Filter<'_>, rows: &[guests::Row]) -> bool {
     let fixed =
         compile::Kind::ALL.into_iter().flat_map(|kind| [BUILD, "clippy"].map(|what| format!("{what}/{}", kind.dir())));
     !rows.is_empty()
-        || [IMAGE_SIZE, session::NAME].into_iter().any(|name| filter.takes(name))
+        || session::ROWS.iter().map(|row| row.name).chain([IMAGE_SIZE]).any(|name| filter.takes(name))
         || fixed.into_iter().any(|name| filter.takes(&name))
 }
 
@@ -211,8 +209,8 @@ fn bare_metal_tests(
         if rows.iter().any(|row| row.spec.boot == Boot::Iso) {
             iso::need()?;
         }
-        if filter.takes(session::NAME) {
-            session::run(report, workspace, &toolchain, &hypervisor, guests)?;
+        for row in session::ROWS.iter().filter(|row| filter.takes(row.name)) {
+            session::run(row, report, workspace, &toolchain, &hypervisor, guests)?;
         }
         let runner = guests::Runner::new(workspace, hypervisor, images)?;
         runner.run_all(rows, |name, verdict, seconds| report.add(name, verdict, Some(seconds)));
