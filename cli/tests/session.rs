@@ -4,10 +4,8 @@
 mod shell;
 
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::json;
 use shell::{Shell, variable};
 
 /// A kernel whose first instruction is an undefined one, before it could have any handler: it crashes. Also its entry.
@@ -67,7 +65,7 @@ fn twenty_guests_are_what_was_asked_for() {
     // The first domain of each kind has the hypervisor's heap grow.
     let kernel = |arch: usize| kernels[arch].to_str().unwrap();
     for arch in [0, 1] {
-        assert_eq!(shell.status(&["run", kernel(arch)]), Some(0));
+        assert_eq!(shell.output(&["run", kernel(arch)]).status.code(), Some(0));
     }
     let free = shell.json(&["info"])["memory_free_kib"].as_u64().unwrap();
     let log = || std::fs::read_to_string(dir.join("proxenos/default/console.log")).unwrap();
@@ -103,7 +101,7 @@ fn twenty_guests_are_what_was_asked_for() {
         assert_eq!(shell.json(&["sched", &name(number)])["advance"], 1000 / weight(number));
     }
     assert_eq!(
-        shell.status(&["create", "--paused", dir.join("7.toml").to_str().unwrap()]),
+        shell.output(&["create", "--paused", dir.join("7.toml").to_str().unwrap()]).status.code(),
         Some(77),
         "its name is taken"
     );
@@ -118,7 +116,7 @@ fn twenty_guests_are_what_was_asked_for() {
         assert_eq!(shell.json(&["info", guest])["pinned"], true);
         shell.text(&["pin", guest, "any"]);
         assert_eq!(shell.json(&["info", guest])["pinned"], false);
-        assert_eq!(shell.status(&["pin", guest, "7"]), Some(77), "there is one CPU");
+        assert_eq!(shell.output(&["pin", guest, "7"]).status.code(), Some(77), "there is one CPU");
         shell.text(&["mem-max", guest, "64M"]);
         assert_eq!(shell.json(&["info", guest])["memory_limit_kib"], 64 << 10);
     }
@@ -128,7 +126,7 @@ fn twenty_guests_are_what_was_asked_for() {
     // Run some to their ends, and stop some on their way.
     for number in [0, 1] {
         shell.text(&["unpause", &name(number)]);
-        assert_eq!(shell.status(&["wait", &name(number)]), Some(0));
+        assert_eq!(shell.output(&["wait", &name(number)]).status.code(), Some(0));
     }
     for number in [2, 3] {
         shell.text(&["unpause", &name(number)]);
@@ -184,5 +182,5 @@ fn twenty_guests_are_what_was_asked_for() {
     assert!(log.contains("(px)"));
     shell.text(&["host", "stop"]);
     let is_there = std::fs::read_to_string(format!("/proc/{machine}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
-    assert!(!is_there && shell.status(&["host", "status"]) == Some(69));
+    assert!(!is_there && shell.output(&["host", "status"]).status.code() == Some(69));
 }

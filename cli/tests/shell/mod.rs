@@ -35,11 +35,6 @@ impl Shell {
         serde_json::from_str(&self.text(&[&["--json"], args].concat())).unwrap()
     }
 
-    /// A command's exit status.
-    pub fn status(&self, args: &[&str]) -> Option<i32> {
-        self.output(args).status.code()
-    }
-
     /// Looks at a domain until it is in that state.
     pub fn reaches(&self, name: &str, state: &str) {
         let until = Instant::now() + Duration::from_secs(60);
