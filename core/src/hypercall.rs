@@ -3,7 +3,7 @@
 //! A result is a non-negative number or an [`Errno`], which becomes its negative in the guest's register here and
 //! nowhere else. Arguments are taken as wide as the interface has them: an `int` is the register's low 32 bits.
 
-use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn, PAGE_SIZE};
+use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn, PAGE_SHIFT, PAGE_SIZE};
 use crate::assist;
 use crate::bounce::Callback;
 use crate::debugreg::Changed;
@@ -423,7 +423,7 @@ fn answer_send<P: Personality, H: Hardware>(host: &Host<H>, dom: &Domain, at: Gu
     if command as u32 != EventChannelOp::Send.raw() {
         return None;
     }
-    event::send(dom, &host.domains, &host.hw, Port(argument as u32)).ok().map(|()| 0)
+    event::send_at_once(dom, &host.domains, &host.hw, Port(argument as u32))
 }
 
 /// The first words of a request of so many bytes, if it lies in one page. They may be all that counts of it; but all of it must be
@@ -433,7 +433,8 @@ pub(crate) fn head_of_request<P: Personality, H: Hardware, const SIZE: usize>(
     host: &Host<H>,
     at: GuestVirt,
 ) -> Option<[u64; 2]> {
-    if at.page_offset() > PAGE_SIZE - SIZE || !P::in_guest_range(at, SIZE as u64) {
+    // A page is the guest's or is not, so of one that begins there is no more to ask.
+    if at.page_offset() > PAGE_SIZE - SIZE || P::guest_page(at.0 >> PAGE_SHIFT).is_none() {
         return None;
     }
     host.hw.read_words(at).ok()

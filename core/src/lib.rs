@@ -61,3 +61,7 @@ pub mod tsc_sync;
 pub mod user_mode;
 pub mod vcpu;
 pub mod virq;
+
+/// Says that the branch it stands in is rarely taken, or is to cost the other nothing.
+#[cold]
+const fn rarely() {}

@@ -4,6 +4,7 @@
 use crate::addr::GuestVirt;
 use crate::domain::Arch;
 use crate::paging::format::{Format, FourLevel, TwoLevel};
+use crate::rarely;
 use proxenos_abi::{GuestArch, X86_32, X86_64};
 
 /// An architecture of the Xen 2.0 interface, as the mechanisms see it.
@@ -44,6 +45,11 @@ impl Personality for X86_64 {
     fn in_guest_range(at: GuestVirt, bytes: u64) -> bool {
         // The two halves of the canonical range, the upper one from behind the hypervisor's slots.
         const LOWER_END: u64 = 1 << 47;
+        if bytes <= LOWER_END && at.0 <= LOWER_END - bytes {
+            return true;
+        }
+        // As below.
+        rarely();
         match at.0.checked_add(bytes) {
             Some(end) => end <= LOWER_END || at.0 >= Self::HYPERVISOR_VIRT_END,
             // Up to and with the last byte of the address space.
@@ -55,7 +61,12 @@ impl Personality for X86_64 {
     fn guest_page(number: u64) -> Option<GuestVirt> {
         const LOWER: core::ops::Range<u64> = 0..1 << (47 - 12);
         const UPPER: core::ops::Range<u64> = X86_64::HYPERVISOR_VIRT_END >> 12..1 << (64 - 12);
-        (LOWER.contains(&number) || UPPER.contains(&number)).then_some(GuestVirt(number << 12))
+        if LOWER.contains(&number) {
+            return Some(GuestVirt(number << 12));
+        }
+        // Not rarely taken, but so the compiler does not work out both for each.
+        rarely();
+        UPPER.contains(&number).then_some(GuestVirt(number << 12))
     }
 }
 

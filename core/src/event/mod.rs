@@ -17,7 +17,9 @@ mod tests;
 mod wire;
 
 pub use deliver::{raise_pirq, raise_virq};
-pub use ops::{End, alloc_unbound, bind_interdomain, bind_pirq, bind_virq, close, close_all, send, status};
+pub use ops::{
+    End, alloc_unbound, bind_interdomain, bind_pirq, bind_virq, close, close_all, send, send_at_once, status,
+};
 pub use page::{block, is_masked, signal, upcall_is_due};
 pub use wire::{Reply, event_channel_op};
 
@@ -200,6 +202,11 @@ impl EventChannels {
 
     fn lock(&self) -> MutexGuard<'_, EventPorts> {
         self.ports.lock()
+    }
+
+    #[inline(always)]
+    fn try_lock(&self) -> Option<MutexGuard<'_, EventPorts>> {
+        self.ports.try_lock()
     }
 }
 

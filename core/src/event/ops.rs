@@ -255,26 +255,51 @@ fn release<D: EventDomain>(domain: &D, ports: &mut EventPorts, channel: Channel)
 ///
 /// # Errors
 /// [`EventError::PortOutOfRange`]; [`EventError::PortState`] unless the port is bound to another port.
-#[inline(always)]
 pub fn send<S: EventDomains, M: MachineMemory>(
     caller: &S::Domain,
     domains: &S,
     memory: &M,
     port: Port,
 ) -> Result<(), EventError> {
-    // Held to the end: the remote domain cannot take its end away, and free its page, in between.
-    let ports = caller.events().lock();
+    match send_holding(caller.events().lock(), caller, domains, memory, port) {
+        Some(_) => Ok(()),
+        None => Err(not_bound(port)),
+    }
+}
+
+/// The same, where the ports are free at once and the port is bound to another: the result of the call. Else nothing is done.
+#[inline(always)]
+pub fn send_at_once<S: EventDomains, M: MachineMemory>(
+    caller: &S::Domain,
+    domains: &S,
+    memory: &M,
+    port: Port,
+) -> Option<u64> {
+    // A wait here would cost those who need not wait some registers.
+    send_holding(caller.events().try_lock()?, caller, domains, memory, port)
+}
+
+/// Sends an event through one of the caller's ports, which are locked: to the end, so that the remote domain cannot take its end
+/// away, and free its page, in between.
+#[inline(always)]
+fn send_holding<S: EventDomains, M: MachineMemory>(
+    ports: MutexGuard<'_, EventPorts>,
+    caller: &S::Domain,
+    domains: &S,
+    memory: &M,
+    port: Port,
+) -> Option<u64> {
     // Port 0 and those beyond the end have no channel there.
     match ports.channels.get(port.0 as usize) {
         Some(&Channel::Interdomain { remote, port, .. }) if remote == caller.id() => {
             signal(memory, caller.shared_info(), port, || caller.notify_self());
+            Some(0)
         }
         Some(&Channel::Interdomain { remote, port, shared_info }) => {
-            send_to(ports, domains, memory, remote, port, shared_info);
+            Some(send_to(ports, domains, memory, remote, port, shared_info))
         }
-        _ => return Err(not_bound(port)),
+        _ => None,
     }
-    Ok(())
 }
 
 /// Why a port that is not bound to another cannot be sent through.
@@ -283,6 +308,7 @@ fn not_bound(port: Port) -> EventError {
     if port.0 as usize >= PORTS { EventError::PortOutOfRange } else { EventError::PortState }
 }
 
+/// Sends to another domain. The result is the call's: so it is the last that is done for one.
 #[inline(never)]
 fn send_to<S: EventDomains, M: MachineMemory>(
     held: MutexGuard<'_, EventPorts>,
@@ -291,13 +317,14 @@ fn send_to<S: EventDomains, M: MachineMemory>(
     remote: DomId,
     port: Port,
     shared_info: Mfn,
-) {
+) -> u64 {
     signal(memory, shared_info, port, || {
         if let Some(domain) = domains.find(remote) {
             domain.notify();
         }
     });
     drop(held);
+    0
 }
 
 /// The state of a port of a domain (`DOMID_SELF` for the caller).

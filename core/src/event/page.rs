@@ -28,8 +28,10 @@ const fn field(shared_info: Mfn, offset: usize) -> MachineAddr {
 #[inline(always)]
 pub fn signal<M: MachineMemory>(memory: &M, shared_info: Mfn, port: Port, notify: impl FnOnce()) {
     let (word, bit) = (port.0 / 32 % 32, 1 << (port.0 % 32));
-    let pending = field(shared_info, SharedInfo::EVTCHN_PENDING + 4 * word as usize);
-    let mask = field(shared_info, SharedInfo::EVTCHN_MASK + 4 * word as usize);
+    // Both from one address: that costs the least.
+    let first = field(shared_info, 4 * word as usize);
+    let pending = MachineAddr(first.0 + SharedInfo::EVTCHN_PENDING as u64);
+    let mask = MachineAddr(first.0 + SharedInfo::EVTCHN_MASK as u64);
     let selector = field(shared_info, SharedInfo::EVTCHN_PENDING_SEL);
     // The order of these four is the interface: the guest clears in the opposite one.
     if memory.or32(pending, bit) & bit != 0

@@ -117,7 +117,7 @@ pub(crate) fn mmu_update<P: Personality, H: Hardware>(
     let request = read_one::<P, H>(host, list).ok()?;
     let pager = Pager::new(host, dom);
     let mut flush_tlb = false;
-    let mut state = pager.lock();
+    let mut state = pager.lock_at_once()?;
     let carried_out = if is_store(&request) {
         store::<P, H>(pager, &mut { L1Table::NONE }, &request)
     } else {
@@ -168,7 +168,7 @@ pub(crate) fn update_va_mapping<P: Personality, H: Hardware>(
 ) -> Option<u64> {
     let at = P::guest_page(page)?;
     let pager = Pager::new(host, dom);
-    let state = pager.lock();
+    let state = pager.lock_at_once()?;
     let (table, index) = pager.l1_entry::<P::Tables>(&state, at)?;
     let slot = P::Tables::entry_addr(table.mfn(), index);
     if !pager.update_l1_quickly::<P::Tables>(&table, slot, P::Tables::truncate(value)) {

@@ -174,6 +174,14 @@ impl<'a, H: Hardware> Pager<'a, H> {
         state
     }
 
+    /// The same, if nobody has the lock: whoever may wait for one here keeps more in registers for it than who need not.
+    #[inline(always)]
+    pub(crate) fn lock_at_once(&self) -> Option<MutexGuard<'a, PagingState>> {
+        let mut state = self.dom.paging.try_lock()?;
+        self.settle(&mut state);
+        Some(state)
+    }
+
     /// Closes all tables and begins to count anew.
     #[inline]
     pub fn settle(&self, state: &mut PagingState) {

@@ -11,6 +11,7 @@
 
 use crate::addr::GuestVirt;
 use crate::personality::Personality;
+use crate::rarely;
 use core::mem::offset_of;
 use proxenos_abi::{GuestArch, Selector, X86_32};
 
@@ -34,10 +35,6 @@ pub(super) enum Use {
     /// As an x86_32 kernel's code: known to be of 32 bits.
     Code = 2,
 }
-
-/// Says that a branch is rarely taken.
-#[cold]
-const fn rarely() {}
 
 /// What is known of a virtual CPU's segments.
 #[derive(Debug)]

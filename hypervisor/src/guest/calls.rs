@@ -137,7 +137,7 @@ extern "C" fn handle<P: CallRegisters, const N: u32>(frame: &mut TrapFrame) -> u
     }
     let cpu = quick::cpu_of(frame);
     // SAFETY: the one reference of this entry; it ends with this function, or where another begins.
-    let Some(run) = (unsafe { cpu.local.running() }) else { crate::fault::report_trap(frame) };
+    let Some(run) = (unsafe { cpu.local.running() }) else { return carry_out_at_length::<P>(frame, number) };
     let Some(result) = answer::<P, Hw>(run.host, &run.dom, &mut run.vcpu, number, &args) else {
         return carry_out_at_length::<P>(frame, number);
     };
@@ -306,10 +306,6 @@ global_asm!(
     "4: cmpb $0, 1(%rdx)",
     "   jne 3b",
     "   movq %rax, {rax}(%rsp)",
-    "   movq {rip}(%rsp), %rcx",
-    "   movq %rcx, {rcx}(%rsp)",
-    "   movq {rflags}(%rsp), %rcx",
-    "   movq %rcx, {r11}(%rsp)",
     "   movq %rsp, %rdi",
     "   callq {upcall_64}",
     "   testl %eax, %eax",

@@ -24,7 +24,7 @@ use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 use proxenos_abi::{GuestWord, Selector, X86_32, X86_64};
 use proxenos_core::addr::GuestVirt;
-use proxenos_core::bounce::{self, Callback, Cause, FrameMemory, Mode, TrapHandler};
+use proxenos_core::bounce::{self, Callback, Cause, Context, FrameMemory, Mode, TrapHandler};
 use proxenos_core::domain::Arch;
 use proxenos_core::machine::BadPointer;
 use proxenos_core::paging::Pager;
@@ -155,8 +155,8 @@ extern "C" fn exception<P: Personality, I: Interrupted>(frame: &mut TrapFrame) -
     Next::LongWay
 }
 
-/// An event waits for a guest that has made a call, and it takes upcalls. Of the frame, the general registers are not filled in, but
-/// for those that [`bounce::enter`] looks at.
+/// An event waits for a guest that has made a call, and it takes upcalls. Of the frame, the general registers are not filled in: of
+/// those that [`bounce::enter`] looks at, rcx and r11 are what `syscall` makes of rip and the flags.
 pub(super) extern "C" fn upcall<P: Personality>(frame: &mut TrapFrame) -> Next {
     let cpu = cpu_of(frame);
     // SAFETY: the one reference: that of the call's handler has ended, and this one ends with this function.
@@ -165,7 +165,11 @@ pub(super) extern "C" fn upcall<P: Personality>(frame: &mut TrapFrame) -> Next {
     // Calls are kernels'.
     let next = match P::ARCH {
         Arch::X86_32 => enter_kernel::<P, SomeRing>(run, frame, &callback, &Cause::Plain),
-        Arch::X86_64 => enter_kernel::<P, Kernel>(run, frame, &callback, &Cause::Plain),
+        Arch::X86_64 => {
+            // What `syscall` has left in them.
+            let context = |frame: &TrapFrame| Context { rcx: frame.rip, r11: frame.rflags, ..frame.context() };
+            enter_kernel_with::<P>(run, frame, context, Mode::Kernel, &callback, &Cause::Plain)
+        }
     };
     if next == Next::Guest {
         cpu.local.mask_upcalls();
@@ -232,7 +236,20 @@ pub(super) fn enter_kernel_from<P: Personality>(
     to: &Callback,
     cause: &Cause,
 ) -> Next {
-    let entry = bounce::enter::<P>(&frame.context(), mode, run.vcpu.kernel_stack, to, cause);
+    enter_kernel_with::<P>(run, frame, TrapFrame::context, mode, to, cause)
+}
+
+/// The same, where `context` says what is in the frame, or is to be.
+#[inline(always)]
+fn enter_kernel_with<P: Personality>(
+    run: &mut Running,
+    frame: &mut TrapFrame,
+    context: impl FnOnce(&TrapFrame) -> Context,
+    mode: Mode,
+    to: &Callback,
+    cause: &Cause,
+) -> Next {
+    let entry = bounce::enter::<P>(&context(frame), mode, run.vcpu.kernel_stack, to, cause);
     let at = GuestVirt(entry.frame.sp);
     // A word that lies on two pages may need both repaired, or fault half written: not here.
     if !at.0.is_multiple_of(P::Word::BYTES as u64)
