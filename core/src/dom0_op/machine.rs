@@ -28,7 +28,7 @@ pub(super) fn phys_info<P: Personality, H: Hardware>(
         ht_per_core: processors.threads_per_core,
         cores: processors.count / processors.threads_per_core,
         cpu_khz: processors.khz,
-        total_pages: word(host.frames.len() as u64),
+        total_pages: word(host.frames.len()),
         free_pages: word(host.alloc.lock().free_frames(Zone::Any)),
         ..*argument
     };
