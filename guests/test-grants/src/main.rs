@@ -1,7 +1,10 @@
-//! `grant_table_op` and MMUEXT_TRANSFER_PAGE, as far as one domain alone can see them: its table, and every way in which it
-//! cannot make anything of grants without another domain.
+//! `grant_table_op` and MMUEXT_TRANSFER_PAGE: as far as one domain alone can see them, its table, and every way in which it
+//! cannot make anything of grants without another domain; and between domains, with `test=between` ([`between`]).
 #![no_std]
 #![no_main]
+
+mod between;
+mod partner;
 
 use proxenos_guest::abi::arch::Padded;
 use proxenos_guest::abi::grant_table::{
@@ -13,7 +16,7 @@ use proxenos_guest::arch::hypercall3;
 use proxenos_guest::memory::{self, Frame};
 use proxenos_guest::pte::{Pte, PteFlags};
 use proxenos_guest::test::section;
-use proxenos_guest::{Arch, StartInfo, Word, check, check_eq, hypercall, probe};
+use proxenos_guest::{Arch, StartInfo, Word, boot, check, check_eq, hypercall, probe};
 
 proxenos_guest::test_guest!(main);
 
@@ -26,6 +29,12 @@ const UNTOUCHED: Word = 0x7e57_7e57;
 
 fn main(_: &StartInfo) {
     proxenos_guest::init();
+    if !boot::is_initial_domain() {
+        return partner::serve();
+    }
+    if boot::option("test") == Some("between") {
+        return between::run();
+    }
     let table = the_table();
     calls();
     pointers();
