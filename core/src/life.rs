@@ -89,7 +89,7 @@ pub fn conceive<H: Hardware>(host: &Host<H>, id: DomId, arch: Arch, privileges: 
 /// machine-to-physical table is concerned.
 ///
 /// # Errors
-/// `Preempted`; [`NoMemory`] when there is none left. What it has by then it keeps.
+/// [`Hungry`]: there was no time, or there is no memory left. What it has by then it keeps.
 pub fn feed<H: Hardware>(host: &Host<H>, dom: &Domain, pages: u32, poll: &mut Poll) -> Result<(), Hungry> {
     let zone = zone(dom.arch);
     loop {
