@@ -20,6 +20,7 @@ use crate::machine::DescriptorPage;
 use crate::paging::Pager;
 use crate::preempt::{Poll, Stop};
 use crate::segments::Segments;
+use crate::sync::MutexGuard;
 use crate::teardown::Teardown;
 use crate::vcpu::Vcpu;
 use alloc::boxed::Box;
@@ -100,12 +101,21 @@ pub fn feed<H: Hardware>(host: &Host<H>, dom: &Domain, pages: u32, poll: &mut Po
         if poll.is_due(&host.hw) {
             return Err(Hungry::NotYet);
         }
+        let Some(_kept) = keep_alive(dom) else { return Err(Hungry::NoMemory) };
         let mfn = host.alloc.lock().alloc_memory(0, zone, &host.hw).ok_or(Hungry::NoMemory)?;
         dom.total_pages.fetch_add(1, Ordering::Relaxed);
         host.hand_over(mfn, dom);
         host.m2p.set(&host.hw, mfn, proxenos_abi::Pfn(has.into()));
         poll.step(crate::preempt::cost::FRAME);
     }
+}
+
+/// Keeps the end of a domain from beginning as long as the guard is there; `None` if it has begun. Whoever gives a domain memory has
+/// one: what came when its frames have been looked through would never come back.
+///
+/// Not for the caller's own domain, which does not end while it runs: who ends it waits for it under this lock.
+pub(crate) fn keep_alive(dom: &Domain) -> Option<MutexGuard<'_, Ending>> {
+    Some(dom.ending.lock()).filter(|ending| matches!(**ending, Ending::NotYet))
 }
 
 /// Why a domain has not got all it was to have.

@@ -9,12 +9,13 @@
 pub(crate) mod quick;
 
 use crate::addr::{DomId, FRAMES_BELOW_4G, GuestVirt, MachineAddr, Mfn};
-use crate::domain::{Arch, Domain, Privileges, RunState};
+use crate::domain::{Arch, Domain, Privileges};
 use crate::event::EventDomains;
 use crate::frame::FrameType;
 use crate::grant;
 use crate::host::{Hardware, Host};
 use crate::hypercall::Caller;
+use crate::life::keep_alive;
 use crate::paging::format::{Format, FourLevel, TwoLevel};
 use crate::paging::partial::Drained;
 use crate::paging::{Pager, PagingError, PagingState, Target};
@@ -409,8 +410,8 @@ impl Batch {
     fn reassign<H: Hardware>(&self, caller: &Caller<'_, H>, frame: Mfn) -> Result<(), Refused> {
         let foreign = self.foreign.as_ref().filter(|_| caller.dom.is_privileged()).ok_or(Refused)?;
         let info = caller.host.frames.info(frame).filter(|_| caller.host.is_ram(frame)).ok_or(Refused)?;
-        let is_ending = foreign.run_state().contains(RunState::DYING);
-        if is_ending || foreign.arch == Arch::X86_32 && frame.0 >= FRAMES_BELOW_4G {
+        let _kept = keep_alive(foreign).ok_or(Refused)?;
+        if foreign.arch == Arch::X86_32 && frame.0 >= FRAMES_BELOW_4G {
             return Err(Refused);
         }
         let flush = |stamp| {

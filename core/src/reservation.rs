@@ -22,7 +22,7 @@ use crate::event::EventDomains;
 use crate::frame_alloc::MAX_ORDER;
 use crate::host::{Hardware, Host};
 use crate::hypercall::Caller;
-use crate::life::zone;
+use crate::life::{keep_alive, zone};
 use crate::mmu::{self, Abandoned};
 use crate::paging::Pager;
 use crate::paging::format::{FourLevel, TwoLevel};
@@ -134,6 +134,10 @@ fn increase<P: Personality, H: Hardware>(
         return None;
     }
     let host = caller.host;
+    let _kept = match subject.id == caller.dom.id {
+        true => None,
+        false => Some(keep_alive(subject)?),
+    };
     let first = take(host, subject, order)?;
     let word = P::Word::from_u64_truncating(first.0);
     if host.hw.copy_to_guest(list.slot::<P>(index), word.as_bytes()).is_ok() {

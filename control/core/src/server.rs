@@ -17,6 +17,7 @@ use alloc::format;
 use alloc::vec::Vec;
 use proxenos_abi::DomId;
 use proxenos_abi::dom0_ops::args::DomainFlags;
+use proxenos_abi::io::domain_controller::CONTROL_RING_SIZE;
 use proxenos_rpc::{
     Bytes, CHUNK_COST, Cause, ConsoleEnd, DomainId, Event, Exit, ExitReason, Failure, FromControl, Hello, MAX_CHUNK,
     Nanos, OnCrash, Reply, Restart, ShutdownReason, Stage, ToControl, VERSION, Welcome,
@@ -227,8 +228,8 @@ impl<H: Host> Server<H> {
         let id = self.domains.get(&serial)?.id;
         let cpu_time = self.status(id).map_or(Nanos(0), |status| status.cpu_time);
         let domain = self.domains.get_mut(&serial)?;
-        // Its last words: it cannot add to them.
-        while domain.poll(Self::MESSAGES_A_TURN) == Polled::More {}
+        // Its last words: what its ring holds, and no more, since another domain might have been given the page and add to them.
+        domain.poll(CONTROL_RING_SIZE);
         let config = &domain.config;
         let restarted = match reason {
             ExitReason::ShutDown(ShutdownReason::REBOOT) => config.restart != Restart::Never,

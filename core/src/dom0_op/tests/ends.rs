@@ -3,6 +3,11 @@
 use super::*;
 use crate::domain::RunState;
 use crate::event::{Channel, End, alloc_unbound, bind_interdomain};
+use crate::life::{self, Ending, Hungry};
+use crate::preempt::Poll;
+use crate::teardown::Teardown;
+use crate::vcpu::Vcpu;
+use alloc::boxed::Box;
 use core::sync::atomic::Ordering::Relaxed;
 use proxenos_abi::Port;
 use proxenos_abi::grant_table::{GrantFlags, GrantMapFlags};
@@ -90,6 +95,28 @@ fn channels_go_with_it() {
     assert!(alloc_unbound(&*dom, DomId(0)).is_err() && dom.channels.channel(Port(0)).is_ok());
     drop(dom);
     assert_eq!(world.usage(), before);
+}
+
+/// Whoever gives memory to a domain on one CPU while its end begins on another has asked whether it may before that: what gives
+/// it the memory finds out.
+#[test]
+fn nothing_comes_once_the_end_has_begun() {
+    let mut world = world(Arch::X86_64);
+    let id = world.create::<X86_64>(Arch::X86_64, 4);
+    let dom = world.find(id);
+    dom.max_pages.store(100, Relaxed);
+    *dom.ending.lock() = Ending::Going { vcpu: Box::new(Vcpu::new()), teardown: Teardown::Begun };
+    assert!(!dom.run_state().contains(RunState::DYING), "or the test proves nothing");
+    assert_eq!(life::feed(&world.host, &dom, 8, &mut Poll::begin()), Err(Hungry::NoMemory));
+    let list = [0, world.guests[0].va(DATA).0, 1, 0, id.0.into(), 0];
+    assert_eq!(world.guest(0).call(Hypercall::DomMemOp, list), 0, "extents that it got");
+    let given = world.guests[0].frames[DATA + 3];
+    assert_eq!(world.guest(0).remap(DATA + 3, 0, 2), OK);
+    assert_ne!(world.foreign_update(id, &[reassign(given)]).result, OK);
+    assert_eq!(dom.total_pages.load(Relaxed), 4);
+    *dom.ending.lock() = Ending::NotYet;
+    assert_eq!(world.foreign_update(id, &[reassign(given)]).result, OK);
+    assert_eq!(dom.total_pages.load(Relaxed), 5);
 }
 
 /// Whichever side of a mapped grant is destroyed first.
