@@ -128,6 +128,16 @@ impl Subject {
         check_eq!(received(), before + 1);
     }
 
+    /// An event there and back, while domain 0 computes: how long that takes, in nanoseconds.
+    pub fn answer_while_busy(&self) -> u64 {
+        let (before, from) = (received(), time::system_time());
+        check_eq!(events::send(self.port), Ok(()));
+        while received() == before {
+            core::hint::spin_loop();
+        }
+        time::system_time() - from
+    }
+
     /// From now on it goes round and round, or waits.
     pub fn keep_busy(&self, busy: bool) {
         self.poke(POKED, if busy { BUSY } else { 0 });

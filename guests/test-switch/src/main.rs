@@ -40,6 +40,8 @@ fn main(_: &StartInfo) {
         Some("console") => console::refused(),
         Some("open-tables") if boot::is_initial_domain() => open_tables::run(),
         Some("open-tables") => open_tables::part(),
+        Some("bad-table") => open_tables::bad(),
+        Some("quiet") => ends::quiet(),
         Some("attacked") => attacks::run(),
         Some("stuck") => attacks::stuck(),
         Some("storm") => attacks::storm(),
