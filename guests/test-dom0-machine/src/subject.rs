@@ -56,8 +56,14 @@ pub fn run() {
     let port = Port(1);
     events::set_handler(port, count);
     events::unmask(port);
-    let mut answered = 0;
+    let (mut answered, mut last) = (0, 0);
     loop {
+        // Whichever CPU it is moved to.
+        let now = time::system_time();
+        if now < last {
+            check!(false, "time went back from {last} to {now}");
+        }
+        last = now;
         let poked = word(POKED).load(Ordering::SeqCst);
         word(ROUNDS).fetch_add(1, Ordering::SeqCst);
         if poked != BUSY {
