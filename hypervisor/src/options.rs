@@ -118,6 +118,17 @@ pub enum GuestConsole {
     All,
 }
 
+/// An interrupt with a stack of its own, but for the double fault's: that one's end no fault could report.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum InterruptStack {
+    /// NMI.
+    Nmi,
+    /// Debug exceptions.
+    Debug,
+    /// Machine checks.
+    MachineCheck,
+}
+
 /// A fault that the hypervisor makes on purpose once it has booted, for tests of the reports.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Provocation {
@@ -143,6 +154,12 @@ pub enum Provocation {
     TscApart,
     /// `lost-reference`: a reference to a frame of domain 0's that nobody has. The audit has to find it.
     LostReference,
+    /// `features-apart`: the other CPUs find another model than the boot CPU's. They have to be left out.
+    FeaturesApart,
+    /// `machine-check`: a machine check where the stack of the moment cannot be used.
+    MachineCheck,
+    /// `overflow-nmi`, `overflow-debug`, `overflow-machine-check`: pushes below an interrupt's stack.
+    InterruptStackOverflow(InterruptStack),
 }
 
 /// For how long the clock's rate is wrong on purpose.
@@ -382,6 +399,11 @@ fn provocation(text: &str) -> Option<Provocation> {
         "cpu-panic" => Some(Provocation::CpuPanic),
         "lost-cpu" => Some(Provocation::LostCpu),
         "tsc-apart" => Some(Provocation::TscApart),
+        "features-apart" => Some(Provocation::FeaturesApart),
+        "machine-check" => Some(Provocation::MachineCheck),
+        "overflow-nmi" => Some(Provocation::InterruptStackOverflow(InterruptStack::Nmi)),
+        "overflow-debug" => Some(Provocation::InterruptStackOverflow(InterruptStack::Debug)),
+        "overflow-machine-check" => Some(Provocation::InterruptStackOverflow(InterruptStack::MachineCheck)),
         "lost-reference" => Some(Provocation::LostReference),
         _ => None,
     }

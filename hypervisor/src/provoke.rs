@@ -4,10 +4,11 @@
 //!
 //! Each fault has a function of its own that is never inlined: its name is what the backtrace has to show.
 
-use crate::cpu::percpu::CpuId;
+use crate::cpu::idt::Ist;
+use crate::cpu::percpu::{Cpu, CpuId};
 use crate::cpu::smp;
-use crate::mm::layout;
-use crate::options::Provocation;
+use crate::mm::layout::{self, STACK_SIZE};
+use crate::options::{InterruptStack, Provocation};
 use core::arch::asm;
 use core::hint::black_box;
 
@@ -16,7 +17,10 @@ const NOWHERE: u64 = layout::HYPERVISOR_START + 0x1234_5000;
 
 /// Whether it is made here, once the machine is up: others are made where they belong, before that or after.
 pub fn is_due_at_boot(what: Provocation) -> bool {
-    !matches!(what, Provocation::LostReference | Provocation::LostCpu | Provocation::TscApart)
+    !matches!(
+        what,
+        Provocation::LostReference | Provocation::LostCpu | Provocation::TscApart | Provocation::FeaturesApart
+    )
 }
 
 /// Panics, and says where.
@@ -40,8 +44,10 @@ pub fn provoke(what: Provocation) -> ! {
         Provocation::ExecuteData => execute_data(),
         Provocation::DoubleFault => double_fault(),
         Provocation::CpuPanic => smp::panic_elsewhere(),
+        Provocation::MachineCheck => machine_check(),
+        Provocation::InterruptStackOverflow(which) => interrupt_stack_overflow(which),
         // Made elsewhere: nothing faults.
-        Provocation::LostReference | Provocation::LostCpu | Provocation::TscApart => {}
+        Provocation::LostReference | Provocation::LostCpu | Provocation::TscApart | Provocation::FeaturesApart => {}
     }
     panic!("{what:?} was provoked, and nothing happened")
 }
@@ -92,4 +98,38 @@ fn double_fault() {
     // SAFETY: the fault's frame cannot be pushed, nor that of the fault which this causes; a double fault has a stack of
     // its own, and does not return.
     unsafe { asm!("mov rsp, {}", "ud2", in(reg) NOWHERE, options(noreturn)) }
+}
+
+/// On a stack that is none: what is not reported as a machine check had no stack of its own.
+#[inline(never)]
+fn machine_check() {
+    // SAFETY: the gate has a stack of its own, and what comes of it does not return. (`int` takes the gate's stack as the
+    // exception does: Intel SDM vol. 3 §6.14.5.)
+    unsafe { asm!("mov rsp, {}", "int 18", in(reg) NOWHERE, options(noreturn)) }
+}
+
+/// Pushes from the top of an interrupt's stack downwards: what is mapped is used up, and then there is to be nothing.
+#[inline(never)]
+fn interrupt_stack_overflow(which: InterruptStack) {
+    let ist = match which {
+        InterruptStack::Nmi => Ist::Nmi,
+        InterruptStack::Debug => Ist::Debug,
+        InterruptStack::MachineCheck => Ist::MachineCheck,
+    };
+    // Below the words by which the CPU is found.
+    let top = Cpu::current().area().ist_stack(ist).end - 16u64;
+    // SAFETY: nobody uses that stack now, and nobody will: the fault does not return, nor does what follows where there was
+    // none in the whole range. Its guard is within so many words.
+    unsafe {
+        asm!(
+            "mov rsp, {top}",
+            "2: push rcx",
+            "dec ecx",
+            "jnz 2b",
+            "ud2",
+            top = in(reg) top.as_u64(),
+            in("rcx") (STACK_SIZE - 16) / 8,
+            options(noreturn),
+        )
+    }
 }

@@ -6,7 +6,7 @@
 mod scenarios;
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use plotters::coord::Shift;
@@ -27,10 +27,14 @@ const LEGEND: i32 = 310;
 
 fn main() -> Result<()> {
     let file = env::args_os().nth(1).map(PathBuf::from).context("usage: proxenos-plots FILE.svg")?;
-    let scenarios = scenarios();
-    let root = SVGBackend::new(&file, (PANEL.0, PANEL.1 * scenarios.len() as u32)).into_drawing_area();
+    picture(&file, &scenarios())
+}
+
+/// Draws a panel for each scenario, one below the other, and prints their tables.
+fn picture(file: &Path, scenarios: &[Scenario]) -> Result<()> {
+    let root = SVGBackend::new(file, (PANEL.0, PANEL.1 * scenarios.len() as u32)).into_drawing_area();
     root.fill(&WHITE)?;
-    for (area, scenario) in root.split_evenly((scenarios.len(), 1)).iter().zip(&scenarios) {
+    for (area, scenario) in root.split_evenly((scenarios.len(), 1)).iter().zip(scenarios) {
         let (windows, outcomes) = run(scenario);
         print_table(scenario, &outcomes);
         draw(area, scenario, &windows)?;
@@ -102,4 +106,61 @@ fn draw(area: &DrawingArea<SVGBackend<'_>, Shift>, scenario: &Scenario, windows:
         .label_font(("sans-serif", 12))
         .draw()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The windows of a second, by its number.
+    fn second(shares: &[f64], number: usize) -> &[f64] {
+        let each = shares.len() / (END.0 / Span::seconds(1).0) as usize;
+        &shares[number * each..][..each]
+    }
+
+    fn had(shares: &[f64], seconds: std::ops::Range<usize>) -> f64 {
+        let all: Vec<f64> = seconds.flat_map(|number| second(shares, number)).copied().collect();
+        all.iter().sum::<f64>() / all.len() as f64
+    }
+
+    #[test]
+    fn what_is_drawn_is_what_each_is_to_have() {
+        let [bvt, equal, reserved] = <[Scenario; 3]>::try_from(scenarios()).ok().expect("three schedulers");
+        let (windows, _) = run(&bvt);
+        let [four, two, one] = [0, 1, 2].map(|load| had(&windows[load], 11..19));
+        assert!((four / two - 2.0).abs() < 0.04 && (two / one - 2.0).abs() < 0.04, "{four} : {two} : {one}");
+        let [before, after] = [0..10, 20..30].map(|seconds| had(&windows[2], seconds));
+        assert_eq!((before, after), (0.0, 0.0), "who is not there has nothing");
+        let (windows, _) = run(&equal);
+        let [first, second, third] = [0, 1, 2].map(|load| had(&windows[load], 11..19));
+        assert!((first - second).abs() < 0.5 && (first - third).abs() < 0.5, "{first}, {second}, {third}");
+        let (windows, outcomes) = run(&reserved);
+        for ((named, shares), outcome) in reserved.loads.iter().zip(&windows).zip(&outcomes) {
+            let proxenos_core::sched::Params::Atropos(params) = named.load.params else { panic!("{}", named.name) };
+            let least = params.slice.0 as f64 * 100.0 / params.period.0 as f64;
+            let spins = matches!(named.load.behaviour, proxenos_core::sched::sim::Behaviour::Spins);
+            let window = shares.iter().copied().fold(f64::INFINITY, f64::min);
+            assert!(!spins || window > least - 1.0, "{}: {window} % of a window, {least} % reserved", named.name);
+            assert!(outcome.ran.0 > 0, "{} has run", named.name);
+        }
+    }
+
+    #[test]
+    fn every_load_has_its_line() {
+        let file = env::temp_dir().join(format!("proxenos-shares-{}.svg", std::process::id()));
+        let scenarios = scenarios();
+        let drawn = picture(&file, &scenarios).and_then(|()| Ok(std::fs::read_to_string(&file)?));
+        let _ = std::fs::remove_file(&file);
+        let drawn = drawn.expect("it can be drawn");
+        assert!(drawn.starts_with("<svg") && drawn.trim_end().ends_with("</svg>"));
+        for scenario in &scenarios {
+            assert!(drawn.contains(scenario.title), "{}", scenario.title);
+            for named in &scenario.loads {
+                assert!(drawn.contains(named.name), "{}", named.name);
+            }
+        }
+        let lines = drawn.matches("stroke-width=\"2\"").count();
+        let loads: usize = scenarios.iter().map(|scenario| scenario.loads.len()).sum();
+        assert!(lines >= loads, "{lines} lines for {loads} loads");
+    }
 }

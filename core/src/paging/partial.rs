@@ -40,6 +40,26 @@ use core::sync::atomic::Ordering::Relaxed;
 /// The end of a list.
 const NIL: u32 = u32::MAX;
 
+/// How many links were followed, for tests that see to it that nobody walks a list: by threads, as tests have one each.
+#[cfg(test)]
+pub(crate) mod followed {
+    extern crate std;
+    use core::cell::Cell;
+
+    std::thread_local! {
+        static LINKS: Cell<usize> = const { Cell::new(0) };
+    }
+
+    pub(super) fn count() {
+        LINKS.set(LINKS.get() + 1);
+    }
+
+    /// Since the last call.
+    pub fn links() -> usize {
+        LINKS.take()
+    }
+}
+
 /// What a link says.
 fn link(word: u32) -> Option<Mfn> {
     (word != NIL).then_some(Mfn(word.into()))
@@ -193,10 +213,14 @@ impl<H: Hardware> Pager<'_, H> {
     }
 
     fn next(&self, mfn: Mfn) -> Option<Mfn> {
+        #[cfg(test)]
+        followed::count();
         link(self.host.frames.info(mfn)?.next.load(Relaxed))
     }
 
     fn prev(&self, mfn: Mfn) -> Option<Mfn> {
+        #[cfg(test)]
+        followed::count();
         link(self.host.frames.info(mfn)?.prev.load(Relaxed))
     }
 

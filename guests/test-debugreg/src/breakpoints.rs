@@ -4,11 +4,14 @@ use crate::{ACCESS_4, EXECUTE, WRITE_1, WRITE_2, WRITE_4, arm, disarm, seen};
 use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use proxenos_guest::abi::event_channel::{EvtchnOp, EvtchnStatus};
+use proxenos_guest::abi::hypercall::{VmAssistCommand, VmAssistType};
 use proxenos_guest::abi::{DomId, Errno, Hypercall, Port};
 use proxenos_guest::arch::hypercall1;
-use proxenos_guest::hypercall::{check as result_of, get_debugreg, set_debugreg};
+use proxenos_guest::hypercall::{check as result_of, get_debugreg, set_debugreg, vm_assist};
+use proxenos_guest::memory::{self, Range};
+use proxenos_guest::pte::{Pte, PteFlags};
 use proxenos_guest::test::section;
-use proxenos_guest::{check_eq, memory};
+use proxenos_guest::{check, check_eq};
 
 global_asm!(
     ".pushsection .text.breakpoint_target, \"ax\", @progbits",
@@ -73,6 +76,7 @@ pub fn run() {
     on_execution();
     on_access();
     copied_by_the_hypervisor();
+    on_a_page_table();
     single_step();
 }
 
@@ -198,4 +202,26 @@ fn single_step() {
     };
     check_eq!(seen(), (1, behind, STEP), "DR6 says that it was a step");
     WATCHED.store(0, Ordering::Relaxed);
+}
+
+/// A store to a page table that the hypervisor carries out is nobody's access to the memory: it meets no breakpoint.
+fn on_a_page_table() {
+    section("a breakpoint on a page table's entry");
+    let range = Range::new(1);
+    let page = memory::alloc_frame().expect("padding");
+    check_eq!(vm_assist(VmAssistCommand::Enable, VmAssistType::WritablePagetables), Ok(()));
+    arm(2, WRITE_4, range.slot(0).raw() as usize);
+    seen();
+    for entry in [Pte::new(page.mfn(), PteFlags::KERNEL_RO), Pte::NONE] {
+        check!(range.write(0, entry), "it is carried out");
+        check_eq!(seen().0, 0, "and meets no breakpoint");
+        check_eq!(range.read(0), Some(entry));
+    }
+    disarm();
+    // A table's entry is watched as any other word where the CPU itself reads it.
+    arm(2, ACCESS_4, range.slot(0).raw() as usize);
+    check_eq!(range.read(0), Some(Pte::NONE));
+    check_eq!(seen().0, 1, "a read by the guest itself");
+    disarm();
+    check_eq!(vm_assist(VmAssistCommand::Disable, VmAssistType::WritablePagetables), Ok(()));
 }

@@ -7,8 +7,10 @@
 
 mod control;
 mod moves;
+mod policies;
 mod subject;
 mod trace;
+mod watch;
 
 use proxenos_guest::abi::dom0_ops::{Dom0Argument, Dom0Op, Dom0Version};
 use proxenos_guest::abi::{DomId, Errno};
@@ -24,6 +26,12 @@ fn main(_: &StartInfo) {
     proxenos_guest::init();
     if !boot::is_initial_domain() {
         return subject::run();
+    }
+    if let Some(last) = boot::option("watch") {
+        return watch::run(last.parse().expect("the last domain's number"));
+    }
+    if let Some(name) = boot::option("sched") {
+        return policies::run(name);
     }
     control::machine();
     control::schedulers();

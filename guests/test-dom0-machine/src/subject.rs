@@ -56,8 +56,14 @@ pub fn run() {
     let port = Port(1);
     events::set_handler(port, count);
     events::unmask(port);
-    let mut answered = 0;
+    let (mut answered, mut last) = (0, 0);
     loop {
+        // Whichever CPU it is moved to.
+        let now = time::system_time();
+        if now < last {
+            check!(false, "time went back from {last} to {now}");
+        }
+        last = now;
         let poked = word(POKED).load(Ordering::SeqCst);
         word(ROUNDS).fetch_add(1, Ordering::SeqCst);
         if poked != BUSY {
@@ -126,6 +132,16 @@ impl Subject {
         check_eq!(events::send(self.port), Ok(()));
         events::wait_until(|| received() > before);
         check_eq!(received(), before + 1);
+    }
+
+    /// An event there and back, while domain 0 computes: how long that takes, in nanoseconds.
+    pub fn answer_while_busy(&self) -> u64 {
+        let (before, from) = (received(), time::system_time());
+        check_eq!(events::send(self.port), Ok(()));
+        while received() == before {
+            core::hint::spin_loop();
+        }
+        time::system_time() - from
     }
 
     /// From now on it goes round and round, or waits.

@@ -2,6 +2,8 @@
 //!
 //! What a test loads stays until the test looks: there are no floats here, and no 64-bit atomics, for which the compiler
 //! would use the unit on x86_32.
+//!
+//! `after=MILLISECONDS` on the command line: so long it computes first, without the unit, while other domains use it.
 #![no_std]
 #![no_main]
 
@@ -10,7 +12,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use proxenos_guest::abi::{Port, Virq};
 use proxenos_guest::test::section;
 use proxenos_guest::traps::{self, Outcome, vector};
-use proxenos_guest::{StartInfo, TrapFrame, attempt, check, check_eq, events, hypercall, println, time};
+use proxenos_guest::{StartInfo, TrapFrame, attempt, boot, check, check_eq, events, hypercall, println, time};
 
 proxenos_guest::test_guest!(main);
 
@@ -33,6 +35,13 @@ fn traps_seen() -> u32 {
 fn main(_: &StartInfo) {
     proxenos_guest::init();
     traps::set_handler(vector::DEVICE_NOT_AVAILABLE, on_device_not_available);
+    // Others are to use the unit first.
+    if let Some(after) = boot::option("after").and_then(|text| text.parse::<u64>().ok()) {
+        let until = time::system_time() + after * 1_000_000;
+        while time::system_time() < until {
+            core::hint::spin_loop();
+        }
+    }
     clean();
     initial();
     computes();

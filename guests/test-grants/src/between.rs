@@ -103,6 +103,7 @@ pub fn run() {
         ("an entry that is changed while it is in use", changed_entry),
         ("a page-table entry that its domain changes", remapped),
         ("page tables", tables),
+        ("a page table that is moved", moved),
         ("memory that is given back while it is mapped", given_back),
         ("frames that are given away", transfers),
     ] {
@@ -247,6 +248,35 @@ fn changed_entry(grantor: &Partner, mapper: &Partner, third: &Partner) {
         check_eq!(mapper.unmap(place.at, 0, handle), OKAY);
         check_eq!(grantor.flags(), flags.difference(BOTH));
     }
+}
+
+/// The table that holds the mapping's entry is hung in elsewhere, and then nowhere: the mapping is where it was made.
+fn moved(grantor: &Partner, mapper: &Partner, _: &Partner) {
+    const WORD: i64 = 0x3333;
+    let page = grantor.page();
+    grantor.grant(ACCESS, mapper, page.frame);
+    check!(grantor.store(page, WORD as u64));
+    let (at, span) = mapper.ask(Request::Range, []);
+    let [place, other] = [at as u64, at as u64 + span].map(|at| Page { at, frame: 0 });
+    let move_to = |from: Page, to: u64| check_eq!(mapper.ask(Request::Move, [from.at, to]).0, 0, "the table is moved");
+    let handle = mapper.mapped(place, grantor, HOST);
+    check_eq!(mapper.load(place), WORD);
+    move_to(place, other.at);
+    check_eq!((mapper.load(place), mapper.load(other)), (-1, WORD), "it shows where its table is");
+    check_eq!(mapper.unmap(other.at, 0, handle), GENERAL, "it was not mapped here");
+    check_eq!(grantor.flags(), ACCESS | BOTH);
+    check_eq!(mapper.unmap(place.at, 0, handle), OKAY);
+    check_eq!(grantor.flags(), ACCESS);
+    check_eq!((mapper.load(place), mapper.load(other)), (-1, -1), "nor is it seen where the table is");
+    // The table is none any more: the entry's reference goes with it, the mapping's does not.
+    let handle = mapper.mapped(other, grantor, HOST);
+    move_to(other, 0);
+    check_eq!(mapper.load(other), -1);
+    check_eq!(grantor.flags(), ACCESS | BOTH);
+    check!(!grantor.withdraws(), "it is in use");
+    check_eq!(mapper.unmap(other.at, 0, handle), OKAY);
+    check_eq!(grantor.flags(), ACCESS);
+    check!(grantor.withdraws());
 }
 
 fn remapped(grantor: &Partner, mapper: &Partner, _: &Partner) {

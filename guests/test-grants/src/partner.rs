@@ -8,7 +8,8 @@ use proxenos_guest::abi::grant_table::{GrantFlags, GrantMapFlags, GrantTableComm
 use proxenos_guest::abi::hypercall::DomMemOp;
 use proxenos_guest::abi::mmu::MmuUpdate;
 use proxenos_guest::abi::{DomId, Errno, GrantRef, GuestVirt, GuestWord, MachineAddr, Mfn};
-use proxenos_guest::memory::{self, Frame};
+use proxenos_guest::arch::LEVEL_BITS;
+use proxenos_guest::memory::{self, Frame, Range, tables};
 use proxenos_guest::pte::{Pte, PteFlags};
 use proxenos_guest::shutdown::{Reason, shutdown};
 use proxenos_guest::{Arch, Word, check_eq, hypercall, probe};
@@ -54,12 +55,16 @@ pub enum Request {
     Transfer,
     /// Frame: what the machine-to-physical table says of it.
     PfnOf,
+    /// Nothing: the address of a page in a range with a page table of its own, and how many bytes that spans. Behind it is nothing.
+    Range,
+    /// Page, another that is as far into its range, or 0: hangs the first one's page table in there instead, or nowhere.
+    Move,
     /// Nothing: shuts down.
     End,
 }
 
 impl Request {
-    const ALL: [Self; 17] = [
+    const ALL: [Self; 19] = [
         Self::Fresh,
         Self::Grant,
         Self::Look,
@@ -76,6 +81,8 @@ impl Request {
         Self::Unmap,
         Self::Transfer,
         Self::PfnOf,
+        Self::Range,
+        Self::Move,
         Self::End,
     ];
 }
@@ -285,6 +292,20 @@ fn perform(table: Frame, request: Request, arguments: [u64; 4]) -> (i64, u64) {
             code(unsafe { memory::update(request) })
         }
         Request::PfnOf => (memory::machine_to_phys(Mfn(first)).map_or(-1, |word| word.to_u64() as i64), 0),
+        Request::Range => {
+            static RANGES: AtomicU32 = AtomicU32::new(0);
+            let number = RANGES.load(Ordering::Relaxed);
+            RANGES.store(number + 2, Ordering::Relaxed);
+            (Range::new(number.into()).page(7).raw() as i64, 1 << (12 + LEVEL_BITS))
+        }
+        Request::Move => {
+            let above = |at: u64| tables::entry_at(GuestVirt(at), 2).expect("a range of this domain's");
+            let (from, entry) = above(first);
+            // SAFETY: ranges that are for nothing else.
+            let hung = if second == 0 { Ok(()) } else { unsafe { memory::write_entry(above(second).0, entry) } };
+            // SAFETY: as above.
+            code(hung.and_then(|()| unsafe { memory::write_entry(from, Pte::NONE) }).and(memory::flush_tlb()))
+        }
         Request::End => shutdown(REASON),
     }
 }

@@ -3,7 +3,7 @@
 use crate::{check_read_only, frame, map, remap, store};
 use proxenos_guest::abi::mmu::{MmuCommand, MmuExtCommand, UpdateVaFlags};
 use proxenos_guest::abi::shared_info::SharedInfo;
-use proxenos_guest::abi::{Errno, GuestArch, GuestVirt, MachineAddr, Mfn, Pfn};
+use proxenos_guest::abi::{DomId, Errno, GuestArch, GuestVirt, MachineAddr, Mfn, Pfn};
 use proxenos_guest::pte::{Pte, PteFlags};
 use proxenos_guest::test::section;
 use proxenos_guest::{Arch, Word, boot, check, check_eq, hypercall, memory, probe};
@@ -107,7 +107,7 @@ fn not_ours() {
     }
 }
 
-/// Domain 0 may map the first MiB.
+/// Domain 0 may map the first MiB, and what else is no memory; but for what no guest may have.
 fn io_memory() {
     section("I/O memory");
     let spare = frame();
@@ -115,8 +115,36 @@ fn io_memory() {
     check_eq!(map(spare.virt(), Pte::new(Mfn(0xb8), flags)), Ok(()), "the frame buffer of old");
     check_eq!(map(spare.virt(), Pte::new(Mfn(0xf0), PteFlags::KERNEL_RO)), Ok(()), "the BIOS");
     check!(probe::is_readable(spare.virt()));
+    // The firmware's last page, below 4 GiB: what a CPU executes first is a jump.
+    let firmware = Pte::new(Mfn(0xfffff), PteFlags::KERNEL_RO | PteFlags::UNCACHED);
+    let first = || probe::load(GuestVirt(spare.virt().raw() + 0xff0)).map(|word| word as u8);
+    check_eq!((map(spare.virt(), firmware), first()), (Ok(()), Some(0xea)), "far from all RAM");
     check_eq!(remap(spare, PteFlags::KERNEL_RW), Ok(()));
+    check_eq!((as_io(spare.virt(), firmware), first()), (Ok(()), Some(0xea)), "the same as DOMID_IO's");
+    check_eq!(remap(spare, PteFlags::KERNEL_RW), Ok(()));
+    // What no guest has: the local APIC, the I/O APIC, and RAM, whosever it is.
+    let own = frame().mfn();
+    for (mfn, what) in [(Mfn(0xfee00), "the local APIC"), (Mfn(0xfec00), "the I/O APIC"), (foreign_frame(), "RAM")] {
+        for flags in [flags, PteFlags::KERNEL_RW, PteFlags::KERNEL_RO] {
+            let entry = Pte::new(mfn, flags);
+            check_eq!(map(spare.virt(), entry), Err(Errno::EINVAL), "{what} with {flags:?}");
+            check_eq!(as_io(spare.virt(), entry), Err(Errno::EINVAL), "{what} as DOMID_IO's, with {flags:?}");
+        }
+    }
+    check_eq!(as_io(spare.virt(), Pte::new(own, PteFlags::KERNEL_RO)), Err(Errno::EINVAL), "our own as DOMID_IO's");
     check!(store(spare.virt(), 5));
+}
+
+/// Maps a frame of DOMID_IO's.
+fn as_io(at: GuestVirt, entry: Pte) -> Result<(), Errno> {
+    let (slot, _) = memory::entry_of(at).expect("mapped");
+    let list = [
+        memory::extended(MmuExtCommand::SetForeigndom, 0, u64::from(DomId::IO.0) << 8),
+        memory::request(MmuCommand::NormalPtUpdate, slot, entry.0),
+        memory::extended(MmuExtCommand::Invlpg, at.raw(), 0),
+    ];
+    // SAFETY: a page of the test's own.
+    unsafe { hypercall::mmu_update(&list) }.map(drop).map_err(|(errno, _)| errno)
 }
 
 fn hypervisor_addresses() {

@@ -2,6 +2,7 @@
 #![no_std]
 #![no_main]
 
+use core::arch::asm;
 use proxenos_guest::abi::dom0_ops::args::Iopl;
 use proxenos_guest::abi::dom0_ops::{Dom0Op, Dom0Version};
 use proxenos_guest::abi::{DomId, Errno, Hypercall};
@@ -103,6 +104,13 @@ fn with_the_right() {
     section("no port of the right");
     // SAFETY: privileged, so refused.
     check!(!unsafe { attempt!("hlt") } && !unsafe { attempt!("cli") }, "it is no real level");
+    for level in [1, 3] {
+        check_eq!(set_level(DomId::SELF, level), Ok(0));
+        let flags: usize;
+        // SAFETY: changes flags for three instructions; the interrupt flag is not ours to clear.
+        unsafe { asm!("pushf", "push 2", "popf", "pushf", "pop {0}", "popf", out(reg) flags) };
+        check!(flags & 1 << 9 != 0, "level {level}: interrupts stay on: {flags:#x}");
+    }
 }
 
 /// `rep insb` of so many bytes: whether it came to its end, and how many were left.

@@ -88,3 +88,24 @@ pub fn crash() {
     // SAFETY: there is no trap table: the domain is at its end.
     unsafe { core::arch::asm!("ud2") };
 }
+
+/// Domain 0 waits while others compute: no tick is for it, and its own time stands still.
+pub fn quiet() {
+    const WAIT: u64 = 400_000_000;
+    proxenos_guest::init();
+    events::handle_virq(Virq::Timer, on_tick).expect("the timer can be bound");
+    section("a wait beside others that run");
+    let (before, ticks) = (time::snapshot(), TICKS.load(Ordering::Relaxed));
+    let until = time::system_time() + WAIT;
+    check_eq!(hypercall::set_timer_op(until), Ok(()));
+    let mut wakeups = 0;
+    events::wait_until(|| {
+        wakeups += 1;
+        time::system_time() >= until
+    });
+    let (after, came) = (time::snapshot(), TICKS.load(Ordering::Relaxed) - ticks);
+    // Its timer, and the switches to it.
+    check!(wakeups <= 4 && came <= 4, "{wakeups} wakeups, {came} ticks in {WAIT} ns");
+    let (ran, passed) = (after.domain_time - before.domain_time, after.system_time - before.system_time);
+    check!(passed >= WAIT - 20_000_000 && ran < WAIT / 20, "it ran {ran} of {passed} ns");
+}

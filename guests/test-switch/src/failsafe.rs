@@ -3,10 +3,10 @@
 use crate::ends;
 use crate::state::{self, Ldt};
 use core::sync::atomic::{AtomicU32, Ordering};
-use proxenos_guest::abi::Selector;
+use proxenos_guest::abi::{GuestArch, Selector};
 use proxenos_guest::arch::failsafe_count;
 use proxenos_guest::test::section;
-use proxenos_guest::{boot, check_eq, events, hypercall, shared_info, time};
+use proxenos_guest::{Arch, boot, check, check_eq, events, hypercall, shared_info, time};
 
 static WORDS: [AtomicU32; 2] = [AtomicU32::new(1), AtomicU32::new(2)];
 
@@ -31,6 +31,23 @@ pub fn run() {
     }
     check_eq!(failsafe_count(), 1, "failsafe callbacks");
     check_eq!(state::selectors(), [Selector::NULL; 2], "fs and gs, of which the callback makes no use");
+    section("each data register");
+    let flat = Arch::FLAT_GUESTOS_DS;
+    for (which, name) in ["ds", "es", "fs", "gs"].into_iter().enumerate() {
+        ldt.set(1, state::data_segment(core::ptr::null()));
+        // SAFETY: the segment begins at 0.
+        unsafe { state::load_data_selector(which, Selector(state::local(1))) };
+        ldt.set(1, 0);
+        let before = failsafe_count();
+        check_eq!(state::data_selectors()[which], Selector(state::local(1)), "{name} stays while nobody else runs");
+        for _ in 0..3 {
+            check_eq!(hypercall::sched_yield(), Ok(()));
+        }
+        check_eq!(failsafe_count() - before, 1, "{name}: failsafe callbacks");
+        check!(state::data_selectors()[which] != Selector(state::local(1)), "{name} is none any more");
+        // SAFETY: the flat segment.
+        unsafe { state::load_data_selector(which, flat) };
+    }
     events::unmask_upcalls();
     match boot::is_initial_domain() {
         // The other takes turns until it is let end, so that the first has somebody to yield to.

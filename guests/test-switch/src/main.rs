@@ -15,6 +15,7 @@ mod open_tables;
 mod relay;
 mod shares;
 mod state;
+mod unprivileged;
 mod witness;
 
 use proxenos_guest::{StartInfo, boot, shutdown, test};
@@ -40,6 +41,9 @@ fn main(_: &StartInfo) {
         Some("console") => console::refused(),
         Some("open-tables") if boot::is_initial_domain() => open_tables::run(),
         Some("open-tables") => open_tables::part(),
+        Some("bad-table") => open_tables::bad(),
+        Some("quiet") => ends::quiet(),
+        Some("unprivileged") => unprivileged::run(),
         Some("attacked") => attacks::run(),
         Some("stuck") => attacks::stuck(),
         Some("storm") => attacks::storm(),

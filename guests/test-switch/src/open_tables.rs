@@ -125,3 +125,20 @@ fn rounds() {
         check_eq!(memory::unpin(frame.mfn()), Ok(()));
     }
 }
+
+/// Another domain: an entry that it may not have is in an open table when its turn is taken away, and it asks for nothing.
+pub fn bad() -> ! {
+    proxenos_guest::init();
+    check_eq!(hypercall::vm_assist(VmAssistCommand::Enable, VmAssistType::WritablePagetables), Ok(()));
+    let range = Range::new(1);
+    let page = memory::alloc_frame().expect("a frame");
+    ends::take_leave();
+    for index in 0..ENTRIES {
+        check!(range.write(index, Pte::new(page.mfn(), PteFlags::KERNEL_RW)), "a good entry");
+    }
+    // A writable mapping of the top-level table.
+    range.write(ENTRIES, Pte::new(tables::root(), PteFlags::KERNEL_RW));
+    loop {
+        core::hint::spin_loop();
+    }
+}

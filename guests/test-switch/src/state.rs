@@ -230,7 +230,7 @@ const ENTRIES: u32 = 512;
 const RING: u16 = if cfg!(target_arch = "x86") { 1 } else { 3 };
 
 /// The selector of a slot of the LDT.
-const fn local(slot: u16) -> u16 {
+pub const fn local(slot: u16) -> u16 {
     slot << 3 | 4 | RING
 }
 
@@ -279,6 +279,32 @@ impl Ldt {
         // SAFETY: both segments begin at words of ours.
         unsafe { asm!("mov {0:e}, fs:[0]", "mov {1:e}, gs:[0]", out(reg) first, out(reg) second) };
         Some([first, second])
+    }
+}
+
+/// ds, es, fs and gs.
+pub fn data_selectors() -> [Selector; 4] {
+    let (ds, es): (u32, u32);
+    // SAFETY: reads two registers.
+    unsafe { asm!("mov {0:e}, ds", "mov {1:e}, es", out(reg) ds, out(reg) es) };
+    let [fs, gs] = selectors();
+    [Selector(ds as u16), Selector(es as u16), fs, gs]
+}
+
+/// Loads one of them, by its number in [`data_selectors`].
+///
+/// # Safety
+/// What ds and es are loaded with must begin at 0 and have no limit.
+pub unsafe fn load_data_selector(which: usize, selector: Selector) {
+    let selector = u32::from(selector.raw());
+    // SAFETY: the compiler uses neither fs nor gs, and finds ds and es to be what they were.
+    unsafe {
+        match which {
+            0 => asm!("mov ds, {0:e}", in(reg) selector),
+            1 => asm!("mov es, {0:e}", in(reg) selector),
+            2 => asm!("mov fs, {0:e}", in(reg) selector),
+            _ => asm!("mov gs, {0:e}", in(reg) selector),
+        }
     }
 }
 

@@ -43,6 +43,71 @@ pub fn run() {
     }
     control_registers(pointer as usize);
     check!(memory == [0; 2]);
+    #[cfg(target_arch = "x86_64")]
+    compatible_code();
+}
+
+/// 32-bit code of a 64-bit kernel's has no way to the hypervisor: `syscall` there is #UD, and `int 0x82` an interrupt like any other.
+#[cfg(target_arch = "x86_64")]
+fn compatible_code() {
+    use core::arch::asm;
+    use core::sync::atomic::{AtomicU64, Ordering};
+    use proxenos_guest::abi::x86_64::FLAT_RING3_CS32;
+    use proxenos_guest::abi::{GuestArch, GuestVirt};
+    use proxenos_guest::traps::Outcome;
+    use proxenos_guest::{Arch, TrapFrame, check_eq};
+
+    section("32-bit code of a 64-bit kernel");
+    static FOUND: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+    static RESUME: AtomicU64 = AtomicU64::new(0);
+    fn back(frame: &mut TrapFrame) -> Outcome {
+        FOUND[0].store(frame.cs & 0xffff, Ordering::Relaxed);
+        FOUND[1].store(frame.ip().raw(), Ordering::Relaxed);
+        frame.cs = Arch::FLAT_GUESTOS_CS.raw().into();
+        frame.set_ip(GuestVirt(RESUME.load(Ordering::Relaxed)));
+        Outcome::Handled
+    }
+    macro_rules! in_32_bits {
+        ($instruction:literal) => {{
+            let at: u64;
+            // SAFETY: the instruction traps, and the handler goes on behind it in 64-bit code. Code and stack are below 4 GiB.
+            unsafe {
+                asm!(
+                    "lea {at}, [rip + 4f]",
+                    "mov qword ptr [{resume}], {at}",
+                    "push {cs32}",
+                    "lea {at}, [rip + 5f]",
+                    "push {at}",
+                    "retfq",
+                    ".code32",
+                    concat!("5: ", $instruction),
+                    ".code64",
+                    "4:",
+                    at = out(reg) at,
+                    resume = sym RESUME,
+                    cs32 = const FLAT_RING3_CS32.raw(),
+                    inout("rax") 17u64 => _,
+                    inout("rdi") 0u64 => _,
+                    out("rcx") _,
+                    out("r11") _,
+                );
+            }
+            at
+        }};
+    }
+    traps::set_handler(vector::INVALID_OPCODE, back);
+    traps::set_handler(vector::GENERAL_PROTECTION, back);
+    let expect = |what: &str, trap: u8, code: u32, at: u64| {
+        check_eq!((traps::last_trap().vector, traps::last_trap().error_code), (trap, code), "{what}");
+        check_eq!(FOUND[0].load(Ordering::Relaxed), u64::from(FLAT_RING3_CS32.raw()), "{what}: cs");
+        check_eq!(FOUND[1].load(Ordering::Relaxed), at, "{what}: rip");
+    };
+    let at = in_32_bits!("syscall");
+    expect("syscall", vector::INVALID_OPCODE, 0, at);
+    let at = in_32_bits!("int 0x82");
+    expect("int 0x82", vector::GENERAL_PROTECTION, 0x82 << 3 | 2, at);
+    traps::clear_handler(vector::INVALID_OPCODE);
+    traps::clear_handler(vector::GENERAL_PROTECTION);
 }
 
 #[cfg(target_arch = "x86")]

@@ -4,6 +4,7 @@ use crate::{expect, note, seen};
 use core::arch::asm;
 use core::sync::atomic::Ordering;
 use proxenos_guest::abi::context::{TrapFlags, TrapInfo};
+use proxenos_guest::abi::hypercall::MulticallEntry;
 use proxenos_guest::abi::{Errno, GuestArch, GuestVirt, GuestWord, Hypercall, Selector};
 use proxenos_guest::arch::{hypercall1, trap_stub};
 use proxenos_guest::test::section;
@@ -49,6 +50,7 @@ pub fn run() {
     table();
     events_masked();
     fast();
+    in_a_list();
     registers();
 }
 
@@ -194,6 +196,46 @@ fn fast() {
     check_eq!(seen().upcall_mask, 1, "by the table");
     proxenos_guest::events::unmask_upcalls();
     check_eq!(hypercall::set_fast_trap(0), Ok(()));
+}
+
+/// Calls that change their caller, in a list: each has its effect, and the next one is made.
+fn in_a_list() {
+    section("trap table, fast trap, debug registers in a list");
+    let address = Word::from_u64_truncating(trap_stub(SYSTEM_CALL).raw());
+    let entry = |dpl| TrapInfo::<Arch>::new(SYSTEM_CALL, TrapFlags::from_dpl(dpl), Arch::FLAT_GUESTOS_CS, address);
+    let (open, closed) = ([entry(3), traps::end_of_table()], [entry(0), traps::end_of_table()]);
+    let bad = [TrapInfo::<Arch>::new(SYSTEM_CALL, TrapFlags::from_dpl(3), Selector(0), address), traps::end_of_table()];
+    let at = |table: &[TrapInfo<Arch>; 2]| table.as_ptr() as usize as Word;
+    let call = |number: Hypercall, first: Word, second: Word| MulticallEntry::<Arch> {
+        op: number.raw() as Word,
+        args: [first, second, 0, 0, 0, 0x5a5a, 0],
+    };
+    let place = core::ptr::from_ref(&open) as usize as Word;
+    let mut list = [
+        call(Hypercall::SetTrapTable, at(&closed), 0),
+        call(Hypercall::SetTrapTable, at(&bad), 0),
+        call(Hypercall::SetTrapTable, at(&open), 0),
+        call(Hypercall::SetFastTrap, SYSTEM_CALL.into(), 0),
+        call(Hypercall::SetDebugreg, 1, place),
+        call(Hypercall::GetDebugreg, 1, 0),
+        call(Hypercall::SetDebugreg, 1, 0),
+        call(Hypercall::FpuTaskswitch, 0, 0),
+        call(Hypercall::XenVersion, 0, 0),
+    ];
+    // SAFETY: the entry points are the SDK's, and no breakpoint is turned on.
+    check_eq!(unsafe { hypercall::multicall(&mut list) }, Ok(()));
+    let results = list.map(|entry| { entry.args }[5]);
+    check_eq!(results, [0, Errno::EPERM.to_word(), 0, 0, 0, place, 0, 0, 0x0002_0000]);
+    let before = traps::count();
+    int!("0x80");
+    expect("the handler of the list", before, SYSTEM_CALL, 0);
+    check_eq!(hypercall::set_fast_trap(0), Ok(()));
+    traps::set_handler(vector::DEVICE_NOT_AVAILABLE, note);
+    let before = traps::count();
+    // SAFETY: uses the FPU, which is nobody's here.
+    unsafe { asm!("fninit") };
+    expect("the next use of the FPU", before, vector::DEVICE_NOT_AVAILABLE, 0);
+    traps::clear_handler(vector::DEVICE_NOT_AVAILABLE);
 }
 
 unsafe extern "C" {

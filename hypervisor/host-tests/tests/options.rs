@@ -8,8 +8,8 @@ mod domain_options;
 
 use domain_options::{DomainOptions, Reservation, Weight};
 use options::{
-    Audit, Bytes, Com1, Complaint, CpuCheck, GuestConsole, IoPort, Kept, LogLevel, Micros, OnFatal, Options, P2m,
-    Provocation, Scheduler, Skew, TracePages, split_guest_part,
+    Audit, Bytes, Com1, Complaint, CpuCheck, GuestConsole, InterruptStack, IoPort, Kept, LogLevel, Micros, OnFatal,
+    Options, P2m, Provocation, Scheduler, Skew, TracePages, split_guest_part,
 };
 use proptest::prelude::*;
 use std::num::NonZeroU16;
@@ -119,6 +119,11 @@ fn every_fault_can_be_provoked() {
         ("cpu-panic", Provocation::CpuPanic),
         ("lost-cpu", Provocation::LostCpu),
         ("tsc-apart", Provocation::TscApart),
+        ("features-apart", Provocation::FeaturesApart),
+        ("machine-check", Provocation::MachineCheck),
+        ("overflow-nmi", Provocation::InterruptStackOverflow(InterruptStack::Nmi)),
+        ("overflow-debug", Provocation::InterruptStackOverflow(InterruptStack::Debug)),
+        ("overflow-machine-check", Provocation::InterruptStackOverflow(InterruptStack::MachineCheck)),
         ("lost-reference", Provocation::LostReference),
     ] {
         assert_eq!(understood(&format!("provoke={text}")).provoke, Some(fault), "{text}");

@@ -58,6 +58,14 @@ impl Support {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Fingerprint([[u32; 4]; FINGERPRINT.len()]);
 
+impl Fingerprint {
+    /// That of a CPU with one feature more or less, for tests.
+    pub fn of_another_model(mut self) -> Self {
+        self.0[0][3] ^= 1 << 26;
+        self
+    }
+}
+
 /// Leaf, subleaf, and the bits of eax to edx that count.
 const FINGERPRINT: [(u32, u32, [u32; 4]); 7] = [
     // ebx has the APIC number; OSXSAVE follows CR4.

@@ -217,7 +217,7 @@ extern "C" fn arrive() -> ! {
     unsafe { percpu::take_over(cpu.area()) };
     apic::init();
     let &(fingerprint, adjustment) = MODEL.get().expect("the boot CPU has looked at itself");
-    if features::fingerprint() != fingerprint {
+    if own_fingerprint() != fingerprint {
         STAGE.store(DIFFERS, Ordering::Release);
         crate::power::halt_this_cpu()
     }
@@ -244,6 +244,11 @@ extern "C" fn arrive() -> ! {
         }
     }
     wait_for_work(cpu)
+}
+
+fn own_fingerprint() -> features::Fingerprint {
+    let own = features::fingerprint();
+    if boot::options().provoke == Some(Provocation::FeaturesApart) { own.of_another_model() } else { own }
 }
 
 fn own_time() -> u64 {

@@ -9,6 +9,7 @@
 //! - the budgets in `guests/bench/reference.toml`: above one is a failure. The same file says what peers need.
 
 mod figures;
+mod shares;
 mod table;
 
 use std::collections::BTreeMap;
@@ -102,6 +103,7 @@ pub fn command(args: &BenchArgs) -> Result<u8> {
     } else {
         table::print(&rows);
     }
+    shares::draw(args)?;
     let broken = rows.iter().filter(|row| row.breaks_budget()).count();
     let regressed = rows.iter().filter(|row| row.regressed()).count();
     if broken + regressed > 0 {

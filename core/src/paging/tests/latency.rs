@@ -6,7 +6,9 @@ use crate::addr::{DomId, MachineAddr, Mfn};
 use crate::domain::Arch;
 use crate::frame::Condition;
 use crate::machine::{GuestMemory, MachineMemory};
-use crate::paging::format::bits::{RW, US};
+use crate::paging::format::bits::{D, RW, US};
+use crate::paging::partial::followed;
+use crate::paging::writable::WINDOWS;
 use crate::preempt::Answer;
 use alloc::vec::Vec;
 use proxenos_abi::{Errno, Hypercall};
@@ -190,5 +192,67 @@ fn a_suspended_table_is_gone_on_with_wherever_it_stands() {
         assert_eq!([2, 6].map(|index| world.guests[1].type_of(tables[index]).1), [1, 0]);
         assert!(!world.guests[1].dom.is_unsettled());
         world.check();
+    }
+}
+
+#[test]
+fn one_is_gone_on_with_in_the_same_time_however_many_there_are() {
+    for arch in [Arch::X86_32, Arch::X86_64] {
+        let effort = |count: usize, index: fn(usize) -> usize| {
+            let mut world = World::of(arch);
+            let tables = world.suspended(count);
+            let what = world.list(1, &[pin(tables[index(count)], 2)]);
+            world.host.hw.leave_out();
+            let _ = (world.host.hw.longest_stretch(), followed::links());
+            assert_eq!(world.guest(1).hypercall_once(what.0, what.1, HANDLER), Answer::Done(OK));
+            let effort = (followed::links(), world.host.hw.longest_stretch());
+            world.check();
+            assert_eq!(world.waiting(&tables), count - 1);
+            effort
+        };
+        for index in [|_| 0, |count| count / 2, |count| count - 1] {
+            let few = effort(5, index);
+            assert!(few.0 <= 2, "{arch:?}: {few:?}");
+            assert_eq!(effort(25, index), few, "{arch:?}: links that were followed, accesses");
+            assert_eq!(effort(100, index), few, "{arch:?}");
+        }
+    }
+}
+
+/// A guest with as many open tables as there can be, each of whose entries it has written to, makes a long request.
+#[test]
+fn open_tables_are_closed_before_the_first_look() {
+    for arch in [Arch::X86_32, Arch::X86_64] {
+        let mut world = World::of(arch);
+        let (guest, pages) = (&world.guests[1], [SPARE, SPARE2]);
+        let requests: Vec<Request> = (0..40).map(|_| guest.machphys(guest.frames[DATA], DATA as u64)).collect();
+        let what = world.list(1, &requests);
+        (1..).zip(pages).for_each(|(slot, page)| world.hang(page, slot));
+        let guest = &world.guests[1];
+        let entries = 4096 / guest.width() as usize;
+        for slot in 0..entries {
+            for page in pages {
+                assert_eq!(guest.write(page, slot, guest.entry(DATA + slot % 4, RW | D)), Ok(()));
+            }
+        }
+        assert_eq!(guest.open_tables(), WINDOWS, "{arch:?}");
+        assert_eq!(WINDOWS, pages.len(), "no more can be");
+        world.check();
+        world.host.hw.leave_out();
+        let _ = world.host.hw.longest_stretch();
+        world.host.hw.preempt_every(1);
+        let (result, times) = make(&mut world, 1, MAIN, what, |world, times| {
+            let longest = world.host.hw.longest_stretch();
+            assert_eq!(world.guests[1].open_tables(), 0, "{arch:?}: at look {times}");
+            // Of an entry: both it and its copy are read, its reference is taken, and its shadow written.
+            let (least, most) = if times == 1 { (2 * entries, 2 * 12 * entries) } else { (0, 64) };
+            assert!((least..most).contains(&longest), "{arch:?}: {longest} accesses before look {times}");
+            world.check();
+            world.host.hw.leave_out();
+            let _ = world.host.hw.longest_stretch();
+        });
+        world.host.hw.preempt_every(0);
+        assert_eq!(result, OK);
+        assert!(times >= requests.len(), "{times}");
     }
 }

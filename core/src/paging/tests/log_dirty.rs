@@ -5,7 +5,7 @@ use super::world::*;
 use crate::addr::{DomId, GuestVirt, Mfn};
 use crate::domain::{Arch, Privileges};
 use crate::paging::Pager;
-use crate::paging::format::bits::{A, D, RW};
+use crate::paging::format::bits::{A, D, RW, US};
 use crate::paging::format::{FourLevel, TwoLevel};
 use crate::paging::log_dirty::{ControlError, Report, Room, Stats, control};
 use crate::paging::pool::{MINIMUM, ShadowFrames};
@@ -102,6 +102,49 @@ fn what_is_asked_wrongly_is_refused() {
             assert_eq!(Errno::from(error), Errno::EINVAL);
         }
     });
+}
+
+/// What it takes to read the record away of a domain whose L1 tables, so many of them, are all in use.
+fn effort(arch: Arch, tables: usize) -> usize {
+    let mut world = World::of(arch);
+    let guest = &mut world.guests[1];
+    let above = guest.frames[if guest.top_level() == 2 { TOP } else { 4 }];
+    let first = if guest.top_level() == 2 { 0x300 } else { 0 };
+    for (slot, page) in (1..=tables).zip([SPARE, SPARE2]) {
+        for index in 0..64 {
+            let request = guest.set(guest.frames[page], index, guest.entry(DATA + index % 4, RW | D));
+            assert_eq!(guest.request(request), OK);
+        }
+        let request = guest.set(above, first + slot, guest.entry(page, RW) | US);
+        assert_eq!(guest.request(request), OK);
+    }
+    assert_eq!(watch(&world, 1, EnableLogdirty), Ok(None));
+    let guest = &world.guests[1];
+    for slot in 0..=tables {
+        let at = GuestVirt(guest.base() + (slot << if guest.top_level() == 2 { 22 } else { 21 }) as u64);
+        let at = if slot == 0 { guest.va(DATA) } else { at };
+        world.host.hw.guest_store(at, 1, Mode::Kernel).expect("writable");
+    }
+    world.host.hw.leave_out();
+    let _ = world.host.hw.longest_stretch();
+    let report = control(&world.host, &guest.dom, DomId(77), Clean.raw(), ROOM, |_| ());
+    let effort = world.host.hw.longest_stretch();
+    assert!(pfns(report).contains(&DATA));
+    world.check();
+    effort
+}
+
+#[test]
+fn reading_the_record_away_takes_time_in_proportion_to_the_shadows() {
+    for arch in [Arch::X86_32, Arch::X86_64] {
+        let [none, one, two] = [0, 1, 2].map(|tables| effort(arch, tables));
+        // A shadow is looked through once: 512 entries, or 1,024 in two frames.
+        let entries = if arch == Arch::X86_32 { 1024 } else { 512 };
+        for more in [one - none, two - one] {
+            assert!((entries..entries + 512).contains(&more), "{arch:?}: {none}, {one}, {two} accesses");
+        }
+        assert!(none < 2 * entries, "{arch:?}: {none}");
+    }
 }
 
 #[test]

@@ -31,7 +31,7 @@ fn both(test: impl Fn(&mut World)) {
 
 impl World {
     /// Makes a page of domain 1's an L1 table that its L2 table leads to in a slot, and turns writable tables on.
-    fn hang(&mut self, page: usize, slot: usize) {
+    pub(super) fn hang(&mut self, page: usize, slot: usize) {
         let guest = &mut self.guests[1];
         assert_eq!(guest.assist(VmAssistCommand::Enable, VmAssistType::WritablePagetables), OK);
         let above = guest.frames[if guest.top_level() == 2 { TOP } else { 4 }];

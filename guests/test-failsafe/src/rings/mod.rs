@@ -5,7 +5,9 @@
 mod faults;
 mod misaligned;
 mod own_segments;
+mod ports;
 pub mod switch;
+mod vectors;
 
 use crate::entries;
 use crate::raise;
@@ -46,6 +48,8 @@ pub fn run(tables: &Tables) {
     kernel.ring2(tables);
     kernel.stack_with_base(tables);
     own_segments::run(&kernel, tables);
+    vectors::run(&kernel, tables);
+    ports::run(&kernel);
 }
 
 fn top(stack: Frame) -> usize {

@@ -156,7 +156,7 @@ global_asm!(
     .balign 4096
     .globl __rings_page, __ring_ud2, __ring_int3, __ring_into, __ring_hypercall, __ring_int45, __ring_read, __ring_write
     .globl __ring_read_m2p, __ring_cli, __ring_hlt, __ring_in, __ring_kernel_data, __ring_kernel_stack, __ring_far_return
-    .globl __ring_int80, __ring_iret, __ring_spin, __ring_data_ud2, __ring_fpu
+    .globl __ring_int80, __ring_iret, __ring_spin, __ring_ins, __ring_outs, __ring_data_ud2, __ring_fpu
     .globl __kernel_ud2, __kernel_cli, __kernel_int80
     __rings_page:
     __ring_ud2:             ud2
@@ -184,6 +184,23 @@ global_asm!(
     __ring_far_return:      retf
     __ring_iret:            iretd
     __ring_spin:            jmp __ring_spin
+    /* Four bytes, from or to where the stack pointer leads; 18 bytes lie before the instruction. */
+    __ring_ins:             mov eax, {user_ds}
+                            mov es, eax
+                            mov edi, esp
+                            mov edx, 0x3f8
+                            xor ecx, ecx
+                            mov cl, 4
+                            rep insb
+                            ud2
+    __ring_outs:            mov eax, {user_ds}
+                            mov ds, eax
+                            mov esi, esp
+                            mov edx, 0x3f8
+                            xor ecx, ecx
+                            mov cl, 4
+                            rep outsb
+                            ud2
     __ring_data_ud2:        mov eax, {user_ds}
                             mov ds, eax
                             ud2
@@ -229,6 +246,8 @@ pub mod snippet {
         pub fn __ring_far_return();
         pub fn __ring_iret();
         pub fn __ring_spin();
+        pub fn __ring_ins();
+        pub fn __ring_outs();
         pub fn __ring_data_ud2();
         pub fn __ring_fpu();
         pub fn __kernel_ud2();
