@@ -3,7 +3,7 @@
 use crate::hypercall::{self, send};
 use crate::measure::Bench;
 use crate::memory;
-use crate::traps;
+use crate::traps::{Return, failsafe, upcall};
 use core::sync::atomic::Ordering;
 
 pub fn run(bench: &Bench) {
@@ -17,12 +17,13 @@ pub fn run(bench: &Bench) {
     bench.measure("event-send-fresh", |_| reset_for(near), send);
     reset();
 
-    let (event, failsafe) = (traps::quick_upcall(), traps::failsafe());
-    // SAFETY: both are entry points made for it; there are no applications yet.
-    assert!(unsafe { hypercall::set_callbacks(event, failsafe, 0) }, "callbacks of ours");
-    memory::upcall_mask().store(0, Ordering::SeqCst);
-    bench.measure("event-send-upcall", |_| delivered(near, far), send);
-    delivered(near, far);
+    for (name, back) in [("event-send-upcall-iret", Return::Hypercall), ("event-send-upcall", Return::Instruction)] {
+        // SAFETY: both are entry points made for it; there are no applications yet.
+        assert!(unsafe { hypercall::set_callbacks(upcall(back), failsafe(), 0) }, "callbacks of ours");
+        memory::upcall_mask().store(0, Ordering::SeqCst);
+        bench.measure(name, |_| delivered(near, far), send);
+        delivered(near, far);
+    }
     memory::upcall_mask().store(1, Ordering::SeqCst);
 }
 

@@ -1,7 +1,9 @@
 //! Hypercalls, by the hypercall page: `call hypercall_page + 32 * number`, as the interface has it. What the page holds is
 //! Xen's: it saves rcx and r11, puts the number into rax, and executes `syscall`.
 
-use crate::abi::{self, AllocUnbound, BindInterdomain, MmuExt, MmuUpdate, MulticallEntry, TrapInfo, call, evtchn, sched};
+use crate::abi::{
+    self, AllocUnbound, BindInterdomain, MmuExt, MmuUpdate, MulticallEntry, TrapInfo, call, evtchn, sched,
+};
 use crate::start::hypercall_page;
 use core::arch::asm;
 

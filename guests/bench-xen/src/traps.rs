@@ -1,9 +1,10 @@
 //! Traps to the kernel and back, by handlers as short as can be.
 //!
 //! A frame that interrupted the kernel says privilege level 0, where `iretq` wants 3. So each handler has an instruction
-//! more than the same of `guests/bench`. Kernels that return by the hypercall `iret` pay for that instead.
+//! more than the same of `guests/bench`. Linux returns by the hypercall `iret` instead, always: what that takes is measured
+//! too, by names that end in `-iret`.
 
-use crate::abi::{self, TrapInfo, shared_info};
+use crate::abi::{self, TrapInfo, call, shared_info};
 use crate::hypercall;
 use crate::measure::Bench;
 use crate::memory::{self, Frame};
@@ -21,51 +22,111 @@ const STORE_BYTES: u64 = 3;
 /// Bytes of `ud2`.
 const UD2_BYTES: u64 = 2;
 
+/// How a handler goes back to the interrupted kernel.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Return {
+    /// By the instruction `iretq`.
+    Instruction,
+    /// By the hypercall `iret`, which also says whether events are held back: as the frame has it, in `rflags.IF`.
+    Hypercall,
+}
+
+/// The handlers for one way to go back.
+struct Handlers {
+    upcall: unsafe extern "C" fn(),
+    at_once: unsafe extern "C" fn(),
+    skip_ud2: unsafe extern "C" fn(),
+    skip_store: unsafe extern "C" fn(),
+    skip_hlt: unsafe extern "C" fn(),
+}
+
 unsafe extern "C" {
-    fn quick_upcall_entry();
+    fn quick_upcall();
     fn quick_return();
     fn quick_skip_ud2();
     fn quick_skip_store();
     fn quick_skip_hlt();
+    fn iret_upcall();
+    fn iret_return();
+    fn iret_skip_ud2();
+    fn iret_skip_store();
+    fn iret_skip_hlt();
     fn failsafe_entry();
 }
 
-// On the stack: rcx, r11, [error code,] rip, cs, rflags, rsp, ss.
+impl Return {
+    fn handlers(self) -> Handlers {
+        match self {
+            Self::Instruction => Handlers {
+                upcall: quick_upcall,
+                at_once: quick_return,
+                skip_ud2: quick_skip_ud2,
+                skip_store: quick_skip_store,
+                skip_hlt: quick_skip_hlt,
+            },
+            Self::Hypercall => Handlers {
+                upcall: iret_upcall,
+                at_once: iret_return,
+                skip_ud2: iret_skip_ud2,
+                skip_store: iret_skip_store,
+                skip_hlt: iret_skip_hlt,
+            },
+        }
+    }
+}
+
+// On the stack: rcx, r11, [error code,] rip, cs, rflags, rsp, ss. The hypercall wants rax, r11, rcx, flags before rip.
 // An upcall takes every event of the first word at once and unmasks. What came in between would be lost; nothing does.
 global_asm!(
     r#"
-    .text
-    .globl quick_upcall_entry, quick_return, quick_skip_ud2, quick_skip_store, quick_skip_hlt, failsafe_entry
-    quick_upcall_entry:
+    .macro handlers name, finish, unmask
+    .globl \name\()_upcall, \name\()_return, \name\()_skip_ud2, \name\()_skip_store, \name\()_skip_hlt
+    \name\()_upcall:
         mov     qword ptr [{shared} + {pending}], 0
         mov     qword ptr [{shared} + {selector}], 0
         mov     byte ptr [{shared} + {due}], 0
+        .if \unmask
         mov     byte ptr [{shared} + {mask}], 0
-    quick_return:
+        .endif
+    \name\()_return:
         pop     rcx
         pop     r11
-        or      byte ptr [rsp + 8], 3
-        iretq
-    quick_skip_ud2:
+        \finish
+    \name\()_skip_ud2:
         pop     rcx
         pop     r11
         add     qword ptr [rsp], {ud2}
-        or      byte ptr [rsp + 8], 3
-        iretq
-    quick_skip_store:
+        \finish
+    \name\()_skip_store:
         pop     rcx
         pop     r11
         add     rsp, 8
         add     qword ptr [rsp], {store}
-        or      byte ptr [rsp + 8], 3
-        iretq
-    quick_skip_hlt:
+        \finish
+    \name\()_skip_hlt:
         pop     rcx
         pop     r11
         add     rsp, 8
         inc     qword ptr [rsp]
+        \finish
+    .endm
+    .macro by_instruction
         or      byte ptr [rsp + 8], 3
         iretq
+    .endm
+    .macro by_hypercall
+        push    0
+        push    rcx
+        push    r11
+        push    rax
+        mov     eax, {iret}
+        syscall
+    .endm
+
+    .text
+    .globl failsafe_entry
+    handlers quick, by_instruction, 1
+    handlers iret, by_hypercall, 0
     /* No segment register of ours is ever changed. */
     failsafe_entry:
         ud2
@@ -77,6 +138,7 @@ global_asm!(
     mask = const shared_info::UPCALL_MASK,
     ud2 = const UD2_BYTES,
     store = const STORE_BYTES,
+    iret = const call::IRET,
 );
 
 /// Address of code.
@@ -84,9 +146,9 @@ pub fn address(entry: unsafe extern "C" fn()) -> u64 {
     entry as *const () as usize as u64
 }
 
-/// Address of the event callback.
-pub fn quick_upcall() -> u64 {
-    address(quick_upcall_entry)
+/// Address of the event callback that goes back so.
+pub fn upcall(back: Return) -> u64 {
+    address(back.handlers().upcall)
 }
 
 /// Address of the failsafe callback.
@@ -106,29 +168,43 @@ pub fn run(bench: &Bench) {
     let (hole, read_only) = (Frame::new(), Frame::new());
     hole.unmap();
     read_only.make_read_only();
-    let quick = [
-        handler(BREAKPOINT, 3, quick_return),
-        handler(SYSTEM_CALL, 3, quick_return),
-        handler(INVALID_OPCODE, 0, quick_skip_ud2),
-        handler(PAGE_FAULT, 0, quick_skip_store),
-        handler(GENERAL_PROTECTION, 0, quick_skip_hlt),
-        handler(DEVICE_NOT_AVAILABLE, 0, quick_return),
-        END_OF_TABLE,
-    ];
-    // SAFETY: each handler is made for its vector and for the one instruction below that raises it.
-    assert!(unsafe { hypercall::set_trap_table(&quick) }, "a trap table of ours");
-    bench.measure("fault-pf", |_| hole.virt(), store);
-    bench.measure("fault-pf-ro", |_| read_only.virt(), store);
-    bench.measure("fault-ud", |_| (), ud2);
-    bench.measure("int3", |_| (), int3);
-    bench.measure("int80", |_| (), int80);
-    bench.measure("fault-gp", |_| (), hlt);
+    for (back, [pf, pf_ro, ud, breakpoint, int_80, gp]) in [
+        (
+            Return::Hypercall,
+            ["fault-pf-iret", "fault-pf-ro-iret", "fault-ud-iret", "int3-iret", "int80-iret", "fault-gp-iret"],
+        ),
+        (Return::Instruction, ["fault-pf", "fault-pf-ro", "fault-ud", "int3", "int80", "fault-gp"]),
+    ] {
+        install(back);
+        bench.measure(pf, |_| hole.virt(), store);
+        bench.measure(pf_ro, |_| read_only.virt(), store);
+        bench.measure(ud, |_| (), ud2);
+        bench.measure(breakpoint, |_| (), int3);
+        bench.measure(int_80, |_| (), int80);
+        bench.measure(gp, |_| (), hlt);
+    }
     // The first use of all is the hypervisor's own affair.
     fnop(());
     bench.measure("fault-nm", |_| assert!(hypercall::fpu_taskswitch()), fnop);
     bench.measure("fpu-taskswitch", |_| (), |()| hypercall::fpu_taskswitch());
     fnop(());
     crate::user::run(bench);
+}
+
+/// Sets the trap table.
+fn install(back: Return) {
+    let handlers = back.handlers();
+    let table = [
+        handler(BREAKPOINT, 3, handlers.at_once),
+        handler(SYSTEM_CALL, 3, handlers.at_once),
+        handler(INVALID_OPCODE, 0, handlers.skip_ud2),
+        handler(PAGE_FAULT, 0, handlers.skip_store),
+        handler(GENERAL_PROTECTION, 0, handlers.skip_hlt),
+        handler(DEVICE_NOT_AVAILABLE, 0, handlers.at_once),
+        END_OF_TABLE,
+    ];
+    // SAFETY: each handler is made for its vector and for the one instruction below that raises it.
+    assert!(unsafe { hypercall::set_trap_table(&table) }, "a trap table of ours");
 }
 
 /// A store that faults, and is skipped.

@@ -7,7 +7,7 @@ use crate::hypercall;
 use crate::measure::Bench;
 use crate::memory::{self, Frame, KERNEL_RO, PAGE, USER, entry, pin};
 use crate::println;
-use crate::traps::{self, END_OF_TABLE, SYSTEM_CALL, address, handler};
+use crate::traps::{self, END_OF_TABLE, Return, SYSTEM_CALL, address, handler};
 use core::arch::global_asm;
 
 /// Where the application's code lies.
@@ -149,7 +149,7 @@ pub fn run(bench: &Bench) {
     // SAFETY: the stack is for nothing else; the handlers are made for what the application does.
     unsafe {
         assert!(hypercall::stack_switch(top), "a stack of ours");
-        let (event, failsafe) = (traps::quick_upcall(), traps::failsafe());
+        let (event, failsafe) = (traps::upcall(Return::Instruction), traps::failsafe());
         assert!(hypercall::set_callbacks(event, failsafe, address(user_system_call)), "entries of ours");
         assert!(hypercall::set_trap_table(&table), "a trap table of ours");
     }
