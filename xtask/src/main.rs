@@ -167,6 +167,9 @@ struct BenchArgs {
     /// Print the figures as JSON
     #[arg(long)]
     json: bool,
+    /// Measure this peer too, in the same emulator; with --save, make its figures the committed ones
+    #[arg(long, value_name = "NAME")]
+    peer: Option<bench::Peer>,
 }
 
 #[derive(Args)]

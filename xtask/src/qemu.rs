@@ -84,6 +84,13 @@ pub enum Boot {
     },
     /// An image with a boot loader, which has all command lines in it.
     Iso(PathBuf),
+    /// Another hypervisor, by Multiboot 1: its options are `hv_args`, and no more.
+    Peer {
+        /// The hypervisor.
+        hypervisor: PathBuf,
+        /// Domain 0's kernel.
+        kernel: PathBuf,
+    },
 }
 
 /// Whether guest time is the host's or counted in instructions.
@@ -187,6 +194,10 @@ impl Vm {
                 }
                 command.arg("-initrd").arg(modules);
                 command.args(["-append", &hypervisor_line(&self.hv_args, None)]);
+            }
+            Boot::Peer { hypervisor, kernel } => {
+                command.arg("-kernel").arg(hypervisor).arg("-initrd").arg(link(links, "domain0", kernel)?);
+                command.args(["-append", &self.hv_args]);
             }
             Boot::Iso(image) => {
                 ensure!(self.machine != Machine::Microvm, "the microvm machine has no CD-ROM drive");

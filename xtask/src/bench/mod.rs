@@ -6,9 +6,11 @@
 //!
 //! - the committed baseline (`guests/bench/baseline.json`, rewritten by `--save`): more than 2 % above it is a failure. The
 //!   compiler decides on instructions as well, so a baseline counts only for the compiler that it was made with;
-//! - the budgets in `guests/bench/reference.toml`: above one is a failure. The same file says what peers need.
+//! - the budgets in `guests/bench/reference.toml`: above one is a failure. The same file says what peers need, but for one that
+//!   is measured in the same run (`--peer`).
 
 mod figures;
+mod peer;
 mod shares;
 mod table;
 
@@ -17,6 +19,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
+
+pub use peer::Peer;
 
 use crate::BenchArgs;
 use crate::accel::Accel;
@@ -86,6 +90,8 @@ pub fn command(args: &BenchArgs) -> Result<u8> {
         now.insert(arch, measure(&hypervisor, &kernel, Clock::Instructions, args)?);
         cycles.insert(arch, measure(&hypervisor, &kernel, Clock::Host, args)?);
     }
+    let of_peer = |peer| peer::measure(peer, &workspace, &toolchain, args.filter.as_deref());
+    let peer = args.peer.map(of_peer).transpose()?;
     let compiler = toolchain.compiler()?;
     let reference = Reference::read(&guest.dir)?;
     let old = Baseline::read(&guest.dir)?;
@@ -93,7 +99,17 @@ pub fn command(args: &BenchArgs) -> Result<u8> {
         let made_with = if old.compiler.is_empty() { "none yet" } else { &old.compiler };
         console::note(&format!("no comparison with the baseline (made with: {made_with}; this is {compiler})"));
     }
-    let rows = rows(&now, &cycles, &reference, (old.compiler == compiler).then_some(&old));
+    let mut rows = rows(&now, &cycles, &reference, (old.compiler == compiler).then_some(&old));
+    if let Some(peer) = &peer {
+        for row in rows.iter_mut().filter(|row| row.arch == peer.arch) {
+            row.xen = peer.figures.get(&row.name).copied();
+        }
+        console::note(&peer.remark());
+        if args.save {
+            peer.save(&guest.dir)?;
+            console::step("the peer's figures are rewritten");
+        }
+    }
     if args.save {
         old.updated(compiler, now).write(&guest.dir)?;
         console::step("the baseline is rewritten");
