@@ -113,7 +113,10 @@ fn guests_live_and_end_as_their_files_say() {
         assert_eq!(shell.json(&["info", "classic"])["memory_kib"], 7168, "and nothing has changed");
         // Shut down when asked: told to whoever waits, and at the console.
         let exit = shell.json(&["shutdown", "--wait", "classic"]);
-        assert_eq!((&exit["end"], &exit["shutdown_reason"], &exit["restarted"]), (&json!("shutdown"), &json!(0), &json!(false)));
+        assert_eq!(
+            (&exit["end"], &exit["shutdown_reason"], &exit["restarted"]),
+            (&json!("shutdown"), &json!(0), &json!(false))
+        );
         assert_eq!(console.status(), Some(0));
         assert_eq!(shell.output(&["wait", "classic"]).status.code(), Some(0), "its end is remembered");
 
@@ -173,7 +176,10 @@ fn suspended(shell: &Shell, arch: &str) {
     let exit = shell.json(&["shutdown", "--suspend", "--wait", "sleeper"]);
     assert_eq!((&exit["shutdown_reason"], &exit["restarted"]), (&json!(2), &json!(false)));
     let seen = shell.json(&["info", "sleeper"]);
-    assert_eq!((&seen["state"], &seen["shutdown_reason"], &seen["restarts"]), (&json!("suspended"), &json!(2), &json!(0)));
+    assert_eq!(
+        (&seen["state"], &seen["shutdown_reason"], &seen["restarts"]),
+        (&json!("suspended"), &json!(2), &json!(0))
+    );
     assert!(shell.text(&["list"]).contains("suspended"));
     let dump = shell.json(&["dump", "sleeper"]);
     assert_eq!(dump["domain"]["state"], "suspended");
@@ -193,8 +199,7 @@ fn three_hosts_have_three_schedulers() {
         assert_eq!((&on(host, &["info"])["host"], &on(host, &["info"])["scheduler"]), (&json!(host), &json!(host)));
     }
     let listed = shell.json(&["host", "list"]);
-    let all: Vec<Value> =
-        listed.as_array().unwrap().iter().map(|host| json!([host["host"], host["state"]])).collect();
+    let all: Vec<Value> = listed.as_array().unwrap().iter().map(|host| json!([host["host"], host["state"]])).collect();
     assert_eq!(all, ["atropos", "bvt", "rrobin"].map(|host| json!([host, "running"])));
     let refused = |host: &str, args: &[&str]| {
         let words = shell.refused(64, &[&["--host", host], args].concat());
@@ -203,7 +208,8 @@ fn three_hosts_have_three_schedulers() {
 
     assert_eq!(on("bvt", &["sched", "--allowance", "3ms"]), json!({ "scheduler": "bvt", "allowance_ns": 3_000_000 }));
     assert_eq!(on("bvt", &["sched"])["allowance_ns"], 3_000_000);
-    let set = on("bvt", &["sched", "guest", "--weight", "250", "--warp", "7", "--warp-limit", "30ms", "--unwarp", "2s"]);
+    let set =
+        on("bvt", &["sched", "guest", "--weight", "250", "--warp", "7", "--warp-limit", "30ms", "--unwarp", "2s"]);
     assert_eq!(set, on("bvt", &["sched", "guest"]));
     assert_eq!((&set["advance"], &set["warp"], &set["warping"]), (&json!(4), &json!(7), &json!(true)));
     assert_eq!((&set["warp_limit_ns"], &set["unwarp_ns"]), (&json!(30_000_000), &json!(2_000_000_000)));
@@ -250,7 +256,8 @@ fn what_is_listed_is_what_there_is() {
     assert!(all <= 256 << 10 && all > 240 << 10 && free < all - (74 << 10), "{info}");
 
     let list = shell.json(&["list"]);
-    let seen: Vec<_> = list.as_array().unwrap().iter().map(|d| (&d["name"], &d["memory_kib"], &d["cpu"], &d["pinned"])).collect();
+    let seen: Vec<_> =
+        list.as_array().unwrap().iter().map(|d| (&d["name"], &d["memory_kib"], &d["cpu"], &d["pinned"])).collect();
     assert_eq!(seen[1], (&json!("one"), &json!(4096), &json!(1), &json!(true)));
     assert_eq!((seen.len(), seen[2].0, seen[2].1, seen[2].3), (3, &json!("two"), &json!(6144), &json!(false)));
     for (cpu, is_pinned) in [("0", true), ("1", true), ("any", false)] {
@@ -282,7 +289,13 @@ fn what_is_listed_is_what_there_is() {
         assert!(!of(cpu).is_empty() && of(cpu).windows(2).all(|pair| pair[1] == pair[0] + 1), "{:?}", of(cpu));
     }
     let alone = shell.json(&["trace", "--cpu", "1"]);
-    assert!(alone.as_array().unwrap().iter().all(|record| record["cpu"] == 1 && record["data"].as_array().unwrap().len() == 5));
+    assert!(
+        alone
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|record| record["cpu"] == 1 && record["data"].as_array().unwrap().len() == 5)
+    );
     let words = shell.refused(66, &["trace", "--cpu", "7"]);
     assert!(words.contains("proxenos info"), "{words}");
 
@@ -294,7 +307,10 @@ fn what_is_listed_is_what_there_is() {
     let dump = shell.json(&["dump", "one"]);
     assert!(dump["registers"]["rip"].as_str().unwrap().starts_with("0x") && dump["domain"]["name"] == "one", "{dump}");
     let status = shell.json(&["host", "status"]);
-    assert_eq!((&status["state"], &status["accel"], &status["channels"]), (&json!("running"), &json!("tcg"), &json!(8)));
+    assert_eq!(
+        (&status["state"], &status["accel"], &status["channels"]),
+        (&json!("running"), &json!("tcg"), &json!(8))
+    );
 
     // Without buffers for it, what to do is said.
     start(&shell, &["--host", "plain"]);

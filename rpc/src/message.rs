@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Config, Image, Part, UploadId};
 use crate::domain::{DomainId, Exit, Info, ShutdownReason, Subject};
 use crate::dump::{AddressSpace, Context};
+use crate::frame;
 use crate::host::{HostInfo, Log, LogPart, TracePart};
 use crate::sched::{DomainSched, HostSched};
-use crate::frame;
 use crate::{Bytes, Deadline, Failure, Kib, List, MAX_CHUNK, MAX_LIST, MAX_TEXT, Nanos, Text};
 
 /// A version of the protocol. Those with the same major understand each other.

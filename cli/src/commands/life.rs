@@ -1,6 +1,8 @@
 //! Commands that change a domain: its life, its memory, its CPU.
 
-use proxenos_rpc::{CallId, Cause, Deadline, Exit, Failure, FromControl, Note, Reply, Request, ShutdownReason, Subject};
+use proxenos_rpc::{
+    CallId, Cause, Deadline, Exit, Failure, FromControl, Note, Reply, Request, ShutdownReason, Subject,
+};
 use std::time::{Duration, Instant};
 
 use super::{QUICK, SHUTDOWN, open};

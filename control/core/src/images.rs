@@ -97,7 +97,8 @@ impl Images {
         }
         if len > self.room() {
             let (len, room) = (len.div_ceil(1024), self.room() / 1024);
-            let message = format!("{len} KiB of images do not fit into the {room} KiB that the control domain has left");
+            let message =
+                format!("{len} KiB of images do not fit into the {room} KiB that the control domain has left");
             return Err(failure(Cause::OutOfMemory, &message));
         }
         Ok(())

@@ -308,8 +308,14 @@ impl<H: Host> Server<H> {
     fn restart(&mut self, serial: Serial) -> Result<(), Failure> {
         let gone = || Failure::new(Cause::NoSuchDomain, "it is gone");
         let domain = self.domains.get(&serial).ok_or_else(gone)?;
-        let built =
-            build(&mut self.host, &domain.config, Start::Running, &domain.kernel, domain.ramdisk.as_deref(), &mut |_, _, _| {})?;
+        let built = build(
+            &mut self.host,
+            &domain.config,
+            Start::Running,
+            &domain.kernel,
+            domain.ramdisk.as_deref(),
+            &mut |_, _, _| {},
+        )?;
         let id = built.id;
         let now = self.host.now();
         let domain = self.domains.get_mut(&serial).ok_or_else(gone)?;

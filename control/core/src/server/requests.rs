@@ -449,7 +449,8 @@ impl<H: Host> Server<H> {
     fn reset(&mut self, subject: &Subject) -> Result<Reply, Failure> {
         let serial = self.ours(subject)?;
         self.ended(serial, ExitReason::Destroyed);
-        self.restart(serial).map_err(|why| failure(why.cause, &format!("it was ended, and not started again: {why}")))?;
+        self.restart(serial)
+            .map_err(|why| failure(why.cause, &format!("it was ended, and not started again: {why}")))?;
         let id = self.domains[&serial].id;
         Ok(Reply::Domain(Box::new(self.describe(&Subject::Id(DomainId(id.0)))?)))
     }

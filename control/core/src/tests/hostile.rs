@@ -105,7 +105,7 @@ fn input_of_clients_that_come_and_go_is_bounded() {
         bench.server.rang(DomId(1));
         bench.run();
     }
-    assert!(typed >= 8 << 10 && typed <= (8 << 10) + 8 * 60 + 512, "{typed}");
+    assert!((8 << 10..=(8 << 10) + 8 * 60 + 512).contains(&typed), "{typed}");
     // What was lost came back as credit, so that nobody waits for ever.
     let console = bench.attach(0, "one", 0);
     bench.answer(console);
