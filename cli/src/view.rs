@@ -68,6 +68,7 @@ pub fn state(state: State) -> &'static str {
         State::Ready => "ready",
         State::Blocked => "blocked",
         State::Paused => "paused",
+        State::ShutDown(ShutdownReason::SUSPEND) => "suspended",
         State::ShutDown(_) => "shutdown",
         State::Crashed => "crashed",
         State::Dying => "dying",

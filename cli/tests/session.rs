@@ -39,126 +39,209 @@ fn crashing(kernel: &Path, to: &Path) -> u64 {
 const GUESTS: usize = 20;
 const ARCHES: [&str; 2] = ["x86_64", "x86_32"];
 
-fn name(number: usize) -> String {
-    format!("guest{number}")
+/// What a guest was asked to be.
+struct Guest {
+    name: String,
+    arch: &'static str,
+    mebibytes: u64,
+    limit: u64,
+    weight: u64,
+    restart: &'static str,
+    restarts: u64,
+    state: &'static str,
+    cpu: Option<u64>,
 }
 
-/// What is asked for: each has another size and weight.
-fn mebibytes(number: usize) -> usize {
-    4 + 4 * (number % 4)
+impl Guest {
+    /// Each has another size and weight.
+    fn new(number: usize) -> Self {
+        let mebibytes = 4 + 4 * (number as u64 % 4);
+        Self {
+            name: format!("guest{number}"),
+            arch: ARCHES[number % 2],
+            mebibytes,
+            limit: mebibytes,
+            weight: 50 + 10 * number as u64,
+            restart: if REBOOTING.contains(&number) { "on-reboot" } else { "never" },
+            restarts: 0,
+            state: "paused",
+            cpu: None,
+        }
+    }
+
+    fn description(&self, kernel: &Path) -> String {
+        let Self { name, mebibytes, weight, restart, .. } = self;
+        let kernel = kernel.display();
+        format!(
+            "name = '{name}'\nkernel = '{kernel}'\nmemory = {mebibytes}\nweight = {weight}\ncmdline = 'of {name}'\n\
+             restart = '{restart}'\n"
+        )
+    }
 }
 
-fn weight(number: usize) -> usize {
-    50 + 10 * number
+/// What is listed is what was asked for: all of them, in their order of birth, and everything about each.
+fn compare(shell: &Shell, guests: &[Guest]) {
+    let list = shell.json(&["list"]);
+    let mut listed: Vec<_> = list.as_array().unwrap().iter().skip(1).collect();
+    listed.sort_by_key(|seen| guests.iter().position(|guest| seen["name"] == guest.name.as_str()));
+    assert_eq!(listed.len(), guests.len(), "{list}");
+    for (guest, seen) in guests.iter().zip(listed) {
+        let known = json!({
+            "name": guest.name, "arch": guest.arch, "memory_kib": guest.mebibytes << 10,
+            "memory_limit_kib": guest.limit << 10, "restart": guest.restart, "restarts": guest.restarts,
+            "state": guest.state, "pinned": guest.cpu.is_some(),
+        });
+        for (field, value) in known.as_object().unwrap() {
+            assert_eq!(&seen[field], value, "{field} of {seen}");
+        }
+        assert!(guest.cpu.is_none_or(|cpu| seen["cpu"] == cpu), "the CPU of {seen}");
+        assert_eq!(shell.json(&["sched", &guest.name])["advance"], 1000 / guest.weight, "the weight of {seen}");
+    }
 }
 
-/// These two crash.
+/// These two run to their end, and these crash, are started anew from outside, are ballooned, reboot and shut down when
+/// they are asked to, and are pinned: one of each architecture.
+const ENDING: [usize; 2] = [0, 1];
 const CRASHING: [usize; 2] = [4, 5];
+const RESET: [usize; 2] = [6, 7];
+const BALLOONED: [usize; 2] = [10, 11];
+const REBOOTING: [usize; 2] = [12, 13];
+const STOPPING: [usize; 2] = [14, 15];
+const PINNED: [usize; 2] = [16, 17];
 
 #[test]
 #[ignore = "needs built images: cargo xtask test session"]
 fn twenty_guests_are_what_was_asked_for() {
     let shell = Shell { dir: tempfile::tempdir().unwrap() };
     let dir = shell.dir.path().to_owned();
-    let kernels = [variable("PROXENOS_HELLO_X86_64"), variable("PROXENOS_HELLO_X86_32")];
-    shell.text(&["host", "start", "--accel", "tcg", "--memory", "768M", "--hv-args", "tbuf_size=4"]);
+    let kernels = |what: &str| ["X86_64", "X86_32"].map(|arch| variable(&format!("PROXENOS_{what}_{arch}")));
+    let (hello, echo) = (kernels("HELLO"), kernels("ECHO"));
+    shell.text(&["host", "start", "--accel", "tcg", "--cpus", "2", "--memory", "768M", "--hv-args", "tbuf_size=4"]);
     // The first domain of each kind has the hypervisor's heap grow.
-    let kernel = |arch: usize| kernels[arch].to_str().unwrap();
+    let kernel = |arch: usize| hello[arch].to_str().unwrap();
     for arch in [0, 1] {
         assert_eq!(shell.output(&["run", kernel(arch)]).status.code(), Some(0));
     }
-    let free = shell.json(&["info"])["memory_free_kib"].as_u64().unwrap();
-    let log = || std::fs::read_to_string(dir.join("proxenos/default/console.log")).unwrap();
+    let free = || shell.json(&["info"])["memory_free_kib"].as_u64().unwrap();
+    let free_before = free();
 
     // Create and list.
     let mut entries = [0; 2];
-    for number in 0..GUESTS {
-        let mut kernel = kernels[number % 2].clone();
+    let mut guests: Vec<Guest> = (0..GUESTS).map(Guest::new).collect();
+    for (number, guest) in guests.iter().enumerate() {
+        let mut kernel = if number < 8 { &hello } else { &echo }[number % 2].clone();
         if CRASHING.contains(&number) {
             let broken = dir.join(format!("crashing{}", number % 2));
             entries[number % 2] = crashing(&kernel, &broken);
             kernel = broken;
         }
         let file = dir.join(format!("{number}.toml"));
-        let text = format!(
-            "name = '{}'\nkernel = '{}'\nmemory = {}\nweight = {}\ncmdline = 'number={number}'\nrestart = 'never'\n",
-            name(number),
-            kernel.display(),
-            mebibytes(number),
-            weight(number)
-        );
-        std::fs::write(&file, text).unwrap();
+        std::fs::write(&file, guest.description(&kernel)).unwrap();
         shell.text(&["create", "--paused", file.to_str().unwrap()]);
     }
-    let list = shell.json(&["list"]);
-    assert_eq!(list.as_array().unwrap().len(), GUESTS + 1);
-    for number in 0..GUESTS {
-        let seen = &list[number + 1];
-        assert_eq!(seen["name"], name(number));
-        assert_eq!(seen["arch"], ARCHES[number % 2]);
-        assert_eq!(seen["memory_kib"], mebibytes(number) << 10);
-        assert_eq!((&seen["state"], &seen["restart"]), (&json!("paused"), &json!("never")));
-        assert_eq!(shell.json(&["sched", &name(number)])["advance"], 1000 / weight(number));
-    }
-    assert_eq!(
-        shell.output(&["create", "--paused", dir.join("7.toml").to_str().unwrap()]).status.code(),
-        Some(77),
-        "its name is taken"
-    );
+    compare(&shell, &guests);
+    shell.refused(77, &["create", "--paused", dir.join("7.toml").to_str().unwrap()]);
 
     // Re-weight, pin, memory limits.
-    for number in [0, 1] {
-        let guest = &name(number);
-        let set = shell.json(&["sched", guest, "--weight", "500", "--warp-limit", "20ms", "--unwarp", "1s"]);
-        assert_eq!(set, shell.json(&["sched", guest]), "what is set is read");
+    for number in ENDING {
+        let guest = &mut guests[number];
+        (guest.weight, guest.limit) = (500, 64);
+        let set = shell.json(&["sched", &guest.name, "--weight", "500", "--warp-limit", "20ms", "--unwarp", "1s"]);
+        assert_eq!(set, shell.json(&["sched", &guest.name]), "what is set is read");
         assert_eq!((&set["advance"], &set["warp_limit_ns"]), (&json!(2), &json!(20_000_000)));
-        shell.text(&["pin", guest, "0"]);
-        assert_eq!(shell.json(&["info", guest])["pinned"], true);
-        shell.text(&["pin", guest, "any"]);
-        assert_eq!(shell.json(&["info", guest])["pinned"], false);
-        assert_eq!(shell.output(&["pin", guest, "7"]).status.code(), Some(77), "there is one CPU");
-        shell.text(&["mem-max", guest, "64M"]);
-        assert_eq!(shell.json(&["info", guest])["memory_limit_kib"], 64 << 10);
+        shell.text(&["mem-max", &guest.name, "64M"]);
+    }
+    for (cpu, number) in PINNED.into_iter().enumerate() {
+        shell.text(&["pin", &guests[number].name, &cpu.to_string()]);
+        guests[number].cpu = Some(cpu as u64);
+        shell.refused(77, &["pin", &guests[number].name, "7"]);
     }
     shell.text(&["sched", "--allowance", "2ms"]);
     assert_eq!(shell.json(&["sched"])["allowance_ns"], 2_000_000);
+    compare(&shell, &guests);
 
-    // Run some to their ends, and stop some on their way.
-    for number in [0, 1] {
-        shell.text(&["unpause", &name(number)]);
-        assert_eq!(shell.output(&["wait", &name(number)]).status.code(), Some(0));
+    // Let those run that wait for what is typed, and pause two of them.
+    for guest in &mut guests[8..] {
+        shell.text(&["unpause", &guest.name]);
+        shell.reaches(&guest.name, "blocked");
+        guest.state = "blocked";
     }
-    for number in [2, 3] {
-        shell.text(&["unpause", &name(number)]);
-        shell.text(&["pause", &name(number)]);
-        assert_eq!(shell.json(&["info", &name(number)])["state"], "paused");
+    for number in [8, 9] {
+        shell.text(&["pause", &guests[number].name]);
+        guests[number].state = "paused";
     }
+    compare(&shell, &guests);
+
+    // Balloon: down, and as far up again as is asked.
+    for (less, number) in [4, 6].into_iter().zip(BALLOONED) {
+        let guest = &mut guests[number];
+        let before = free();
+        let (most, limit) = (guest.mebibytes, format!("{}M", guest.mebibytes - less / 2));
+        let half = most - less;
+        assert_eq!(shell.json(&["mem-set", &guest.name, &format!("{half}M")])["memory_kib"], half << 10);
+        assert!(free().abs_diff(before + (less << 10)) <= 64, "what it gave is free: {before}, {}", free());
+        shell.text(&["mem-max", &guest.name, &limit]);
+        shell.refused(77, &["mem-set", &guest.name, &format!("{most}M")]);
+        assert_eq!(shell.json(&["mem-set", &guest.name, &limit])["memory_kib"], (most - less / 2) << 10);
+        (guest.mebibytes, guest.limit) = (most - less / 2, most - less / 2);
+        let mut console = shell.talk(&["console", &guest.name]);
+        console.type_in("memory");
+        console.expect(&format!("{} pages\n", guest.mebibytes << 8));
+    }
+    compare(&shell, &guests);
 
     // Crash and dump.
     for number in CRASHING {
-        let guest = &name(number);
-        shell.text(&["unpause", guest]);
-        shell.reaches(guest, "crashed");
+        let guest = &mut guests[number];
+        shell.text(&["unpause", &guest.name]);
+        shell.reaches(&guest.name, "crashed");
+        guest.state = "crashed";
         let entry = entries[number % 2];
-        let dump = shell.json(&["dump", guest, "--at", &format!("{entry:#x}"), "--len", "2"]);
+        let dump = shell.json(&["dump", &guest.name, "--at", &format!("{entry:#x}"), "--len", "2"]);
         let ip = if number % 2 == 0 { "rip" } else { "eip" };
         assert_eq!(dump["registers"][ip], format!("{entry:#x}"));
         assert_eq!(dump["memory"]["bytes"], "0f0b");
         let memory = dir.join("memory");
-        shell.text(&["dump", guest, "--memory", memory.to_str().unwrap()]);
-        assert_eq!(memory.metadata().unwrap().len(), (mebibytes(number) as u64) << 20);
+        shell.text(&["dump", &guest.name, "--memory", memory.to_str().unwrap()]);
+        assert_eq!(memory.metadata().unwrap().len(), guest.mebibytes << 20);
     }
 
-    // Start anew.
-    for number in [6, 7] {
-        let guest = &name(number);
-        shell.text(&["reboot", "--force", guest]);
-        assert_eq!(shell.json(&["info", guest])["restarts"], 1);
+    // Reboot: when asked, and from outside.
+    for number in REBOOTING {
+        let guest = &mut guests[number];
+        let console = shell.talk(&["console", &guest.name]);
+        console.expect("ready");
+        shell.text(&["reboot", &guest.name]);
+        console.expect("asked to end: 1\n");
+        console.expect("ready");
+        shell.reaches(&guest.name, "blocked");
+        guest.restarts = 1;
     }
+    for number in RESET {
+        let guest = &mut guests[number];
+        shell.text(&["reboot", "--force", &guest.name]);
+        shell.text(&["pause", &guest.name]);
+        guest.restarts = 1;
+    }
+    compare(&shell, &guests);
+
+    // Ends: their own, and asked for.
+    for number in ENDING {
+        shell.text(&["unpause", &guests[number].name]);
+        assert_eq!(shell.output(&["wait", &guests[number].name]).status.code(), Some(0));
+    }
+    for number in STOPPING {
+        let exit = shell.json(&["shutdown", "--wait", &guests[number].name]);
+        assert_eq!((&exit["name"], &exit["shutdown_reason"]), (&json!(guests[number].name), &json!(0)));
+    }
+    let gone = [ENDING, STOPPING].concat();
+    let left = |(number, guest)| (!gone.contains(&number)).then_some(guest);
+    let guests: Vec<Guest> = guests.into_iter().enumerate().filter_map(left).collect();
+    compare(&shell, &guests);
 
     // Look on.
     let top = shell.json(&["top", "--interval", "200ms"]);
-    assert!(top["domains"].as_array().unwrap().len() >= GUESTS - 3, "{top}");
+    assert_eq!(top["domains"].as_array().unwrap().len(), guests.len() + 1, "{top}");
     assert!(!shell.json(&["trace"]).as_array().unwrap().is_empty());
     assert!(shell.text(&["dmesg"]).contains("Proxenos"));
     for arch in [0, 1] {
@@ -169,16 +252,15 @@ fn twenty_guests_are_what_was_asked_for() {
     }
 
     // End them all: their memory comes back. (How many frames exactly is for the hypervisor's own tests to say.)
-    for seen in shell.json(&["list"]).as_array().unwrap().iter().skip(1) {
-        assert_eq!(shell.json(&["destroy", seen["name"].as_str().unwrap()])["end"], "destroyed");
+    for guest in &guests {
+        assert_eq!(shell.json(&["destroy", &guest.name])["end"], "destroyed");
     }
-    assert_eq!(shell.json(&["list"]).as_array().unwrap().len(), 1);
-    let now = shell.json(&["info"])["memory_free_kib"].as_u64().unwrap();
-    assert!(now.abs_diff(free) <= 64, "{now} KiB are free, and {free} KiB were");
+    compare(&shell, &[]);
+    assert!(free().abs_diff(free_before) <= 64, "{} KiB are free, and {free_before} KiB were", free());
 
     // And the host.
     let machine = shell.json(&["host", "status"])["pid"].as_u64().unwrap();
-    let log = log();
+    let log = std::fs::read_to_string(dir.join("proxenos/default/console.log")).unwrap();
     assert!(log.contains("(px)"));
     shell.text(&["host", "stop"]);
     let is_there = std::fs::read_to_string(format!("/proc/{machine}/stat")).is_ok_and(|stat| !stat.contains(") Z "));

@@ -1,8 +1,9 @@
 //! The heap: the domain's frames as they are needed, handed to `talc`.
 //!
-//! Frames come from the SDK in steps of [`STEP`] and never go back. An allocation that finds no more memory fails,
-//! which ends the control domain only where the caller cannot be told: images and console buffers are bounded by their
-//! own limits long before.
+//! Frames come from the SDK in steps of [`STEP`] and never go back. The last [`KEPT`] are left to page tables, which
+//! windows into guests need. An allocation for which there are not enough fails and takes none, which ends the control
+//! domain only where the caller cannot be told: images, which are what is large, have a limit well below all that there
+//! is ([`for_images`]).
 
 use core::alloc::Layout;
 use proxenos_guest::abi::PAGE_SIZE;
@@ -12,6 +13,14 @@ use talc::{OomHandler, Span, Talc, Talck};
 
 /// Frames that the heap grows by, at least.
 const STEP: usize = 64;
+/// Frames that it leaves: page tables for more windows than there can be domains, and pages for devices.
+const KEPT: usize = 256;
+
+/// Bytes that images may take of what there is at the start, so that there is always enough for everything else: consoles
+/// above all.
+pub fn for_images() -> usize {
+    memory::frames::left().saturating_sub(KEPT) / 4 * 3 * PAGE_SIZE
+}
 
 /// The lock is one in name: there is one virtual CPU, and upcalls, which alone interrupt it, allocate nothing.
 #[global_allocator]
@@ -32,7 +41,11 @@ impl OomHandler for Grow {
         let mut start = 0;
         let mut end = 0;
         let mut got_any = false;
-        for _ in 0..frames.max(STEP) {
+        let left = memory::frames::left().saturating_sub(KEPT);
+        if frames > left {
+            return Err(());
+        }
+        for _ in 0..frames.max(STEP).min(left) {
             let Some(frame) = memory::alloc_frame() else { break };
             let at = frame.virt().raw() as usize;
             if at != end {

@@ -14,7 +14,7 @@ use proxenos_guest::abi::payload::Payload;
 use proxenos_guest::abi::sched_ctl::{
     AtroposAdjdom, BvtAdjdom, BvtCtl, RoundRobinCtl, SchedAdjdom, SchedCtl, SchedDirection, SchedulerId,
 };
-use proxenos_guest::abi::{DomId, Padded, X86_64};
+use proxenos_guest::abi::{DomId, Errno, Padded, X86_64};
 use proxenos_guest::{hypercall, time};
 use proxenos_rpc::{
     AddressSpace, Arch, Cause, DomainSched, Failure, HostSched, Kib, Millis, Nanos, Scheduler, Stage, TraceCpu,
@@ -215,7 +215,10 @@ impl Host for Hypervisor {
         let sched_id = number(sched.scheduler());
         let direction = SchedDirection::Put.raw();
         let set = SchedAdjdom { sched_id, direction, domain: id, u, ..SchedAdjdom::default() };
-        op(set).map(done).map_err(|errno| refused("setting the domain's scheduling", errno))
+        op(set).map(done).map_err(|errno| match errno {
+            Errno::ENOSPC => Failure::new(Cause::Invalid, "that is more of the CPU than can still be reserved"),
+            other => refused("setting the domain's scheduling", other),
+        })
     }
 
     fn read_log(&mut self) -> Vec<u8> {

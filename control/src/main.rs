@@ -54,7 +54,7 @@ fn main(_: &StartInfo) {
         wake();
     });
     log::line(format_args!("control: {} channels to the host", ports.len()));
-    let mut server = Server::new(machine::Hypervisor::new(), ports.len());
+    let mut server = Server::new(machine::Hypervisor::new(), ports.len(), heap::for_images());
     loop {
         let work = turn(&mut server, &mut ports);
         if server.stops() {

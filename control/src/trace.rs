@@ -62,9 +62,9 @@ impl Head {
 
 /// How far every CPU is, and records of one of them: from `from` on, at most so many, with the number of the first.
 pub fn read(cpu: u32, from: u64, most: usize) -> Result<(Vec<TraceCpu>, u64, Vec<TraceRecord>), Failure> {
-    let none = |message: &str| Failure::new(Cause::NotSupported, message);
+    let none = "there are no trace buffers; start the host with the hypervisor's option tbuf_size=";
     let place = op(GetTbufs::<X86_64>::default()).map_err(|errno| match errno {
-        Errno::ENODATA => none("there are no trace buffers; start the host with the hypervisor's option tbuf_size="),
+        Errno::ENODATA => Failure::new(Cause::WrongState, none),
         other => refused("asking for the trace buffers", other),
     })?;
     let info = op(PhysInfo::<X86_64>::default()).map_err(|errno| refused("counting the CPUs", errno))?;

@@ -35,6 +35,8 @@ pub mod clock;
 #[cfg(not(test))]
 pub mod arch;
 #[cfg(not(test))]
+pub mod balloon;
+#[cfg(not(test))]
 pub mod boot;
 #[cfg(not(test))]
 pub mod console;

@@ -75,6 +75,15 @@ pub fn mfn_of(pfn: Pfn) -> Mfn {
     Mfn(unsafe { list.add(pfn.raw() as usize).read_volatile() }.to_u64())
 }
 
+/// Enters a frame into the list, or that there is none.
+pub(crate) fn set_mfn_of(pfn: Pfn, frame: Option<Mfn>) {
+    assert!(pfn.raw() < crate::boot::frames(), "{pfn:?} is not in the list");
+    let list = crate::boot::start_info().mfn_list.get() as usize as *mut Word;
+    let word = frame.map_or(Word::MAX, hypercall::frame_word);
+    // SAFETY: as in `mfn_of`; the builder mapped the list writable, and it is read through raw pointers only.
+    unsafe { list.add(pfn.raw() as usize).write_volatile(word) };
+}
+
 /// Machine address of an address in the SDK's mapping of our frames.
 pub fn machine_of(at: GuestVirt) -> MachineAddr {
     MachineAddr(mfn_of(pfn_of(at)).addr().raw() + at.page_offset() as u64)

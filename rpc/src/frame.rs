@@ -59,14 +59,21 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
     Ok(frame)
 }
 
-/// The bytes of a frame without its zero as a message. The bytes are spoilt by it.
-fn decode<T: DeserializeOwned>(frame: &mut [u8]) -> Result<T, FrameError> {
-    let len = cobs::decode_in_place(frame).map_err(|_| FrameError::Malformed)?;
-    let plain = frame.get(..len).ok_or(FrameError::Malformed)?;
-    let (message, sum) = plain.split_last_chunk::<4>().ok_or(FrameError::Malformed)?;
+/// The bytes of a frame without its zero as those of a message.
+fn unpack(mut frame: Vec<u8>) -> Result<Vec<u8>, FrameError> {
+    let len = cobs::decode_in_place(&mut frame).map_err(|_| FrameError::Malformed)?;
+    frame.truncate(len);
+    let (message, sum) = frame.split_last_chunk::<4>().ok_or(FrameError::Malformed)?;
     if Checksum::of(message) != Checksum(u32::from_le_bytes(*sum)) {
         return Err(FrameError::Damaged);
     }
+    let len = message.len();
+    frame.truncate(len);
+    Ok(frame)
+}
+
+/// The bytes of a whole message as that.
+pub(crate) fn parse<T: DeserializeOwned>(message: &[u8]) -> Result<T, FrameError> {
     match postcard::take_from_bytes(message) {
         Ok((message, [])) => Ok(message),
         _ => Err(FrameError::Unknown),
@@ -91,6 +98,11 @@ impl Decoder {
     /// Takes bytes from the front of `input` up to the end of a frame. `None` if there was no end in them; then all are
     /// taken. Empty frames are passed over: zeros may stand anywhere.
     pub fn next<T: DeserializeOwned>(&mut self, input: &mut &[u8]) -> Option<Result<T, FrameError>> {
+        self.next_frame(input).map(|frame| parse(&frame?))
+    }
+
+    /// The same for whoever wants to look at what is no message either: the bytes of one that arrived whole.
+    pub fn next_frame(&mut self, input: &mut &[u8]) -> Option<Result<Vec<u8>, FrameError>> {
         loop {
             let Some(end) = input.iter().position(|&byte| byte == 0) else {
                 self.take(input);
@@ -99,13 +111,13 @@ impl Decoder {
             };
             self.take(&input[..end]);
             *input = &input[end + 1..];
-            let mut frame = core::mem::take(&mut self.begun);
+            let frame = core::mem::take(&mut self.begun);
             let is_too_long = core::mem::take(&mut self.is_too_long);
             if is_too_long {
                 return Some(Err(FrameError::TooLong));
             }
             if !frame.is_empty() {
-                return Some(decode(&mut frame));
+                return Some(unpack(frame));
             }
         }
     }

@@ -11,7 +11,8 @@
 //! 1. The client sends a zero byte (it ends whatever a client before it left half sent), then [`ToControl::Hello`]
 //!    with a nonce. The control domain drops what that channel had going on: open calls, streams and uploads.
 //! 2. It answers [`FromControl::Welcome`] with the nonce. The client drops every frame before that one: they were for
-//!    somebody else. Majors of the [`Version`]s must agree, else the client stops there.
+//!    somebody else. Majors of the [`Version`]s must agree, else the client stops there; a call that it makes all the
+//!    same is answered [`Cause::NotSupported`], unread.
 //! 3. The client makes [calls](ToControl::Call), each with a number of its own choice and a [`Deadline`]. Every call
 //!    gets exactly one [`FromControl::Reply`], behind any number of [events](FromControl::Event).
 //! 4. The client hangs up whenever it likes, without a word.
@@ -41,7 +42,7 @@
 //! # Versions
 //!
 //! [`VERSION`] is this crate's. A minor step only adds variants behind those there are; who does not know one answers
-//! [`Cause::NotSupported`], which is also what an unreadable call gets. All else is a major step. [`Hello`] and
+//! [`Cause::NotSupported`], which is also what an unreadable call gets, as far as its number can be read. All else is a major step. [`Hello`] and
 //! [`Welcome`] never change.
 //!
 //! No lock guards anything here: these are values.
@@ -71,7 +72,7 @@ pub use frame::{Decoder, FrameError, encode};
 pub use host::{HostInfo, Log, LogPart, TraceCpu, TracePart, TraceRecord};
 pub use message::{
     Attached, Call, CallId, ConsoleEnd, ConsoleMode, Event, FromControl, Hello, Note, Reply, Request, Stage, ToControl,
-    Version, Welcome,
+    Unreadable, Version, Welcome,
 };
 pub use sched::{DomainSched, HostSched, Scheduler};
 pub use units::{Deadline, Kib, Micros, Millis, Nanos};

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Config, Image, Part, UploadId};
 use crate::domain::{DomainId, Exit, Info, ShutdownReason, Subject};
 use crate::dump::{AddressSpace, Context};
+use crate::frame;
 use crate::host::{HostInfo, Log, LogPart, TracePart};
 use crate::sched::{DomainSched, HostSched};
 use crate::{Bytes, Deadline, Failure, Kib, List, MAX_CHUNK, MAX_LIST, MAX_TEXT, Nanos, Text};
@@ -33,6 +34,31 @@ pub enum ToControl {
     Call(Call),
     /// It says something to an open call.
     Note(CallId, Note),
+}
+
+/// Why the bytes of a message are none of a client's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unreadable {
+    /// It is a call with this number, of which the rest is not known: a later version's.
+    Call(CallId),
+    /// It is anything.
+    Other,
+}
+
+impl ToControl {
+    /// The variant of a call, which never changes.
+    const CALL: u32 = 1;
+
+    /// Reads the bytes of a message that arrived whole ([`Decoder::next_frame`](crate::Decoder::next_frame)).
+    ///
+    /// # Errors
+    /// [`Unreadable`]: of a call its number at least, so that it can be answered.
+    pub fn read(message: &[u8]) -> Result<Self, Unreadable> {
+        frame::parse(message).map_err(|_| match postcard::take_from_bytes::<(u32, CallId)>(message) {
+            Ok(((Self::CALL, id), _)) => Unreadable::Call(id),
+            _ => Unreadable::Other,
+        })
+    }
 }
 
 /// What the control domain sends.

@@ -1,6 +1,8 @@
 //! Commands that change a domain: its life, its memory, its CPU.
 
-use proxenos_rpc::{CallId, Deadline, Exit, FromControl, Note, Reply, Request, ShutdownReason, Subject};
+use proxenos_rpc::{
+    CallId, Cause, Deadline, Exit, Failure, FromControl, Note, Reply, Request, ShutdownReason, Subject,
+};
 use std::time::{Duration, Instant};
 
 use super::{QUICK, SHUTDOWN, open};
@@ -86,7 +88,14 @@ fn wait_exit(cli: &Cli, session: &mut Session, domain: &Subject) -> Result<Exit>
 pub fn mem_set(cli: &Cli, args: &MemArgs) -> Result<u8> {
     let domain = &args.domain.domain;
     let request = Request::SetMemory { domain: domain.clone(), memory: args.size };
-    match open(cli)?.call(&format!("cannot set the memory of {domain}"), request, cli.deadline(QUICK))? {
+    let doing = format!("cannot set the memory of {domain}");
+    let set = open(cli)?.call_with(request, cli.deadline(QUICK), |_| {})?;
+    let refused = |failure: Failure| {
+        let problem = Problem::refused(doing, &failure);
+        let advice = "`proxenos info` shows what it has and may have; `proxenos mem-max` sets what it may";
+        if failure.cause == Cause::Invalid { problem.hint(advice) } else { problem }
+    };
+    match set.map_err(refused)? {
         Reply::Memory(memory) if cli.json => view::print_json(&serde_json::json!({ "memory_kib": memory.0 }))?,
         Reply::Memory(memory) if memory == args.size => {}
         Reply::Memory(memory) => {

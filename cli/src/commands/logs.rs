@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use proxenos_rpc::{Log, Reply, Request, TraceCpu, TracePart, TraceRecord};
+use proxenos_rpc::{Cause, Log, Reply, Request, TraceCpu, TracePart, TraceRecord};
 use serde_json::json;
 
 use super::{QUICK, open};
@@ -52,7 +52,7 @@ pub fn dmesg(cli: &Cli, args: &DmesgArgs) -> Result<u8> {
 /// `trace`.
 pub fn trace(cli: &Cli, args: &TraceArgs) -> Result<u8> {
     let mut session = open(cli)?;
-    let first = read(cli, &mut session, args.cpu.unwrap_or(0), 0)?;
+    let first = read(cli, &mut session, 0, 0)?;
     // To read makes records too: without --follow the end is where it was at first.
     let end = |cpu: &TraceCpu| if args.follow { u64::MAX } else { cpu.next };
     let mut cpus: Vec<(u32, u64, u64)> = first.cpus.iter().map(|cpu| (cpu.cpu, cpu.first, end(cpu))).collect();
@@ -101,9 +101,14 @@ pub fn trace(cli: &Cli, args: &TraceArgs) -> Result<u8> {
 }
 
 fn read(cli: &Cli, session: &mut Session, cpu: u32, from: u64) -> Result<TracePart> {
-    match session.call("cannot read the trace", Request::Trace { cpu, from }, cli.deadline(QUICK))? {
-        Reply::Trace(part) => Ok(part),
-        _ => Err(unexpected()),
+    match session.call_with(Request::Trace { cpu, from }, cli.deadline(QUICK), |_| {})? {
+        Ok(Reply::Trace(part)) => Ok(part),
+        Ok(_) => Err(unexpected()),
+        Err(failure) => {
+            let problem = Problem::refused("cannot read the trace", &failure);
+            let is_off = failure.cause == Cause::WrongState;
+            Err(if is_off { problem.hint("`proxenos host start --hv-args tbuf_size=16`") } else { problem })
+        }
     }
 }
 

@@ -126,7 +126,8 @@ fn changed(now: DomainSched, args: &SchedArgs) -> Result<DomainSched> {
             Ok(DomainSched::Atropos {
                 period: wanted.0,
                 slice: wanted.1,
-                latency: args.latency.unwrap_or(latency),
+                // It cannot be beyond the period.
+                latency: args.latency.unwrap_or(latency.min(wanted.0)),
                 extra: args.extra.unwrap_or(extra),
             })
         }

@@ -1,6 +1,6 @@
 //! `list`, `info`.
 
-use proxenos_rpc::{HostInfo, Info, Reply, Request, State, Subject};
+use proxenos_rpc::{HostInfo, Info, Reply, Request, ShutdownReason, State, Subject};
 use serde_json::Value;
 
 use super::{QUICK, domains, open, place};
@@ -21,7 +21,9 @@ pub fn list(cli: &Cli) -> Result<u8> {
     let mut table = view::table(&["ID", "NAME", "ARCH", "STATE", "MEM", "CPU", "TIME", "RESTARTS"]);
     for info in &all {
         let state = match info.state {
-            State::ShutDown(reason) => format!("shutdown ({})", view::reason(reason)),
+            State::ShutDown(reason) if reason != ShutdownReason::SUSPEND => {
+                format!("shutdown ({})", view::reason(reason))
+            }
             state => view::state(state).to_owned(),
         };
         let cpu = if info.pinned { format!("{}!", info.cpu) } else { info.cpu.to_string() };

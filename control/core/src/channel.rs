@@ -7,7 +7,8 @@ use crate::server::Serial;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use proxenos_rpc::{
-    CallId, Decoder, Event, Failure, FrameError, FromControl, MAX_OPEN_CALLS, Nanos, Reply, ToControl, encode,
+    CallId, Cause, Decoder, Event, Failure, FromControl, MAX_OPEN_CALLS, Nanos, Reply, ToControl, Unreadable, VERSION,
+    Version, encode,
 };
 
 /// Bytes that wait to be sent, at most, before the client is not listened to any more. One message more may come on
@@ -46,12 +47,24 @@ pub(crate) struct Viewer {
     pub(crate) input_credit: u32,
 }
 
+/// Who is at the other end.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub(crate) enum Client {
+    /// Nobody has said hello.
+    #[default]
+    Nobody,
+    /// Somebody who speaks this protocol.
+    Known,
+    /// Somebody who speaks another version of it.
+    Foreign(Version),
+}
+
 /// A channel and its client.
 #[derive(Default)]
 pub struct Channel {
     decoder: Decoder,
-    /// Somebody has said hello.
-    greeted: bool,
+    /// Who has said hello.
+    client: Client,
     /// What has come and was not looked at yet.
     inbox: VecDeque<u8>,
     out: VecDeque<u8>,
@@ -82,31 +95,38 @@ impl Channel {
     }
 
     /// The next message, while there is room for what it leads to.
-    pub(crate) fn next(&mut self) -> Option<Result<ToControl, FrameError>> {
+    pub(crate) fn next(&mut self) -> Option<Result<ToControl, Unreadable>> {
         while self.out.len() <= MOST_UNSENT && !self.inbox.is_empty() {
             let mut piece = self.inbox.as_slices().0;
             let before = piece.len();
-            let message = self.decoder.next(&mut piece);
+            let message = self.decoder.next_frame(&mut piece);
             let taken = before - piece.len();
             self.inbox.drain(..taken);
-            if message.is_some() {
-                return message;
+            if let Some(message) = message {
+                return Some(message.map_err(|_| Unreadable::Other).and_then(|message| ToControl::read(&message)));
             }
         }
         None
     }
 
     /// A client begins: whatever was before is forgotten.
-    pub(crate) fn begin(&mut self) {
+    pub(crate) fn begin(&mut self, version: Version) {
         self.out.clear();
         // It ends a frame of which only a part was sent.
         self.out.push_back(0);
         self.open.clear();
-        self.greeted = true;
+        self.client = if version.major == VERSION.major { Client::Known } else { Client::Foreign(version) };
     }
 
-    pub(crate) fn is_greeted(&self) -> bool {
-        self.greeted
+    pub(crate) fn client(&self) -> Client {
+        self.client
+    }
+
+    /// Answers a call that is not understood, unless another of its number is open.
+    pub(crate) fn decline(&mut self, id: CallId, why: &str) {
+        if self.open.iter().all(|open| open.id != id) {
+            self.reply(id, Err(Failure::new(Cause::NotSupported, why)));
+        }
     }
 
     pub(crate) fn send(&mut self, message: &FromControl) {

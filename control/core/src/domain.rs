@@ -17,16 +17,21 @@ use proxenos_rpc::{Arch, CallId, Config, Exit, Nanos};
 
 /// Bytes of output that are kept of each.
 const SCROLLBACK: usize = 32 << 10;
+/// Bytes of input that wait for a guest to read them, at most, whoever typed them: clients that come, type and go have
+/// new credit each time.
+const MOST_INPUT: usize = 8 << 10;
+/// Pieces of it: each takes room of its own.
+const MOST_INPUTS: usize = 512;
 
 /// What has become of a domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Life {
     /// It is there.
     Live,
-    /// It has crashed, and is kept.
-    Crashed(Exit),
-    /// It is gone, and is to be started again at this time.
-    Restarting(Nanos),
+    /// It has crashed or is suspended, and is kept as it is.
+    Kept(Exit),
+    /// It is gone, having ended like this, and is to be started again at this time.
+    Restarting(Nanos, Exit),
     /// It is gone.
     Ended(Exit),
 }
@@ -165,6 +170,12 @@ impl<L: Link> Domain<L> {
         if written { self.rings.exchange(link, &mut note) } else { polled }
     }
 
+    /// Whether so many bytes more of input may wait.
+    pub(crate) fn has_room_for_input(&self, len: usize) -> bool {
+        let waiting: usize = self.input.iter().map(|input| input.bytes.len() - input.taken).sum();
+        self.input.len() < MOST_INPUTS && waiting + len <= MOST_INPUT
+    }
+
     /// Asks the guest to shut down. Whether there was room for the message.
     pub(crate) fn ask_to_shut_down(&mut self, how: ShutdownMessage) -> bool {
         let message = ControlMsg { msg_type: MessageType::Shutdown.raw(), subtype: how.raw(), ..ControlMsg::default() };
@@ -180,14 +191,14 @@ impl<L: Link> Domain<L> {
     /// How it ended, if it did.
     pub(crate) fn exit(&self) -> Option<&Exit> {
         match &self.life {
-            Life::Crashed(exit) | Life::Ended(exit) => Some(exit),
-            Life::Live | Life::Restarting(_) => None,
+            Life::Kept(exit) | Life::Ended(exit) => Some(exit),
+            Life::Live | Life::Restarting(..) => None,
         }
     }
 
     /// Whether the hypervisor has a domain for it.
     pub(crate) fn is_there(&self) -> bool {
-        matches!(self.life, Life::Live | Life::Crashed(_))
+        matches!(self.life, Life::Live | Life::Kept(_))
     }
 }
 

@@ -1,7 +1,11 @@
 //! Gzipped images (RFC 1952): a header, DEFLATE, a CRC-32 and a length.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
+use miniz_oxide::inflate::TINFLStatus;
+use miniz_oxide::inflate::core::inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF as USING_NON_WRAPPING_OUTPUT_BUF;
+use miniz_oxide::inflate::core::{DecompressorOxide, decompress};
 use proxenos_rpc::Checksum;
 
 /// What is wrong with a gzipped file.
@@ -50,17 +54,37 @@ pub fn is_gzip(file: &[u8]) -> bool {
 /// # Errors
 /// See [`GzipError`].
 pub fn unpack(file: &[u8], most: usize) -> Result<Vec<u8>, GzipError> {
+    let (body, sum, len) = parts(file)?;
+    if len > most {
+        return Err(GzipError::TooLarge(most));
+    }
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(len).map_err(|_| GzipError::TooLarge(len))?;
+    bytes.resize(len, 0);
+    let mut state = Box::<DecompressorOxide>::default();
+    let (status, _, written) = decompress(&mut state, body, &mut bytes, 0, USING_NON_WRAPPING_OUTPUT_BUF);
+    match status {
+        TINFLStatus::Done if written == len && Checksum::of(&bytes) == sum => Ok(bytes),
+        // It ends elsewhere than where it says.
+        TINFLStatus::Done | TINFLStatus::HasMoreOutput => Err(GzipError::Checksum),
+        _ => Err(GzipError::Contents),
+    }
+}
+
+/// How many bytes a gzipped file says that it is unpacked.
+///
+/// # Errors
+/// [`GzipError::Header`].
+pub fn unpacked_len(file: &[u8]) -> Result<usize, GzipError> {
+    parts(file).map(|(_, _, len)| len)
+}
+
+/// The contents, their checksum and their length.
+fn parts(file: &[u8]) -> Result<(&[u8], Checksum, usize), GzipError> {
     let body = body(file).ok_or(GzipError::Header)?;
     let (body, trailer) = body.split_last_chunk::<TRAILER>().ok_or(GzipError::Header)?;
-    let bytes = miniz_oxide::inflate::decompress_to_vec_with_limit(body, most).map_err(|error| match error.status {
-        miniz_oxide::inflate::TINFLStatus::HasMoreOutput => GzipError::TooLarge(most),
-        _ => GzipError::Contents,
-    })?;
-    let word = |at: usize| u32::from_le_bytes([trailer[at], trailer[at + 1], trailer[at + 2], trailer[at + 3]]);
-    if Checksum::of(&bytes) != Checksum(word(0)) || bytes.len() as u32 != word(4) {
-        return Err(GzipError::Checksum);
-    }
-    Ok(bytes)
+    let [a, b, c, d, e, f, g, h] = *trailer;
+    Ok((body, Checksum(u32::from_le_bytes([a, b, c, d])), u32::from_le_bytes([e, f, g, h]) as usize))
 }
 
 /// What is behind the header.
@@ -130,7 +154,8 @@ mod tests {
         };
         assert_eq!(damaged(0), Err(GzipError::Header));
         assert_eq!(damaged(2), Err(GzipError::Header));
-        assert_eq!(damaged(len - 1), Err(GzipError::Checksum));
+        assert_eq!(damaged(len - 1), Err(GzipError::TooLarge(1000)));
+        assert_eq!(damaged(len - 4), Err(GzipError::Checksum), "it says that it is shorter, or longer");
         assert_eq!(damaged(len - 5), Err(GzipError::Checksum));
         assert_eq!(unpack(&file[..9], 1000), Err(GzipError::Header));
         assert_eq!(unpack(&file[..12], 1000), Err(GzipError::Header));

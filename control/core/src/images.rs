@@ -1,7 +1,8 @@
 //! Kernels and ramdisks: uploads under way, and those that are there.
 //!
 //! An image is kept as long as a domain is made from it, or nobody needs its memory. The digest that the client gave it
-//! is its name; what arrives is checked against length and checksum. A kernel is kept unpacked.
+//! is its name; what arrives is checked against length and checksum. A kernel is kept unpacked. All together, those that
+//! arrive and those that are there, take no more bytes than they were given.
 
 use crate::gzip;
 use alloc::format;
@@ -58,8 +59,9 @@ pub(crate) struct Complete {
 }
 
 /// All images and creations.
-#[derive(Default)]
 pub(crate) struct Images {
+    /// Bytes that they take at most.
+    limit: usize,
     /// The last used ones last.
     stored: Vec<Rc<Stored>>,
     uploads: Vec<Upload>,
@@ -71,6 +73,37 @@ fn failure(cause: Cause, message: &str) -> Failure {
 }
 
 impl Images {
+    /// None yet, of so many bytes at most.
+    pub(crate) const fn new(limit: usize) -> Self {
+        Self { limit, stored: Vec::new(), uploads: Vec::new(), last_id: 0 }
+    }
+
+    /// Bytes that are not taken.
+    fn room(&self) -> usize {
+        let arriving = |slot: &Slot| match slot {
+            Slot::Arriving(arriving) => arriving.image.len as usize,
+            Slot::There(_) => 0,
+        };
+        let both = |upload: &Upload| arriving(&upload.kernel) + upload.ramdisk.as_ref().map_or(0, arriving);
+        let uploads: usize = self.uploads.iter().map(both).sum();
+        let stored: usize = self.stored.iter().map(|stored| stored.bytes.len()).sum();
+        self.limit.saturating_sub(uploads + stored)
+    }
+
+    /// Makes room for so many bytes more, at the cost of images that nothing uses.
+    fn make_room(&mut self, len: usize) -> Result<(), Failure> {
+        if len > self.room() {
+            self.forget_idle(0);
+        }
+        if len > self.room() {
+            let (len, room) = (len.div_ceil(1024), self.room() / 1024);
+            let message =
+                format!("{len} KiB of images do not fit into the {room} KiB that the control domain has left");
+            return Err(failure(Cause::OutOfMemory, &message));
+        }
+        Ok(())
+    }
+
     /// Whether a creation has a name.
     pub(crate) fn has_name(&self, name: &str) -> bool {
         self.uploads.iter().any(|upload| upload.config.name.as_str() == name)
@@ -108,14 +141,12 @@ impl Images {
             let message = format!("an image of {} bytes: it must be 1 byte to {} MiB", image.len, MAX_IMAGE >> 20);
             return Err(failure(Cause::Invalid, &message));
         }
+        self.make_room(image.len as usize)?;
         let mut bytes = Vec::new();
-        if bytes.try_reserve_exact(image.len as usize).is_err() {
-            self.forget_idle(0);
-            bytes.try_reserve_exact(image.len as usize).map_err(|_| {
-                let message = format!("the control domain has not {} KiB left for an image", image.len.div_ceil(1024));
-                failure(Cause::OutOfMemory, &message)
-            })?;
-        }
+        bytes.try_reserve_exact(image.len as usize).map_err(|_| {
+            let message = format!("the control domain has not {} KiB left for an image", image.len.div_ceil(1024));
+            failure(Cause::OutOfMemory, &message)
+        })?;
         Ok(Slot::Arriving(Arriving { image: *image, bytes, checksum: Checksum::EMPTY }))
     }
 
@@ -159,13 +190,15 @@ impl Images {
             arriving.checksum = Checksum::EMPTY;
             let digest = arriving.image.digest;
             let bytes = if part == Part::Kernel && gzip::is_gzip(&arrived) {
-                gzip::unpack(&arrived, MOST_UNPACKED)
-                    .map_err(|error| failure(Cause::BadImage, &format!("the kernel is of no use: {error}")))?
+                let useless = |error| failure(Cause::BadImage, &format!("the kernel is of no use: {error}"));
+                self.make_room(gzip::unpacked_len(&arrived).map_err(useless)?)?;
+                gzip::unpack(&arrived, MOST_UNPACKED).map_err(useless)?
             } else {
                 arrived
             };
             let stored = Rc::new(Stored { name: (digest, part), bytes });
             let slot = Slot::There(stored.clone());
+            let upload = &mut self.uploads[at];
             match part {
                 Part::Kernel => upload.kernel = slot,
                 Part::Ramdisk => upload.ramdisk = Some(slot),

@@ -6,7 +6,7 @@
 
 mod requests;
 
-use crate::channel::{Channel, Wait};
+use crate::channel::{Channel, Client, Wait};
 use crate::control::Polled;
 use crate::domain::{Answer, Domain, Life};
 use crate::host::{Host, Order, Status};
@@ -19,8 +19,9 @@ use proxenos_abi::DomId;
 use proxenos_abi::dom0_ops::args::DomainFlags;
 use proxenos_abi::io::domain_controller::CONTROL_RING_SIZE;
 use proxenos_rpc::{
-    Bytes, CHUNK_COST, Cause, ConsoleEnd, DomainId, Event, Exit, ExitReason, Failure, FromControl, Hello, MAX_CHUNK,
-    Nanos, OnCrash, Reply, Restart, ShutdownReason, Stage, ToControl, VERSION, Welcome,
+    Bytes, CHUNK_COST, Call, Cause, ConsoleEnd, DomainId, Event, Exit, ExitReason, Failure, FromControl, Hello,
+    MAX_CHUNK, Nanos, OnCrash, Reply, Restart, ShutdownReason, Stage, Start, ToControl, Unreadable, VERSION, Version,
+    Welcome,
 };
 
 /// Our own number of a domain, which it keeps when it is started again.
@@ -67,12 +68,12 @@ impl<H: Host> Server<H> {
     /// Guests that get a turn before the channels do.
     const GUESTS_A_TURN: usize = 32;
 
-    /// One with so many channels.
-    pub fn new(host: H, channels: usize) -> Self {
+    /// One with so many channels, whose images take so many bytes at most.
+    pub fn new(host: H, channels: usize, images: usize) -> Self {
         Self {
             host,
             channels: (0..channels).map(|_| Channel::default()).collect(),
-            images: Images::default(),
+            images: Images::new(images),
             domains: BTreeMap::new(),
             last_serial: 0,
             rung: VecDeque::new(),
@@ -122,7 +123,7 @@ impl<H: Host> Server<H> {
     pub fn next_deadline(&self) -> Option<Nanos> {
         let calls = self.channels.iter().flat_map(|channel| &channel.open).map(|call| call.ends);
         let starts = self.domains.values().filter_map(|domain| match domain.life {
-            Life::Restarting(at) => Some(at),
+            Life::Restarting(at, _) => Some(at),
             _ => None,
         });
         calls.chain(starts).min()
@@ -228,25 +229,31 @@ impl<H: Host> Server<H> {
         let id = self.domains.get(&serial)?.id;
         let cpu_time = self.status(id).map_or(Nanos(0), |status| status.cpu_time);
         let domain = self.domains.get_mut(&serial)?;
-        // Its last words: what its ring holds, and no more, since another domain might have been given the page and add to them.
+        // Its last words: what is in its ring. One that is destroyed may be adding to them on another CPU.
         domain.poll(CONTROL_RING_SIZE);
         let config = &domain.config;
         let restarted = match reason {
             ExitReason::ShutDown(ShutdownReason::REBOOT) => config.restart != Restart::Never,
+            // Not an end, but a state that its memory is in.
+            ExitReason::ShutDown(ShutdownReason::SUSPEND) => false,
             ExitReason::ShutDown(_) => config.restart == Restart::Always,
             ExitReason::Crashed => config.on_crash == OnCrash::Restart,
             ExitReason::Destroyed => false,
         };
-        let keep = reason == ExitReason::Crashed && config.on_crash == OnCrash::Keep;
+        let keep = match reason {
+            ExitReason::Crashed => config.on_crash == OnCrash::Keep,
+            ExitReason::ShutDown(reason) => reason == ShutdownReason::SUSPEND,
+            ExitReason::Destroyed => false,
+        };
         let name = config.name.clone();
         let exit = Exit { id: DomainId(id.0), name, reason, at: now, cpu_time, restarted };
         domain.input.clear();
         domain.life = if keep {
-            Life::Crashed(exit.clone())
+            Life::Kept(exit.clone())
         } else {
             let ready = Nanos(now.0.max(domain.started_at.0.saturating_add(START_INTERVAL)));
             domain.link = None;
-            let life = if restarted { Life::Restarting(ready) } else { Life::Ended(exit.clone()) };
+            let life = if restarted { Life::Restarting(ready, exit.clone()) } else { Life::Ended(exit.clone()) };
             if let Err(failure) = self.host.destroy(id)
                 && reason != ExitReason::Destroyed
             {
@@ -274,25 +281,41 @@ impl<H: Host> Server<H> {
     /// Starts domains again whose time it is.
     fn start_again(&mut self) {
         let now = self.host.now();
-        let due = |domain: &Domain<H::Link>| matches!(domain.life, Life::Restarting(at) if at <= now);
+        let due = |domain: &Domain<H::Link>| matches!(domain.life, Life::Restarting(at, _) if at <= now);
         let due: Vec<_> = self.domains.iter().filter(|(_, domain)| due(domain)).map(|(&serial, _)| serial).collect();
         for serial in due {
             if let Err(failure) = self.restart(serial) {
                 let Some(domain) = self.domains.get_mut(&serial) else { continue };
                 domain.console.push(format!("\r\n[proxenos: not started again: {failure}]\r\n").as_bytes());
-                let exit = self.exits.iter().rev().find(|(whose, _)| *whose == serial);
-                let Some((_, exit)) = exit else { continue };
-                domain.life = Life::Ended(Exit { restarted: false, ..exit.clone() });
+                self.stay_down(serial);
             }
         }
+    }
+
+    /// A domain that was to be started again is not: how it ended.
+    fn stay_down(&mut self, serial: Serial) -> Option<Exit> {
+        let domain = self.domains.get_mut(&serial)?;
+        let Life::Restarting(_, exit) = &domain.life else { return None };
+        let exit = Exit { restarted: false, ..exit.clone() };
+        domain.life = Life::Ended(exit.clone());
+        if let Some((_, told)) = self.exits.iter_mut().rev().find(|(whose, _)| *whose == serial) {
+            *told = exit.clone();
+        }
+        Some(exit)
     }
 
     /// Builds a domain again that is gone, and lets it run.
     fn restart(&mut self, serial: Serial) -> Result<(), Failure> {
         let gone = || Failure::new(Cause::NoSuchDomain, "it is gone");
         let domain = self.domains.get(&serial).ok_or_else(gone)?;
-        let built =
-            build(&mut self.host, &domain.config, &domain.kernel, domain.ramdisk.as_deref(), &mut |_, _, _| {})?;
+        let built = build(
+            &mut self.host,
+            &domain.config,
+            Start::Running,
+            &domain.kernel,
+            domain.ramdisk.as_deref(),
+            &mut |_, _, _| {},
+        )?;
         let id = built.id;
         let now = self.host.now();
         let domain = self.domains.get_mut(&serial).ok_or_else(gone)?;
@@ -305,24 +328,21 @@ impl<H: Host> Server<H> {
                 channel.event(call, Event::Restarted(DomainId(id.0)));
             }
         }
+        // What it did before it was known here is to be looked at.
         self.ring(serial);
-        self.host.unpause(id)
+        Ok(())
     }
 
     /// Builds a new domain.
     fn create(&mut self, order: Complete, progress: &mut dyn FnMut(Stage, u64, u64)) -> Result<Serial, Failure> {
         let Complete { config, kernel, ramdisk } = order;
-        let built = build(&mut self.host, &config, &kernel, ramdisk.as_deref(), progress)?;
-        let (id, now) = (built.id, self.host.now());
+        let built = build(&mut self.host, &config, config.start, &kernel, ramdisk.as_deref(), progress)?;
+        let now = self.host.now();
         self.last_serial += 1;
         let serial = Serial(self.last_serial);
-        let starts = config.start == proxenos_rpc::Start::Running;
         self.domains.insert(serial, Domain::new(built, config, kernel, ramdisk, now));
-        // What it does before it runs is to send nothing; but its first event may have no time to be seen.
+        // What it did before it was known here is to be looked at.
         self.ring(serial);
-        if starts {
-            self.host.unpause(id)?;
-        }
         Ok(serial)
     }
 
@@ -330,16 +350,31 @@ impl<H: Host> Server<H> {
     fn listen(&mut self, number: usize) {
         while let Some(message) = self.channels[number].next() {
             match message {
-                Ok(ToControl::Hello(Hello { nonce, .. })) => {
+                Ok(ToControl::Hello(Hello { nonce, version })) => {
                     self.images.abort_all(number);
                     let channel = &mut self.channels[number];
-                    channel.begin();
+                    channel.begin(version);
                     channel.send(&FromControl::Welcome(Welcome { version: VERSION, nonce }));
                 }
-                Ok(ToControl::Call(call)) if self.channels[number].is_greeted() => self.call(number, call),
                 Ok(ToControl::Note(id, note)) => self.note(number, id, note),
-                // Nobody has said hello, or it is no message at all: there is nobody to answer.
-                Ok(ToControl::Call(_)) | Err(_) => {}
+                Ok(ToControl::Call(call)) if self.channels[number].client() == Client::Known => {
+                    self.call(number, call);
+                }
+                Ok(ToControl::Call(Call { id, .. })) | Err(Unreadable::Call(id)) => {
+                    let channel = &mut self.channels[number];
+                    match channel.client() {
+                        // There is nobody to answer.
+                        Client::Nobody => {}
+                        Client::Known => channel.decline(id, "this control domain does not know the request"),
+                        Client::Foreign(Version { major, .. }) => {
+                            let ours = VERSION.major;
+                            let why = format!("this control domain speaks version {ours} of the protocol, not {major}");
+                            channel.decline(id, &why);
+                        }
+                    }
+                }
+                // It is no message at all.
+                Err(Unreadable::Other) => {}
             }
         }
     }
@@ -396,10 +431,11 @@ impl<H: Host> Server<H> {
     }
 }
 
-/// Builds a domain as a configuration says, not yet let run.
+/// Builds a domain as a configuration says, and lets it run if it is to. What fails leaves no domain.
 fn build<H: Host>(
     host: &mut H,
     config: &proxenos_rpc::Config,
+    start: Start,
     kernel: &crate::images::Stored,
     ramdisk: Option<&crate::images::Stored>,
     progress: &mut dyn FnMut(Stage, u64, u64),
@@ -413,12 +449,12 @@ fn build<H: Host>(
         command_line: config.cmdline.as_bytes(),
     };
     let built = host.build(&order, progress)?;
-    if let Some(sched) = config.sched
-        && let Err(failure) = host.set_domain_sched(built.id, sched)
-    {
-        let id = built.id;
+    let id = built.id;
+    let scheduled = config.sched.map_or(Ok(()), |sched| host.set_domain_sched(id, sched));
+    let started = scheduled.and_then(|()| if start == Start::Running { host.unpause(id) } else { Ok(()) });
+    if let Err(failure) = started {
         drop(built);
-        // What could not be scheduled as it was asked is not left lying about.
+        // What is not as it was asked for is not left lying about.
         let _ = host.destroy(id);
         return Err(failure);
     }

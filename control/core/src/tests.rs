@@ -1,6 +1,7 @@
 //! The server against a host that the test plays, and clients and guests of every kind.
 
 mod guests;
+mod hostile;
 mod random;
 
 use super::*;
@@ -33,6 +34,8 @@ struct World {
     last: u16,
     /// Why nothing can be built.
     no_build: Option<Cause>,
+    /// Nothing can be let run.
+    no_unpause: bool,
 }
 
 #[derive(Clone, Default)]
@@ -95,6 +98,9 @@ impl Host for Played {
     }
 
     fn unpause(&mut self, id: DomId) -> Result<(), Failure> {
+        if self.0.borrow().no_unpause {
+            return Err(Failure::new(Cause::WrongState, "no"));
+        }
         self.with(id, |fake| fake.flags.remove(DomainFlags::PAUSED))
     }
 
@@ -157,13 +163,15 @@ struct Bench {
 }
 
 const CHANNELS: usize = 3;
+/// Bytes that images may take.
+const IMAGES: usize = 1 << 20;
 
 impl Bench {
     fn new() -> Self {
         let host = Played::default();
         let own = Fake { flags: DomainFlags::RUNNING, memory: Kib(1 << 16), limit: Kib(1 << 16), page: Page::new() };
         host.0.borrow_mut().domains.insert(0, own);
-        let server = Server::new(host.clone(), CHANNELS);
+        let server = Server::new(host.clone(), CHANNELS, IMAGES);
         let decoders = (0..CHANNELS).map(|_| Decoder::new()).collect();
         let mut bench = Self { host, server, decoders, arrived: VecDeque::new(), last: 0 };
         for channel in 0..CHANNELS {

@@ -4,10 +4,16 @@
 //! |---|---|
 //! | `exit N` | ends with reason N |
 //! | `crash` | executes an undefined instruction, for which it has no handler |
+//! | `memory` | says how many pages it has |
+//! | `line` | says its command line |
+//! | `ramdisk` | says how long its ramdisk is, and the sum of its bytes |
 //! | anything else | says it again |
 //!
-//! On its command line: `flood` writes for ever as fast as it can; `corrupt` writes nonsense over its control
-//! interface, for ever.
+//! It ends when its controller asks for it, with the reason that is asked for, and has the size that it is asked to have.
+//!
+//! On its command line: `exit=N` ends at once with reason N; and of guests that mean harm, each for ever: `flood` writes
+//! as fast as it can; `corrupt` writes nonsense over its control interface; `indices` writes there what lies just beyond
+//! what makes sense, and moves backwards; `stall` answers nothing and reads nothing.
 #![no_std]
 #![no_main]
 
@@ -15,8 +21,8 @@ use core::sync::atomic::Ordering;
 use proxenos_guest::abi::Port;
 use proxenos_guest::abi::io::domain_controller::{CONTROL_MSG_BYTES, ControlIf};
 use proxenos_guest::abi::shared_info::CONTROL_IF_OFFSET;
-use proxenos_guest::shutdown::{Reason, shutdown};
-use proxenos_guest::{StartInfo, boot, console, events, hypercall, println, shared_info};
+use proxenos_guest::shutdown::{Reason, asked, shutdown};
+use proxenos_guest::{StartInfo, balloon, boot, console, events, hypercall, println, shared_info};
 
 proxenos_guest::entry!(main);
 
@@ -35,7 +41,12 @@ fn main(si: &StartInfo) {
     match boot::command_line() {
         "flood" => flood(),
         "corrupt" => corrupt(controller),
-        _ => converse(),
+        "indices" => indices(controller),
+        "stall" => stall(),
+        _ => match boot::option("exit").and_then(|reason| reason.parse().ok()) {
+            Some(reason) => shutdown(Reason(reason)),
+            None => converse(),
+        },
     }
 }
 
@@ -46,8 +57,12 @@ fn converse() {
         let (mut typed, mut taken) = ([0; 8 * CONTROL_MSG_BYTES], 0);
         events::wait_until(|| {
             taken = console::read(&mut typed);
-            taken > 0
+            taken > 0 || asked().is_some()
         });
+        if let Some(reason) = asked() {
+            println!("asked to end: {}", reason.0);
+            shutdown(reason);
+        }
         for &byte in &typed[..taken] {
             match byte {
                 b'\n' => {
@@ -68,6 +83,13 @@ fn obey(line: &str) {
     match line.split_once(' ') {
         Some(("exit", reason)) => shutdown(Reason(reason.parse().unwrap_or(0))),
         _ if line == "crash" => crash(),
+        _ if line == "memory" => println!("{} pages", balloon::size()),
+        _ if line == "line" => println!("line: {}", boot::command_line()),
+        _ if line == "ramdisk" => {
+            let ramdisk = boot::module().unwrap_or_default();
+            let sum = ramdisk.iter().fold(0_u32, |sum, &byte| sum.wrapping_add(byte.into()));
+            println!("ramdisk: {} bytes, sum {sum}", ramdisk.len());
+        }
         _ => println!("you said: {line}"),
     }
 }
@@ -92,5 +114,28 @@ fn corrupt(controller: Port) {
         // Whoever is told looks at it, or does not.
         let _ = events::send(controller);
         let _ = hypercall::sched_yield();
+    }
+}
+
+fn indices(controller: Port) {
+    let index = |offset| shared_info::word(CONTROL_IF_OFFSET + offset);
+    let [out, answered, input, taken] =
+        [ControlIf::TX_REQ_PROD, ControlIf::TX_RESP_PROD, ControlIf::RX_REQ_PROD, ControlIf::RX_RESP_PROD].map(index);
+    loop {
+        for step in [9, 1, u32::MAX, 8, u32::MAX - 8, 1 << 31] {
+            // From where the other side is: nine messages at once, one back, nearly all the way round.
+            out.store(answered.load(Ordering::Relaxed).wrapping_add(step), Ordering::Relaxed);
+            taken.store(input.load(Ordering::Relaxed).wrapping_add(step), Ordering::Relaxed);
+            let _ = events::send(controller);
+            let _ = hypercall::sched_yield();
+        }
+        answered.fetch_sub(1, Ordering::Relaxed);
+        input.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn stall() {
+    loop {
+        events::wait();
     }
 }

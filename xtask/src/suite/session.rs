@@ -10,19 +10,27 @@ use crate::toolchain::Toolchain;
 use crate::workspace::{CONTROL, Guest, Workspace};
 use crate::{cargo, qemu};
 
-/// A test, and the guest that it runs.
+/// A test: its file, and which one of that file it is.
 pub struct Row {
     /// The row's name.
     pub name: &'static str,
+    file: &'static str,
     test: &'static str,
-    guest: &'static str,
 }
 
 /// All of them.
-pub const ROWS: [Row; 2] = [
-    Row { name: "cli/session", test: "session", guest: "hello" },
-    Row { name: "cli/many", test: "many", guest: "echo" },
+pub const ROWS: [Row; 7] = [
+    Row { name: "cli/session", file: "session", test: "twenty_guests_are_what_was_asked_for" },
+    Row { name: "cli/many", file: "many", test: "five_hundred_guests" },
+    Row { name: "cli/hello", file: "real", test: "hello_says_hello_within_its_bound" },
+    Row { name: "cli/lives", file: "real", test: "guests_live_and_end_as_their_files_say" },
+    Row { name: "cli/schedulers", file: "real", test: "three_hosts_have_three_schedulers" },
+    Row { name: "cli/looks", file: "real", test: "what_is_listed_is_what_there_is" },
+    Row { name: "cli/unruly", file: "real", test: "unruly_guests_harm_only_themselves" },
 ];
+
+/// The guests that they run.
+const GUESTS: [&str; 2] = ["hello", "echo"];
 
 /// Runs one.
 pub fn run(
@@ -40,17 +48,19 @@ pub fn run(
     let images = workspace.target_subdir("session-images")?;
     let named = |name: &str| guests.iter().filter(|guest| guest.name == name).collect::<Vec<_>>();
     let mut command = cargo::host();
-    command.current_dir(workspace.root()).args(["test", "--color", "never", "-p", "proxenos-cli", "--test", row.test]);
-    command.args(["--", "--ignored", "--nocapture"]).env("PROXENOS_IMAGES", &images);
+    command.current_dir(workspace.root()).args(["test", "--color", "never", "-p", "proxenos-cli", "--test", row.file]);
+    command.args(["--", "--ignored", "--nocapture", "--exact", row.test]).env("PROXENOS_IMAGES", &images);
     let control = compile::guests(toolchain, workspace, Profile::Release, Arch::X86_64, &named(CONTROL))?;
     std::fs::copy(&hypervisor.multiboot, images.join("proxenos.multiboot"))?;
     for built in &control {
         std::fs::copy(&built.path, images.join("control"))?;
     }
     for (arch, name) in [(Arch::X86_64, "X86_64"), (Arch::X86_32, "X86_32")] {
-        let variable = format!("PROXENOS_{}_{name}", row.guest.to_uppercase());
-        for built in compile::guests(toolchain, workspace, Profile::Release, arch, &named(row.guest))? {
-            command.env(&variable, built.path);
+        for guest in GUESTS {
+            let variable = format!("PROXENOS_{}_{name}", guest.to_uppercase());
+            for built in compile::guests(toolchain, workspace, Profile::Release, arch, &named(guest))? {
+                command.env(&variable, built.path);
+            }
         }
     }
     let capture = crate::console::Capture::default();

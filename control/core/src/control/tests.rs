@@ -12,12 +12,14 @@ use std::vec::Vec;
 pub(crate) struct Page {
     pub(crate) bytes: Rc<RefCell<Vec<u8>>>,
     pub(crate) events: Rc<Cell<u32>>,
+    /// A message is written for each that is answered.
+    pub(crate) writes_on: Rc<Cell<bool>>,
 }
 
 impl Page {
     pub(crate) fn new() -> Self {
         let bytes = std::vec![0; size_of::<ControlIf>()];
-        Self { bytes: Rc::new(RefCell::new(bytes)), events: Rc::new(Cell::new(0)) }
+        Self { bytes: Rc::new(RefCell::new(bytes)), events: Rc::default(), writes_on: Rc::default() }
     }
 
     /// As the guest: puts a message into its ring.
@@ -50,6 +52,9 @@ impl Link for Page {
 
     fn store(&self, offset: usize, value: u32) {
         self.bytes.borrow_mut()[offset..][..4].copy_from_slice(&value.to_le_bytes());
+        if offset == ControlIf::TX_RESP_PROD && self.writes_on.get() {
+            self.put(CONSOLE, 0, b"more");
+        }
     }
 
     fn read(&self, offset: usize, into: &mut [u8]) {

@@ -156,13 +156,20 @@ impl<H: Host> Server<H> {
                 let len = bytes.len().min(viewer.input_credit as usize);
                 viewer.input_credit -= len as u32;
                 let serial = viewer.domain;
-                if let Some(domain) = self.domains.get_mut(&serial)
-                    && domain.life == Life::Live
-                    && len > 0
-                {
+                let Some(domain) = self.domains.get_mut(&serial).filter(|domain| domain.life == Life::Live) else {
+                    return;
+                };
+                if len == 0 {
+                    return;
+                }
+                if domain.has_room_for_input(len) {
                     let bytes = bytes[..len].to_vec();
                     domain.input.push_back(Input { from: (number, id), bytes, taken: 0 });
                     self.exchange(serial);
+                } else {
+                    // Too much lies there already that the guest has not read: this is lost.
+                    viewer.input_credit += len as u32;
+                    channel.event(id, Event::InputCredit(len as u32));
                 }
             }
             (Note::Alive | Note::Credit(_) | Note::Input(_), _) => {}
@@ -402,8 +409,10 @@ impl<H: Host> Server<H> {
             let message = format!("the domain may have {limit} at most; raise its limit first");
             return Err(failure(Cause::Invalid, &message));
         }
+        let too_large = |_| failure(Cause::Invalid, "that is more than a domain can have");
+        let pages = u32::try_from(memory.0 / 4).map_err(too_large)?;
         let domain = self.live(serial)?;
-        if !domain.ask_for_size((memory.0 / 4) as u32) {
+        if !domain.ask_for_size(pages) {
             return Err(failure(Cause::GuestSilent, "the guest has answered none of the last requests"));
         }
         self.exchange(serial);
@@ -432,19 +441,16 @@ impl<H: Host> Server<H> {
             Subject::Id(id) => domain.id.0 == id.0,
             Subject::Name(name) => domain.config.name == *name,
         };
-        let waits = |domain: &Domain<H::Link>| matches!(domain.life, Life::Restarting(_));
-        let serial =
-            self.domains.iter().find(|(_, domain)| waits(domain) && is_meant(domain)).map(|(&serial, _)| serial)?;
-        let (_, exit) = self.exits.iter().rev().find(|(whose, _)| *whose == serial)?;
-        let exit = Exit { restarted: false, ..exit.clone() };
-        self.domains.get_mut(&serial)?.life = Life::Ended(exit.clone());
-        Some(exit)
+        let waits = |domain: &Domain<H::Link>| matches!(domain.life, Life::Restarting(..));
+        let (&serial, _) = self.domains.iter().find(|(_, domain)| waits(domain) && is_meant(domain))?;
+        self.stay_down(serial)
     }
 
     fn reset(&mut self, subject: &Subject) -> Result<Reply, Failure> {
         let serial = self.ours(subject)?;
         self.ended(serial, ExitReason::Destroyed);
-        self.restart(serial)?;
+        self.restart(serial)
+            .map_err(|why| failure(why.cause, &format!("it was ended, and not started again: {why}")))?;
         let id = self.domains[&serial].id;
         Ok(Reply::Domain(Box::new(self.describe(&Subject::Id(DomainId(id.0)))?)))
     }
@@ -481,8 +487,8 @@ impl<H: Host> Server<H> {
     fn wait_exit(&mut self, subject: &Subject) -> Result<Outcome, Failure> {
         match self.ours(subject) {
             Ok(serial) => match &self.domains[&serial].life {
-                Life::Crashed(exit) | Life::Ended(exit) => Ok(Outcome::Now(Reply::Exit(exit.clone()))),
-                Life::Live | Life::Restarting(_) => Ok(Outcome::Wait(Wait::Exit(serial))),
+                Life::Kept(exit) | Life::Ended(exit) => Ok(Outcome::Now(Reply::Exit(exit.clone()))),
+                Life::Live | Life::Restarting(..) => Ok(Outcome::Wait(Wait::Exit(serial))),
             },
             Err(failure) => {
                 let is_meant = |exit: &Exit| match subject {
