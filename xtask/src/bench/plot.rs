@@ -15,9 +15,9 @@ use super::reference::{Group, Operation, Peer};
 use crate::guest_meta::Arch;
 
 /// Width of the picture.
-const WIDTH: u32 = 1200;
+const WIDTH: u32 = 1040;
 /// Width of the operations' titles.
-const TITLES: u32 = 400;
+const TITLES: u32 = 340;
 /// Height of a row.
 const ROW: u32 = 19;
 /// Height of a group's title, and of its scale below.
@@ -28,7 +28,7 @@ const TOP: u32 = 64;
 /// How far a chart's ends are from its outermost figures' decades, as factors: figures' numbers stand there.
 const MARGIN: f64 = 3.0;
 /// Longest title, in characters; what is longer is cut.
-const LONGEST: usize = 62;
+const LONGEST: usize = 60;
 
 const OURS: RGBColor = RGBColor(0x1f, 0x5f, 0xbf);
 const OVER: RGBColor = RGBColor(0xc0, 0x20, 0x20);
@@ -203,9 +203,8 @@ fn draw_chart(
     for decade in scale.decades() {
         chart.draw_series([PathElement::new([(decade, 0.0), (decade, rows)], FAINT)])?;
         let (x, y) = chart.plotting_area().map_coordinate(&(decade, rows));
-        let ((left, top), _) = (area.get_base_pixel(), ());
-        let label = short(decade);
-        area.draw(&Text::new(label, (x - left, y - top + 9), style(10, INK, HPos::Center)))?;
+        let (left, top) = area.get_base_pixel();
+        area.draw(&Text::new(short(decade), (x - left, y - top + 9), style(10, INK, HPos::Center)))?;
     }
     for (index, operation) in operations.iter().enumerate() {
         let Some(figure) = figure(operation) else { continue };
@@ -230,6 +229,7 @@ fn draw_chart(
         let (ours, theirs) = match figure.theirs {
             Some(theirs) if theirs < figure.ours => (HPos::Left, HPos::Right),
             Some(_) => (HPos::Right, HPos::Left),
+            None if figure.budget.is_some_and(|budget| budget >= figure.ours) => (HPos::Right, HPos::Left),
             None => (HPos::Left, HPos::Left),
         };
         chart.draw_series([number(figure.ours, figure.color(), ours)])?;

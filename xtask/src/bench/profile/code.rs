@@ -27,7 +27,7 @@ pub enum Side {
 pub struct Step {
     /// Where it is.
     pub address: u64,
-    /// Whose it is; none if there is no code of either.
+    /// Whose it is; none if it is in neither file.
     pub side: Option<Side>,
     /// The symbol it lies in.
     pub symbol: String,
@@ -119,7 +119,8 @@ impl Code {
     /// All that is known of an instruction.
     pub fn step(&self, address: u64) -> Step {
         let Some((program, known, bytes)) = self.find(address) else {
-            let nobody = "(no code of ours)".to_owned();
+            // The hypervisor's stubs for `syscall` are written at run time, for example.
+            let nobody = format!("(in no file, page {:#x})", address & !(PAGE - 1));
             return Step {
                 address,
                 side: None,

@@ -12,7 +12,7 @@ pub fn tables(steps: &[Step]) -> String {
     let side = |step: &Step| match step.side {
         Some(Side::Hypervisor) => "the hypervisor",
         Some(Side::Guest) => "the guest",
-        None => "nobody known",
+        None => "in neither file",
     };
     let mut text = String::new();
     text += &table("by whom", &sums(steps, |step| side(step).to_owned()));
