@@ -9,11 +9,13 @@ pub mod call {
     pub const STACK_SWITCH: usize = 3;
     pub const SET_CALLBACKS: usize = 4;
     pub const FPU_TASKSWITCH: usize = 5;
+    pub const MEMORY_OP: usize = 12;
     pub const MULTICALL: usize = 13;
     pub const UPDATE_VA_MAPPING: usize = 14;
     pub const SET_TIMER_OP: usize = 15;
     pub const XEN_VERSION: usize = 17;
     pub const CONSOLE_IO: usize = 18;
+    pub const VM_ASSIST: usize = 21;
     pub const IRET: usize = 23;
     pub const MMUEXT_OP: usize = 26;
     pub const SCHED_OP: usize = 29;
@@ -110,6 +112,7 @@ pub mod mmuext {
     pub const NEW_BASEPTR: u32 = 5;
     pub const TLB_FLUSH_LOCAL: u32 = 6;
     pub const INVLPG_LOCAL: u32 = 7;
+    pub const FLUSH_CACHE: u32 = 12;
     pub const NEW_USER_BASEPTR: u32 = 15;
 }
 
@@ -127,6 +130,31 @@ pub struct MulticallEntry {
     pub op: u64,
     pub result: u64,
     pub args: [u64; 6],
+}
+
+/// Commands of `memory_op`.
+pub mod memory_op {
+    pub const INCREASE_RESERVATION: usize = 0;
+    pub const DECREASE_RESERVATION: usize = 1;
+}
+
+/// Argument of those that change a reservation.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Reservation {
+    /// The list of extents: frames in, frames out.
+    pub extents: u64,
+    pub count: u64,
+    pub order: u32,
+    pub flags: u32,
+    pub domid: u16,
+}
+
+/// What `vm_assist` switches on and off.
+pub mod vm_assist {
+    pub const ENABLE: usize = 0;
+    pub const DISABLE: usize = 1;
+    pub const WRITABLE_PAGETABLES: usize = 2;
 }
 
 /// Commands of `event_channel_op`.

@@ -2,7 +2,7 @@
 //! Xen's: it saves rcx and r11, puts the number into rax, and executes `syscall`.
 
 use crate::abi::{
-    self, AllocUnbound, BindInterdomain, MmuExt, MmuUpdate, MulticallEntry, TrapInfo, call, evtchn, sched,
+    self, AllocUnbound, BindInterdomain, MmuExt, MmuUpdate, MulticallEntry, Reservation, TrapInfo, call, evtchn, sched,
 };
 use crate::start::hypercall_page;
 use core::arch::asm;
@@ -95,6 +95,26 @@ pub unsafe fn stack_switch(top: u64) -> bool {
 pub fn fpu_taskswitch() -> bool {
     // SAFETY: nothing here uses the FPU, but for where the trap is wanted.
     unsafe { hypercall::<{ call::FPU_TASKSWITCH }>([1, 0, 0, 0]) == 0 }
+}
+
+/// Memory given back or asked for, of a domain's: whether each extent was. The list is rewritten where frames come.
+///
+/// # Safety
+/// What is given back is mapped nowhere.
+#[inline(always)]
+pub unsafe fn reserve(command: usize, list: &mut [u64], order: u32, domid: u16) -> bool {
+    let (extents, count) = (list.as_mut_ptr() as u64, list.len() as u64);
+    let argument = Reservation { extents, count, order, flags: 0, domid };
+    let argument = &raw const argument as usize;
+    // SAFETY: the argument and its list are what the command wants; the caller answers for the frames.
+    unsafe { hypercall::<{ call::MEMORY_OP }>([command, argument, 0, 0]) == list.len() as isize }
+}
+
+/// Switches writable page tables on or off.
+pub fn writable_page_tables(command: usize) -> bool {
+    let kind = abi::vm_assist::WRITABLE_PAGETABLES;
+    // SAFETY: stores to tables are checked as requests are.
+    unsafe { hypercall::<{ call::VM_ASSIST }>([command, kind, 0, 0]) == 0 }
 }
 
 /// Somebody else's turn.

@@ -1,5 +1,5 @@
 //! The peer of `guests/bench`: what the same operations cost a guest of today's Xen, as its domain 0 on x86_64. A line
-//! `bench NAME N` for each, with the names and the counting of that guest, whose measuring loop this is too.
+//! `bench NAME N` for each, with the names and the counting of that guest.
 //!
 //! It speaks the interface of Xen 4.17, and of that no more than it needs: ELF notes, the hypercall page, two-level event
 //! channels, and the calls that it times. It is no guest of Proxenos, and knows nothing of the SDK.

@@ -61,8 +61,8 @@ impl Frame {
         mfn_of(self.0)
     }
 
-    /// Writes one of its words. It must be mapped writable.
-    pub fn write(self, index: usize, word: u64) {
+    /// Writes one of its words. It must be mapped writable, or a table that stores may go to.
+    pub fn store(self, index: usize, word: u64) {
         assert!(index < ENTRIES);
         // SAFETY: the page is of the pool, whose words are reached through frames only.
         unsafe { (self.0 as *mut u64).add(index).write_volatile(word) };
@@ -161,6 +161,11 @@ impl Window {
             assert!(done, "a frame of ours can be mapped");
         }
         Self { at, first }
+    }
+
+    /// The table, at its own address.
+    pub fn table(&self) -> Frame {
+        Frame(virt_of(self.first >> 12))
     }
 
     /// Machine address of the entry of one of its pages.

@@ -41,7 +41,7 @@ const DIR: &str = "peer-xen-4.17";
 const MEMORY: u32 = super::MEMORY;
 /// Xen's options. All else is as Xen chooses it by itself on this CPU, its mitigations included. `smap=0` is for QEMU, not
 /// for speed: its `iretq` in ring 3 reads the stack as ring 0 would, which SMAP forbids (the figures are the same).
-const OPTIONS: &str = "console=com1 com1=115200,8n1 dom0_mem=64M smap=0";
+const OPTIONS: &str = "console=com1 com1=115200,8n1 dom0_mem=32M smap=0";
 /// More than it ever takes. A Xen that panics resets the machine, and does not hang.
 const LIMIT: Duration = Duration::from_secs(900);
 /// How the names end of what is also measured with the hypercall `iret`, in the place of the instruction.
