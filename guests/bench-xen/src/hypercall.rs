@@ -2,7 +2,8 @@
 //! Xen's: it saves rcx and r11, puts the number into rax, and executes `syscall`.
 
 use crate::abi::{
-    self, AllocUnbound, BindInterdomain, MmuExt, MmuUpdate, MulticallEntry, Reservation, TrapInfo, call, evtchn, sched,
+    self, AllocUnbound, BindInterdomain, Domctl, MmuExt, MmuUpdate, MulticallEntry, Reservation, Sysctl, TrapInfo,
+    call, evtchn, memory_op, sched,
 };
 use crate::start::hypercall_page;
 use core::arch::asm;
@@ -124,6 +125,13 @@ pub fn sched_yield() -> bool {
     unsafe { hypercall::<{ call::SCHED_OP }>([sched::YIELD, 0, 0, 0]) == 0 }
 }
 
+/// Waits for an event, and lets upcalls come.
+#[inline(always)]
+pub fn block() -> bool {
+    // SAFETY: it changes nothing of ours.
+    unsafe { hypercall::<{ call::SCHED_OP }>([sched::BLOCK, 0, 0, 0]) == 0 }
+}
+
 /// The machine's end.
 pub fn reboot() {
     let reason = sched::REBOOT;
@@ -152,9 +160,19 @@ pub unsafe fn mmu_update(list: &[MmuUpdate]) -> bool {
 /// After it what is in use is mapped as before.
 #[inline(always)]
 pub unsafe fn mmuext(cmd: u32, arg1: u64) -> bool {
+    // SAFETY: as the caller says.
+    unsafe { mmuext_of_domain(cmd, arg1, abi::DOMID_SELF) }
+}
+
+/// One operation on page tables of a domain's.
+///
+/// # Safety
+/// As of [`mmuext`].
+#[inline(always)]
+pub unsafe fn mmuext_of_domain(cmd: u32, arg1: u64, domain: u16) -> bool {
     let list = [MmuExt { cmd, arg1, arg2: 0 }];
     // SAFETY: the list is there; the caller answers for the operation. No count of operations done is asked for.
-    unsafe { hypercall::<{ call::MMUEXT_OP }>([list.as_ptr() as usize, 1, 0, usize::from(abi::DOMID_SELF)]) == 0 }
+    unsafe { hypercall::<{ call::MMUEXT_OP }>([list.as_ptr() as usize, 1, 0, usize::from(domain)]) == 0 }
 }
 
 /// Changes the lowest level's entry of an address.
@@ -165,6 +183,46 @@ pub unsafe fn mmuext(cmd: u32, arg1: u64) -> bool {
 pub unsafe fn update_va_mapping(at: u64, entry: u64, flags: u64) -> bool {
     // SAFETY: the caller answers for the change.
     unsafe { hypercall::<{ call::UPDATE_VA_MAPPING }>([at as usize, entry as usize, flags as usize, 0]) == 0 }
+}
+
+/// Maps another domain's frame.
+///
+/// # Safety
+/// Nothing refers to what was mapped there.
+pub unsafe fn map_of_domain(at: u64, entry: u64, domain: u16) -> bool {
+    let (at, entry, flags) = (at as usize, entry as usize, abi::uvmf::INVLPG as usize);
+    // SAFETY: the caller answers for the change.
+    unsafe { hypercall::<{ call::UPDATE_VA_MAPPING_OTHERDOMAIN }>([at, entry, flags, usize::from(domain)]) == 0 }
+}
+
+/// Asks for something of a domain.
+///
+/// # Safety
+/// That of the command.
+#[inline(always)]
+pub unsafe fn domctl(request: &mut Domctl) -> bool {
+    let argument = &raw mut *request as usize;
+    // SAFETY: the request is what the call wants; the caller answers for what is in it.
+    unsafe { hypercall::<{ call::DOMCTL }>([argument, 0, 0, 0]) == 0 }
+}
+
+/// Pages of memory that nobody has.
+pub fn free_pages() -> u64 {
+    let mut request = Sysctl { cmd: abi::PHYSINFO, version: abi::CONTROL_VERSION, argument: [0; 16] };
+    let argument = &raw mut request as usize;
+    // SAFETY: the request is what the call wants.
+    let told = unsafe { hypercall::<{ call::SYSCTL }>([argument, 0, 0, 0]) };
+    assert_eq!(told, 0, "domain 0 may ask");
+    request.argument[6]
+}
+
+/// Pages of memory that we have.
+pub fn own_pages() -> u64 {
+    let domain = abi::DOMID_SELF;
+    let argument = &raw const domain as usize;
+    // SAFETY: the argument is what the command wants.
+    let told = unsafe { hypercall::<{ call::MEMORY_OP }>([memory_op::CURRENT_RESERVATION, argument, 0, 0]) };
+    told.try_into().expect("it has no errors")
 }
 
 /// Handlers of traps; the last element's address is 0.
@@ -185,15 +243,15 @@ pub unsafe fn set_callbacks(event: u64, failsafe: u64, syscall: u64) -> bool {
     unsafe { hypercall::<{ call::SET_CALLBACKS }>([event as usize, failsafe as usize, syscall as usize, 0]) == 0 }
 }
 
-/// A channel to ourselves: its two ends.
-pub fn bind_loopback() -> Option<(u32, u32)> {
-    let mut far = AllocUnbound { dom: abi::DOMID_SELF, remote_dom: abi::DOMID_SELF, port: 0 };
+/// A channel to a domain: our end, and its. Ours is pending at first.
+pub fn bind(domain: u16) -> Option<(u32, u32)> {
+    let mut far = AllocUnbound { dom: domain, remote_dom: abi::DOMID_SELF, port: 0 };
     let argument = &raw mut far as usize;
     // SAFETY: the argument is what the command wants.
     if unsafe { hypercall::<{ call::EVENT_CHANNEL_OP }>([evtchn::ALLOC_UNBOUND, argument, 0, 0]) } != 0 {
         return None;
     }
-    let mut near = BindInterdomain { remote_dom: abi::DOMID_SELF, remote_port: far.port, local_port: 0 };
+    let mut near = BindInterdomain { remote_dom: domain, remote_port: far.port, local_port: 0 };
     let argument = &raw mut near as usize;
     // SAFETY: as above.
     let bound = unsafe { hypercall::<{ call::EVENT_CHANNEL_OP }>([evtchn::BIND_INTERDOMAIN, argument, 0, 0]) };
