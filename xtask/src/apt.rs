@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::console;
 
@@ -67,6 +67,42 @@ pub fn refresh_if_stale() -> Result<()> {
     if lists_are_stale() {
         console::step("fetching apt's package lists, which are missing or old");
         update()?;
+    }
+    Ok(())
+}
+
+/// Fetches a package's file into an empty directory, and unpacks it there: nothing of it is installed. Apt chooses version and source.
+///
+/// # Errors
+/// Where there is no apt, or it knows no such package.
+pub fn unpack(package: &str, dir: &Path, why: &str) -> Result<()> {
+    if !available() {
+        bail!("{why} needs the package {package} of Debian, and this system has no apt to fetch it by");
+    }
+    let lists = refresh_if_stale();
+    if !knows(package) {
+        let reason = format!("{why} needs the package {package}, which apt's lists do not have");
+        return match lists {
+            Ok(()) => Err(anyhow!(reason)),
+            Err(error) => Err(error.context(reason)),
+        };
+    }
+    console::step(&format!("fetching {package} with apt-get ({why}); it is unpacked, not installed"));
+    let mut fetch = Command::new("apt-get");
+    fetch.args(["-q", "download", package]).current_dir(dir);
+    quietly(&mut fetch).with_context(|| format!("{why} needs the package {package}"))?;
+    let files = std::fs::read_dir(dir)?.flatten().map(|entry| entry.path());
+    let file = files.into_iter().find(|path| path.extension().is_some_and(|end| end == "deb"));
+    let file = file.context("apt-get brought no package")?;
+    quietly(Command::new("dpkg-deb").arg("-x").arg(&file).arg(dir))
+}
+
+/// Runs a command; what it said is shown when it fails.
+fn quietly(command: &mut Command) -> Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {name}"))?;
+    if !output.status.success() {
+        bail!("{name} failed:\n{}", String::from_utf8_lossy(&output.stderr).trim_end());
     }
     Ok(())
 }

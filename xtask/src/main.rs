@@ -179,6 +179,9 @@ struct BenchArgs {
     /// With --profile: each instruction as well, in the order in which they were executed
     #[arg(long, requires = "profile")]
     listing: bool,
+    /// Measure this peer too, in the same emulator; with --save, make its figures the committed ones
+    #[arg(long, value_name = "NAME")]
+    peer: Option<bench::Peer>,
 }
 
 #[derive(Args)]

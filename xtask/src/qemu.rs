@@ -84,6 +84,13 @@ pub enum Boot {
     },
     /// An image with a boot loader, which has all command lines in it.
     Iso(PathBuf),
+    /// Another hypervisor, by Multiboot 1: its options are `hv_args`, and no more.
+    Peer {
+        /// The hypervisor.
+        hypervisor: PathBuf,
+        /// Domain 0's kernel.
+        kernel: PathBuf,
+    },
 }
 
 /// Whether guest time is the host's or counted in instructions.
@@ -187,6 +194,12 @@ impl Vm {
                 }
                 command.arg("-initrd").arg(modules);
                 command.args(["-append", &hypervisor_line(&self.hv_args, None)]);
+            }
+            Boot::Peer { hypervisor, kernel } => {
+                let mut module = link(links, "domain0", kernel)?.into_os_string();
+                module.push(format!(" {}", self.cmdline.replace(',', ",,")).trim_end());
+                command.arg("-kernel").arg(hypervisor).arg("-initrd").arg(module);
+                command.args(["-append", &self.hv_args]);
             }
             Boot::Iso(image) => {
                 ensure!(self.machine != Machine::Microvm, "the microvm machine has no CD-ROM drive");
@@ -325,6 +338,19 @@ mod tests {
         let command = vm(Machine::Pc, boot(None)).command(bare.path()).expect("valid");
         let place = bare.path().display();
         assert!(arguments(&command).contains(&format!("{place}/domain0 a=1,,2 b,{place}/{last}")));
+    }
+
+    #[test]
+    fn a_peer_is_told_nothing_of_our_hypervisors() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let kernel = dir.path().join("guest");
+        std::fs::write(&kernel, "").expect("writable");
+        let mut peer = vm(Machine::Pc, Boot::Peer { hypervisor: "xen".into(), kernel });
+        peer.hv_args = "console=com1".to_owned();
+        let command = peer.command(dir.path()).expect("valid");
+        let tail = ["-initrd".to_owned(), format!("{}/domain0 a=1,,2 b", dir.path().display())];
+        let tail: Vec<_> = tail.into_iter().chain(["-append".to_owned(), "console=com1".to_owned()]).collect();
+        assert!(arguments(&command).ends_with(&tail));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::process;
 use crate::qemu::{Boot, Clock, Debugger, Outcome, Vm};
 
 /// Memory of the machine that operations are measured on, in MiB.
-const MEMORY: u32 = 128;
+pub const MEMORY: u32 = 128;
 /// Memory of the machines whose sizes are compared, in MiB.
 const SIZES: [u32; 2] = [1024, 3072];
 /// What the hypervisor is told: domain 0 is the same in each machine, and leaves room for domains that are created.

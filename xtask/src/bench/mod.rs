@@ -8,12 +8,15 @@
 //!   instructions as well, so a baseline counts only for the compiler that it was made with;
 //! - the budgets in `guests/bench/reference.toml`: above one is a failure.
 //!
+//! Beside them stand the committed figures of both Xens; those of the newer can be measured in the same run (`--peer`, [`peer`]).
+//!
 //! `--save` makes the figures the baseline, and draws what shows it: the plot and the table of SPECIFICATION.md ([`docs`]), which
 //! always are what the committed figures give. `--profile` says where the instructions of one operation go ([`profile`]).
 
 mod docs;
 mod figures;
 mod measure;
+mod peer;
 mod plot;
 mod profile;
 mod reference;
@@ -24,6 +27,8 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 
+pub use peer::Peer;
+
 use crate::BenchArgs;
 use crate::compile::{self, Profile};
 use crate::console;
@@ -32,7 +37,7 @@ use crate::qemu::{self, Clock};
 use crate::toolchain::Toolchain;
 use crate::workspace::Workspace;
 use figures::{Baseline, Figures};
-use measure::Images;
+use measure::{Images, MEMORY};
 use reference::{Catalogue, Peers};
 use row::{Saved, TOLERANCE, Verdict};
 
@@ -77,7 +82,17 @@ pub fn command(args: &BenchArgs) -> Result<u8> {
         now.insert(*arch, figures);
         cycles.insert(*arch, images.operations(Clock::Host, filter)?);
     }
-    let peers = Peers::read(&guest.dir)?;
+    let mut peers = Peers::read(&guest.dir)?;
+    let of_peer = |peer| peer::measure(peer, &workspace, &toolchain, args.filter.as_deref());
+    if let Some(run) = args.peer.map(of_peer).transpose()? {
+        catalogue.knows(&run.figures)?;
+        peers.xen4.instructions.entry(run.arch).or_default().extend(run.figures.clone());
+        console::note(&run.remark());
+        if args.save {
+            run.save(&guest.dir)?;
+            console::step("the peer's figures are rewritten");
+        }
+    }
     let compiler = toolchain.compiler()?;
     let old = Baseline::read(&guest.dir)?;
     if old.compiler != compiler {
