@@ -196,7 +196,9 @@ impl Vm {
                 command.args(["-append", &hypervisor_line(&self.hv_args, None)]);
             }
             Boot::Peer { hypervisor, kernel } => {
-                command.arg("-kernel").arg(hypervisor).arg("-initrd").arg(link(links, "domain0", kernel)?);
+                let mut module = link(links, "domain0", kernel)?.into_os_string();
+                module.push(format!(" {}", self.cmdline.replace(',', ",,")).trim_end());
+                command.arg("-kernel").arg(hypervisor).arg("-initrd").arg(module);
                 command.args(["-append", &self.hv_args]);
             }
             Boot::Iso(image) => {
@@ -336,6 +338,19 @@ mod tests {
         let command = vm(Machine::Pc, boot(None)).command(bare.path()).expect("valid");
         let place = bare.path().display();
         assert!(arguments(&command).contains(&format!("{place}/domain0 a=1,,2 b,{place}/{last}")));
+    }
+
+    #[test]
+    fn a_peer_is_told_nothing_of_our_hypervisors() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let kernel = dir.path().join("guest");
+        std::fs::write(&kernel, "").expect("writable");
+        let mut peer = vm(Machine::Pc, Boot::Peer { hypervisor: "xen".into(), kernel });
+        peer.hv_args = "console=com1".to_owned();
+        let command = peer.command(dir.path()).expect("valid");
+        let tail = ["-initrd".to_owned(), format!("{}/domain0 a=1,,2 b", dir.path().display())];
+        let tail: Vec<_> = tail.into_iter().chain(["-append".to_owned(), "console=com1".to_owned()]).collect();
+        assert!(arguments(&command).ends_with(&tail));
     }
 
     #[test]

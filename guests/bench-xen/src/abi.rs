@@ -9,15 +9,20 @@ pub mod call {
     pub const STACK_SWITCH: usize = 3;
     pub const SET_CALLBACKS: usize = 4;
     pub const FPU_TASKSWITCH: usize = 5;
+    pub const MEMORY_OP: usize = 12;
     pub const MULTICALL: usize = 13;
     pub const UPDATE_VA_MAPPING: usize = 14;
     pub const SET_TIMER_OP: usize = 15;
     pub const XEN_VERSION: usize = 17;
     pub const CONSOLE_IO: usize = 18;
+    pub const VM_ASSIST: usize = 21;
+    pub const UPDATE_VA_MAPPING_OTHERDOMAIN: usize = 22;
     pub const IRET: usize = 23;
     pub const MMUEXT_OP: usize = 26;
     pub const SCHED_OP: usize = 29;
     pub const EVENT_CHANNEL_OP: usize = 32;
+    pub const SYSCTL: usize = 35;
+    pub const DOMCTL: usize = 36;
     /// The last of the table, which is no call.
     pub const NONE: usize = 63;
 }
@@ -110,6 +115,7 @@ pub mod mmuext {
     pub const NEW_BASEPTR: u32 = 5;
     pub const TLB_FLUSH_LOCAL: u32 = 6;
     pub const INVLPG_LOCAL: u32 = 7;
+    pub const FLUSH_CACHE: u32 = 12;
     pub const NEW_USER_BASEPTR: u32 = 15;
 }
 
@@ -127,6 +133,33 @@ pub struct MulticallEntry {
     pub op: u64,
     pub result: u64,
     pub args: [u64; 6],
+}
+
+/// Commands of `memory_op`.
+pub mod memory_op {
+    pub const INCREASE_RESERVATION: usize = 0;
+    pub const DECREASE_RESERVATION: usize = 1;
+    pub const CURRENT_RESERVATION: usize = 3;
+    pub const POPULATE_PHYSMAP: usize = 6;
+}
+
+/// Argument of those that change a reservation.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Reservation {
+    /// The list of extents: frames in, frames out.
+    pub extents: u64,
+    pub count: u64,
+    pub order: u32,
+    pub flags: u32,
+    pub domid: u16,
+}
+
+/// What `vm_assist` switches on and off.
+pub mod vm_assist {
+    pub const ENABLE: usize = 0;
+    pub const DISABLE: usize = 1;
+    pub const WRITABLE_PAGETABLES: usize = 2;
 }
 
 /// Commands of `event_channel_op`.
@@ -159,6 +192,7 @@ pub struct BindInterdomain {
 /// Commands of `sched_op`, and why one shuts down.
 pub mod sched {
     pub const YIELD: usize = 0;
+    pub const BLOCK: usize = 1;
     pub const SHUTDOWN: usize = 2;
     /// Of domain 0: the machine is reset.
     pub const REBOOT: u32 = 1;
@@ -171,10 +205,69 @@ pub mod version {
     pub const EXTRAVERSION_BYTES: usize = 16;
 }
 
+/// Commands of `domctl`.
+pub mod domctl {
+    pub const CREATE: u32 = 1;
+    pub const DESTROY: u32 = 2;
+    pub const UNPAUSE: u32 = 4;
+    pub const INFO: u32 = 5;
+    pub const MAX_MEMORY: u32 = 11;
+    pub const SET_CONTEXT: u32 = 12;
+    pub const MAX_VCPUS: u32 = 15;
+    pub const SET_TSC: u32 = 60;
+}
+
+/// Version of `domctl` and `sysctl` in 4.17.
+pub const CONTROL_VERSION: u32 = 0x15;
+/// Command of `sysctl`: the machine's memory, among other things.
+pub const PHYSINFO: u32 = 3;
+/// Argument of `SET_TSC`: domains read the CPU's own counter.
+pub const TSC_NEVER_EMULATED: u32 = 2;
+
+/// Argument of `domctl`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Domctl {
+    pub cmd: u32,
+    pub version: u32,
+    pub domain: u16,
+    pub pad: [u16; 3],
+    /// What the command wants and tells, in halves of words.
+    pub argument: [u32; 32],
+}
+
+/// Argument of `sysctl`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Sysctl {
+    pub cmd: u32,
+    pub version: u32,
+    pub argument: [u64; 16],
+}
+
+/// A virtual CPU's context: words of `vcpu_guest_context`.
+pub mod context {
+    pub const WORDS: usize = 646;
+    pub const FLAGS: usize = 64;
+    pub const RIP: usize = 81;
+    pub const CS: usize = 82;
+    pub const RFLAGS: usize = 83;
+    pub const RSP: usize = 84;
+    pub const SS: usize = 85;
+    pub const KERNEL_SS: usize = 621;
+    pub const KERNEL_SP: usize = 622;
+    pub const CR3: usize = 626;
+    pub const EVENT_CALLBACK: usize = 639;
+    pub const FAILSAFE_CALLBACK: usize = 640;
+    /// In the kernel, and not held back.
+    pub const IN_KERNEL_ONLINE: u64 = 0x24;
+}
+
 /// In `iret`'s frame: back to where `syscall` was; rcx and r11 are not restored.
 pub const IN_SYSCALL: u64 = 0x100;
 
 const _: () = {
     assert!(size_of::<TrapInfo>() == 16 && size_of::<MmuUpdate>() == 16 && size_of::<MmuExt>() == 24);
+    assert!(size_of::<Domctl>() == 144 && size_of::<Sysctl>() == 136 && size_of::<Reservation>() == 32);
     assert!(size_of::<MulticallEntry>() == 64 && size_of::<BindInterdomain>() == 12 && size_of::<AllocUnbound>() == 8);
 };

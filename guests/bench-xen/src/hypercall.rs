@@ -2,7 +2,8 @@
 //! Xen's: it saves rcx and r11, puts the number into rax, and executes `syscall`.
 
 use crate::abi::{
-    self, AllocUnbound, BindInterdomain, MmuExt, MmuUpdate, MulticallEntry, TrapInfo, call, evtchn, sched,
+    self, AllocUnbound, BindInterdomain, Domctl, MmuExt, MmuUpdate, MulticallEntry, Reservation, Sysctl, TrapInfo,
+    call, evtchn, memory_op, sched,
 };
 use crate::start::hypercall_page;
 use core::arch::asm;
@@ -97,11 +98,38 @@ pub fn fpu_taskswitch() -> bool {
     unsafe { hypercall::<{ call::FPU_TASKSWITCH }>([1, 0, 0, 0]) == 0 }
 }
 
+/// Memory given back or asked for, of a domain's: whether each extent was. The list is rewritten where frames come.
+///
+/// # Safety
+/// What is given back is mapped nowhere.
+#[inline(always)]
+pub unsafe fn reserve(command: usize, list: &mut [u64], order: u32, domid: u16) -> bool {
+    let (extents, count) = (list.as_mut_ptr() as u64, list.len() as u64);
+    let argument = Reservation { extents, count, order, flags: 0, domid };
+    let argument = &raw const argument as usize;
+    // SAFETY: the argument and its list are what the command wants; the caller answers for the frames.
+    unsafe { hypercall::<{ call::MEMORY_OP }>([command, argument, 0, 0]) == list.len() as isize }
+}
+
+/// Switches writable page tables on or off.
+pub fn writable_page_tables(command: usize) -> bool {
+    let kind = abi::vm_assist::WRITABLE_PAGETABLES;
+    // SAFETY: stores to tables are checked as requests are.
+    unsafe { hypercall::<{ call::VM_ASSIST }>([command, kind, 0, 0]) == 0 }
+}
+
 /// Somebody else's turn.
 #[inline(always)]
 pub fn sched_yield() -> bool {
     // SAFETY: it changes nothing of ours.
     unsafe { hypercall::<{ call::SCHED_OP }>([sched::YIELD, 0, 0, 0]) == 0 }
+}
+
+/// Waits for an event, and lets upcalls come.
+#[inline(always)]
+pub fn block() -> bool {
+    // SAFETY: it changes nothing of ours.
+    unsafe { hypercall::<{ call::SCHED_OP }>([sched::BLOCK, 0, 0, 0]) == 0 }
 }
 
 /// The machine's end.
@@ -132,9 +160,19 @@ pub unsafe fn mmu_update(list: &[MmuUpdate]) -> bool {
 /// After it what is in use is mapped as before.
 #[inline(always)]
 pub unsafe fn mmuext(cmd: u32, arg1: u64) -> bool {
+    // SAFETY: as the caller says.
+    unsafe { mmuext_of_domain(cmd, arg1, abi::DOMID_SELF) }
+}
+
+/// One operation on page tables of a domain's.
+///
+/// # Safety
+/// As of [`mmuext`].
+#[inline(always)]
+pub unsafe fn mmuext_of_domain(cmd: u32, arg1: u64, domain: u16) -> bool {
     let list = [MmuExt { cmd, arg1, arg2: 0 }];
     // SAFETY: the list is there; the caller answers for the operation. No count of operations done is asked for.
-    unsafe { hypercall::<{ call::MMUEXT_OP }>([list.as_ptr() as usize, 1, 0, usize::from(abi::DOMID_SELF)]) == 0 }
+    unsafe { hypercall::<{ call::MMUEXT_OP }>([list.as_ptr() as usize, 1, 0, usize::from(domain)]) == 0 }
 }
 
 /// Changes the lowest level's entry of an address.
@@ -145,6 +183,46 @@ pub unsafe fn mmuext(cmd: u32, arg1: u64) -> bool {
 pub unsafe fn update_va_mapping(at: u64, entry: u64, flags: u64) -> bool {
     // SAFETY: the caller answers for the change.
     unsafe { hypercall::<{ call::UPDATE_VA_MAPPING }>([at as usize, entry as usize, flags as usize, 0]) == 0 }
+}
+
+/// Maps another domain's frame.
+///
+/// # Safety
+/// Nothing refers to what was mapped there.
+pub unsafe fn map_of_domain(at: u64, entry: u64, domain: u16) -> bool {
+    let (at, entry, flags) = (at as usize, entry as usize, abi::uvmf::INVLPG as usize);
+    // SAFETY: the caller answers for the change.
+    unsafe { hypercall::<{ call::UPDATE_VA_MAPPING_OTHERDOMAIN }>([at, entry, flags, usize::from(domain)]) == 0 }
+}
+
+/// Asks for something of a domain.
+///
+/// # Safety
+/// That of the command.
+#[inline(always)]
+pub unsafe fn domctl(request: &mut Domctl) -> bool {
+    let argument = &raw mut *request as usize;
+    // SAFETY: the request is what the call wants; the caller answers for what is in it.
+    unsafe { hypercall::<{ call::DOMCTL }>([argument, 0, 0, 0]) == 0 }
+}
+
+/// Pages of memory that nobody has.
+pub fn free_pages() -> u64 {
+    let mut request = Sysctl { cmd: abi::PHYSINFO, version: abi::CONTROL_VERSION, argument: [0; 16] };
+    let argument = &raw mut request as usize;
+    // SAFETY: the request is what the call wants.
+    let told = unsafe { hypercall::<{ call::SYSCTL }>([argument, 0, 0, 0]) };
+    assert_eq!(told, 0, "domain 0 may ask");
+    request.argument[6]
+}
+
+/// Pages of memory that we have.
+pub fn own_pages() -> u64 {
+    let domain = abi::DOMID_SELF;
+    let argument = &raw const domain as usize;
+    // SAFETY: the argument is what the command wants.
+    let told = unsafe { hypercall::<{ call::MEMORY_OP }>([memory_op::CURRENT_RESERVATION, argument, 0, 0]) };
+    told.try_into().expect("it has no errors")
 }
 
 /// Handlers of traps; the last element's address is 0.
@@ -165,15 +243,15 @@ pub unsafe fn set_callbacks(event: u64, failsafe: u64, syscall: u64) -> bool {
     unsafe { hypercall::<{ call::SET_CALLBACKS }>([event as usize, failsafe as usize, syscall as usize, 0]) == 0 }
 }
 
-/// A channel to ourselves: its two ends.
-pub fn bind_loopback() -> Option<(u32, u32)> {
-    let mut far = AllocUnbound { dom: abi::DOMID_SELF, remote_dom: abi::DOMID_SELF, port: 0 };
+/// A channel to a domain: our end, and its. Ours is pending at first.
+pub fn bind(domain: u16) -> Option<(u32, u32)> {
+    let mut far = AllocUnbound { dom: domain, remote_dom: abi::DOMID_SELF, port: 0 };
     let argument = &raw mut far as usize;
     // SAFETY: the argument is what the command wants.
     if unsafe { hypercall::<{ call::EVENT_CHANNEL_OP }>([evtchn::ALLOC_UNBOUND, argument, 0, 0]) } != 0 {
         return None;
     }
-    let mut near = BindInterdomain { remote_dom: abi::DOMID_SELF, remote_port: far.port, local_port: 0 };
+    let mut near = BindInterdomain { remote_dom: domain, remote_port: far.port, local_port: 0 };
     let argument = &raw mut near as usize;
     // SAFETY: as above.
     let bound = unsafe { hypercall::<{ call::EVENT_CHANNEL_OP }>([evtchn::BIND_INTERDOMAIN, argument, 0, 0]) };

@@ -46,8 +46,20 @@ impl Bench {
         operation: impl FnMut(T) -> bool,
     ) {
         if self.measures(name) {
-            let cycles = self.least(name, prepare, operation).saturating_sub(self.overhead);
-            println!("bench {name} {}", (cycles + count / 2) / count);
+            let cycles = self.without_overhead(self.least(name, prepare, operation));
+            self.report(name, (cycles + count / 2) / count);
+        }
+    }
+
+    /// What remains of what was measured by itself.
+    pub fn without_overhead(&self, cycles: u64) -> u64 {
+        cycles.saturating_sub(self.overhead)
+    }
+
+    /// Prints what was found of an operation.
+    pub fn report(&self, name: &str, value: u64) {
+        if self.measures(name) {
+            println!("bench {name} {value}");
         }
     }
 

@@ -24,7 +24,7 @@ pub const KERNEL_RO: u64 = PRESENT;
 /// For applications too.
 pub const USER: u64 = 4;
 /// An entry that names a table.
-const TABLE: u64 = PRESENT | 0x46;
+pub const TABLE: u64 = PRESENT | 0x46;
 /// An entry's address.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
@@ -61,11 +61,19 @@ impl Frame {
         mfn_of(self.0)
     }
 
-    /// Writes one of its words. It must be mapped writable.
-    pub fn write(self, index: usize, word: u64) {
+    /// Writes one of its words. It must be mapped writable, or a table that stores may go to.
+    pub fn store(self, index: usize, word: u64) {
         assert!(index < ENTRIES);
         // SAFETY: the page is of the pool, whose words are reached through frames only.
         unsafe { (self.0 as *mut u64).add(index).write_volatile(word) };
+    }
+
+    /// Reads one of its words.
+    #[inline(always)]
+    pub fn load(self, index: usize) -> u64 {
+        assert!(index < ENTRIES);
+        // SAFETY: as in `store`.
+        unsafe { (self.0 as *const u64).add(index).read_volatile() }
     }
 
     /// Takes the right to write to it away, so that it may become a table.
@@ -161,6 +169,11 @@ impl Window {
             assert!(done, "a frame of ours can be mapped");
         }
         Self { at, first }
+    }
+
+    /// The table, at its own address.
+    pub fn table(&self) -> Frame {
+        Frame(virt_of(self.first >> 12))
     }
 
     /// Machine address of the entry of one of its pages.

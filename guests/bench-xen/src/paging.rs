@@ -1,10 +1,11 @@
 //! Changes to page-table entries, and flushes. Every frame that is mapped and unmapped here has another writable
 //! mapping, as a kernel's frames have: its type stays what it is.
 
-use crate::abi::{MmuUpdate, mmuext, uvmf};
-use crate::hypercall::{mmu_update, mmuext, update_va_mapping};
+use crate::abi::{DOMID_SELF, MmuUpdate, memory_op, mmuext, uvmf, vm_assist};
+use crate::hypercall::{mmu_update, mmuext, reserve, update_va_mapping, writable_page_tables};
 use crate::measure::Bench;
-use crate::memory::{KERNEL_RW, Window, entry, frames};
+use crate::memory::{Frame, KERNEL_RW, Window, entry, frames};
+use core::cell::Cell;
 
 /// Entries in the long list.
 const MANY: usize = 128;
@@ -20,6 +21,53 @@ pub fn run(bench: &Bench) {
     bench.measure("tlb-flush", |_| (), |()| unsafe { mmuext(mmuext::TLB_FLUSH_LOCAL, 0) });
     // SAFETY: as above.
     bench.measure("invlpg", |_| (), |()| unsafe { mmuext(mmuext::INVLPG_LOCAL, window.at) });
+    // SAFETY: caches hold nothing that memory does not get.
+    bench.measure("cache-flush", |_| (), |()| unsafe { mmuext(mmuext::FLUSH_CACHE, 0) });
+    stores(bench, &window, odd[0]);
+    exchange_of_frames(bench);
+}
+
+/// Stores to a table whose mapping is read-only: one, and many with a flush.
+fn stores(bench: &Bench, window: &Window, frame: u64) {
+    let entry = entry(frame, KERNEL_RW);
+    let store = |index: usize, entry| window.table().store(index, entry);
+    let empty = |_| {
+        (0..MANY).for_each(|index| store(index, 0));
+        // SAFETY: a flush changes no mapping.
+        assert!(unsafe { mmuext(mmuext::TLB_FLUSH_LOCAL, 0) });
+    };
+    assert!(writable_page_tables(vm_assist::ENABLE), "writable page tables exist");
+    bench.measure("writable-pt-1", empty, |()| {
+        store(0, entry);
+        true
+    });
+    bench.measure("writable-pt-128", empty, |()| {
+        (0..MANY).for_each(|index| store(index, entry));
+        // SAFETY: as above.
+        unsafe { mmuext(mmuext::TLB_FLUSH_LOCAL, 0) }
+    });
+    empty(0);
+    assert!(writable_page_tables(vm_assist::DISABLE));
+}
+
+/// A frame given back, and another asked for: as many as before, of which one is nowhere mapped.
+fn exchange_of_frames(bench: &Bench) {
+    let given = Frame::new();
+    let list = Cell::new([given.mfn()]);
+    given.unmap();
+    bench.measure(
+        "memory-decrease-increase",
+        |_| list.get(),
+        |mut extents| {
+            // SAFETY: the frame is nowhere mapped.
+            let done = unsafe {
+                reserve(memory_op::DECREASE_RESERVATION, &mut extents, 0, DOMID_SELF)
+                    && reserve(memory_op::INCREASE_RESERVATION, &mut extents, 0, DOMID_SELF)
+            };
+            list.set(extents);
+            done
+        },
+    );
 }
 
 fn change(window: &Window, page: usize, val: u64) -> MmuUpdate {

@@ -17,7 +17,7 @@ pub fn run(bench: &Bench) {
 fn table(entry: impl Fn(usize) -> u64) -> u64 {
     let table = Frame::new();
     for index in 0..ENTRIES {
-        table.write(index, entry(index));
+        table.store(index, entry(index));
     }
     table.make_read_only();
     table.mfn()

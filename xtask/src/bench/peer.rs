@@ -37,11 +37,19 @@ const PACKAGE: &str = "xen-hypervisor-4.17-amd64";
 const IMAGE: &str = "boot/xen-4.17-amd64.gz";
 /// Its place below the target directory.
 const DIR: &str = "peer-xen-4.17";
-/// The machine's memory and domain 0's, in MiB.
+/// Memory of the machine that operations are measured on, in MiB.
 const MEMORY: u32 = super::MEMORY;
+/// Memory of the machines whose sizes are compared, in MiB. The smaller also gives the time of the boot.
+const SIZES: [u32; 2] = [1024, 3072];
+/// The guest's command line where it looks at memory alone.
+const MEMORY_ONLY: &str = "only=memory";
+/// Names of what is found so.
+const MACHINE_ROWS: [&str; 3] = ["boot", "memory-fixed", "memory-per-gib"];
+/// How the line begins that says how many bytes domains have or can have.
+const FOR_DOMAINS: &str = "memory ";
 /// Xen's options. All else is as Xen chooses it by itself on this CPU, its mitigations included. `smap=0` is for QEMU, not
 /// for speed: its `iretq` in ring 3 reads the stack as ring 0 would, which SMAP forbids (the figures are the same).
-const OPTIONS: &str = "console=com1 com1=115200,8n1 dom0_mem=64M smap=0";
+const OPTIONS: &str = "console=com1 com1=115200,8n1 dom0_mem=32M smap=0";
 /// More than it ever takes. A Xen that panics resets the machine, and does not hang.
 const LIMIT: Duration = Duration::from_secs(900);
 /// How the names end of what is also measured with the hypercall `iret`, in the place of the instruction.
@@ -92,19 +100,35 @@ pub fn measure(peer: Peer, workspace: &Workspace, toolchain: &Toolchain, filter:
     let guest = guests.iter().find(|guest| guest.name == GUEST).context("the workspace has no guest `bench-xen`")?;
     let built = compile::guests(toolchain, workspace, Profile::Release, ARCH, &[guest])?;
     let kernel = built.into_iter().next().context("cargo made no executable for the guest")?.path;
-    let vm = Vm {
-        machine: Machine::Pc,
-        memory: MEMORY,
-        accel: Accel::Tcg,
-        boot: Boot::Peer { hypervisor, kernel },
-        hv_args: OPTIONS.to_owned(),
-        cmdline: String::new(),
-        clock: Clock::Instructions,
-        debugger: Debugger::None,
+    let boot = |memory: u32, cmdline: &str| {
+        run(&Vm {
+            machine: Machine::Pc,
+            memory,
+            accel: Accel::Tcg,
+            boot: Boot::Peer { hypervisor: hypervisor.clone(), kernel: kernel.clone() },
+            hv_args: OPTIONS.to_owned(),
+            cmdline: cmdline.to_owned(),
+            clock: Clock::Instructions,
+            debugger: Debugger::None,
+        })
     };
+    console::step("measuring Debian's Xen");
+    let wanted = |name: &str| filter.is_none_or(|filter| name.contains(filter));
+    let mut run = read(&boot(MEMORY, "")?)?;
+    if MACHINE_ROWS.into_iter().any(wanted) {
+        let [small, large] = SIZES.map(|memory| boot(memory, MEMORY_ONLY));
+        run.figures.extend(machine_figures(&small?, &large?)?);
+    }
+    for figures in [&mut run.figures, &mut run.by_iret] {
+        figures.retain(|name, _| wanted(name));
+    }
+    Ok(run)
+}
+
+/// Boots a machine until it ends by itself: what its console showed.
+fn run(vm: &Vm) -> Result<String> {
     let links = tempfile::tempdir()?;
     let capture = Capture::default();
-    console::step("measuring Debian's Xen");
     let (end, errors) = process::stream(&mut vm.command(links.path())?, Some(LIMIT), capture.clone())?;
     let console = capture.text();
     let outcome = Outcome::read(end, &console, &errors);
@@ -112,11 +136,8 @@ pub fn measure(peer: Peer, workspace: &Workspace, toolchain: &Toolchain, filter:
         bail!("interrupted");
     }
     ensure!(outcome == Outcome::PowerOff, "the peer's benchmark ended as {outcome:?}:\n{console}{errors}");
-    let mut run = read(&console)?;
-    for figures in [&mut run.figures, &mut run.by_iret] {
-        figures.retain(|name, _| filter.is_none_or(|filter| name.contains(filter)));
-    }
-    Ok(run)
+    // Serial lines end as terminals want it.
+    Ok(console.lines().flat_map(|line| [line.trim_end(), "\n"]).collect())
 }
 
 impl Run {
@@ -150,14 +171,29 @@ impl Run {
 
 /// Reads version and figures off a console.
 fn read(console: &str) -> Result<Run> {
-    // Serial lines end as terminals want it.
-    let console: String = console.lines().flat_map(|line| [line.trim_end(), "\n"]).collect();
     let version = console.lines().find_map(version).with_context(|| format!("this is no Xen:\n{console}"))?;
-    let mut figures = figures::parse(&console)?;
+    let mut figures = figures::parse(console)?;
     let by_iret = figures.iter().filter_map(|(name, value)| Some((name.strip_suffix(BY_IRET)?.to_owned(), *value)));
     let by_iret = by_iret.collect();
     figures.retain(|name, _| !name.ends_with(BY_IRET));
     Ok(Run { version, arch: ARCH, figures, by_iret })
+}
+
+/// What consoles of machines of both sizes tell: the time of the boot, and what memory is the hypervisor's.
+fn machine_figures(small: &str, large: &str) -> Result<Figures> {
+    let used = |console: &str, mib: u32| -> Result<u64> {
+        let told = console.lines().find_map(|line| line.strip_prefix(FOR_DOMAINS));
+        let told: u64 = told.with_context(|| format!("no word of memory:\n{console}"))?.parse()?;
+        (u64::from(mib) << 20).checked_sub(told).with_context(|| format!("{told} bytes in a machine of {mib} MiB"))
+    };
+    let (least, most) = (used(small, SIZES[0])?, used(large, SIZES[1])?);
+    let more = most.checked_sub(least).context("a larger machine takes less memory")?;
+    let per_gib = (more << 10) / u64::from(SIZES[1] - SIZES[0]);
+    let fixed = least.saturating_sub((per_gib * u64::from(SIZES[0])) >> 10);
+    let mut figures = figures::parse(small)?;
+    figures.retain(|name, _| name == "boot");
+    figures.extend([("memory-fixed".to_owned(), fixed), ("memory-per-gib".to_owned(), per_gib)]);
+    Ok(figures)
 }
 
 /// The version in Xen's first line: its own, and in parentheses its packager's.
@@ -195,13 +231,12 @@ fn decompress(from: &Path, to: &Path) -> Result<()> {
 mod tests {
     use super::*;
 
-    const BOOT: &str = "(XEN) Xen version 4.17.7 (Debian 4.17.7+13-g2445b30a44-0+deb12u1) (team@example) (gcc) debug=n\r\n\
-        (XEN) bench null 1\r\nxen 4.17.7\r\nbench overhead 4\r\nbench null 280\r\nbench int3 342\r\n\
-        bench int3-iret 655\r\n";
+    const BOOT: &str = "(XEN) Xen version 4.17.7 (Debian 4.17.7+13-g2445b30a44-0+deb12u1) (team@example) (gcc) debug=n\n\
+        (XEN) bench null 1\nxen 4.17.7\nbench overhead 4\nbench null 280\nbench int3 342\nbench int3-iret 655\n";
 
     #[test]
     fn version_and_figures_are_read_off_a_console() {
-        let run = read(&format!("{BOOT}bench done\r\n(XEN) Hardware Dom0 shutdown\r\n")).expect("whole");
+        let run = read(&format!("{BOOT}bench done\n(XEN) Hardware Dom0 shutdown\n")).expect("whole");
         assert_eq!(run.version, "4.17.7 (Debian 4.17.7+13-g2445b30a44-0+deb12u1)");
         assert_eq!(run.figures, Figures::from([("null".to_owned(), 280), ("int3".to_owned(), 342)]));
         assert_eq!(run.by_iret, Figures::from([("int3".to_owned(), 655)]));
@@ -210,6 +245,18 @@ mod tests {
     #[test]
     fn a_benchmark_that_did_not_end_is_refused() {
         assert!(read(BOOT).is_err());
+    }
+
+    #[test]
+    fn what_grows_with_the_machine_is_told_from_what_does_not() {
+        let console = |memory: u64| format!("(XEN) memory 1\nbench boot 99\nmemory {memory}\nbench done\n");
+        // 3 MiB, and 8 for each GiB.
+        let figures = machine_figures(&console((1024 - 11) << 20), &console((3072 - 27) << 20)).expect("both");
+        let of = |name: &str| figures[name];
+        assert_eq!((of("memory-fixed"), of("memory-per-gib"), of("boot")), (3 << 20, 8 << 20, 99));
+        assert_eq!(figures.len(), MACHINE_ROWS.len());
+        assert!(machine_figures(&console(1025 << 20), &console(3000 << 20)).is_err());
+        assert!(machine_figures("bench done\n", &console(3000 << 20)).is_err());
     }
 
     #[test]
