@@ -19,9 +19,22 @@
 
 use crate::addr::GuestVirt;
 use crate::domain::Arch;
+use core::ops::RangeInclusive;
 use proxenos_abi::Selector;
 use proxenos_abi::arch::{FIRST_RESERVED_GDT_ENTRY, LAST_RESERVED_GDT_ENTRY};
 use proxenos_abi::x86_32::FLAT_RING1_CS;
+
+/// The entries of a GDT that are the hypervisor's.
+pub const RESERVED: RangeInclusive<u16> = FIRST_RESERVED_GDT_ENTRY..=LAST_RESERVED_GDT_ENTRY;
+
+/// Whether a kernel may be entered by a selector, be it at a handler, at a callback or through a gate: of the ring of its flat code
+/// segment, and no other entry of the hypervisor's than that.
+#[must_use]
+pub const fn is_entry(target: Selector, flat: Selector) -> bool {
+    let (index, own) = (target.index(), target.is_local());
+    let reserved = !own && index >= *RESERVED.start() && index <= *RESERVED.end();
+    target.rpl() == flat.rpl() && (!reserved || target.0 == flat.0)
+}
 
 /// The descriptor is none that guests may have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -88,7 +101,7 @@ pub const fn check(arch: Arch, raw: u64) -> Result<u64, BadDescriptor> {
 
 /// Checks a system descriptor of an x86_32 guest: call gates only.
 const fn check_gate(raw: u64) -> Result<u64, BadDescriptor> {
-    if raw & bits::KIND != bits::CALL_GATE || !is_gate_target(Selector((raw >> 16) as u16)) {
+    if raw & bits::KIND != bits::CALL_GATE || !is_entry(Selector((raw >> 16) as u16), FLAT_RING1_CS) {
         return Err(BadDescriptor);
     }
     let stored = raw & bits::GATE_RESERVED;
@@ -100,13 +113,6 @@ const fn check_gate(raw: u64) -> Result<u64, BadDescriptor> {
         (dpl, 0) => Ok(raw & !(3 << bits::DPL) | dpl << bits::GATE_DPL),
         _ => Err(BadDescriptor),
     }
-}
-
-/// Whether a call gate may lead to a selector: as for trap handlers, ring 1, and no segment of the hypervisor's.
-const fn is_gate_target(target: Selector) -> bool {
-    let index = target.index();
-    let reserved = !target.is_local() && index >= FIRST_RESERVED_GDT_ENTRY && index <= LAST_RESERVED_GDT_ENTRY;
-    target.rpl() == 1 && (!reserved || target.0 == FLAT_RING1_CS.0)
 }
 
 /// A descriptor's privilege level.
@@ -191,6 +197,12 @@ pub const fn stack_segment(raw: u64) -> Option<StackSegment> {
     Some(StackSegment { dpl: dpl(raw) as u8, present: raw & bits::PRESENT != 0 })
 }
 
+/// Whether a code segment is a 64-bit one.
+#[must_use]
+pub const fn is_long(raw: u64) -> bool {
+    raw & bits::LONG != 0
+}
+
 /// Whether a segment is a 32-bit one: of operands and addresses in code, of the stack pointer in a stack.
 #[must_use]
 pub const fn is_wide(raw: u64) -> bool {
@@ -210,10 +222,10 @@ pub const fn limit(raw: u64) -> u32 {
     if raw & bits::PAGES != 0 { limit << 12 | 0xfff } else { limit }
 }
 
-/// The base of a segment that can be a stack's: present, writable data. For callers that write a whole frame and do not
-/// care for the segment's limit; else see [`writable_at`].
+/// The base of a segment of present, writable data, which a stack's is too. For callers that do not care for the segment's
+/// limit; else see [`writable_at`].
 #[must_use]
-pub const fn stack_base(raw: u64) -> Option<u64> {
+pub const fn writable_base(raw: u64) -> Option<u64> {
     if is_writable(raw) { Some(base(raw) as u64) } else { None }
 }
 
@@ -354,8 +366,8 @@ mod tests {
         assert_eq!(at(0, 0, 4), None);
         // Base 0x12345678, 256 bytes.
         let small = 0x1240_f334_5678_00ff;
-        assert_eq!((base(small), stack_base(small)), (0x1234_5678, Some(0x1234_5678)));
-        assert_eq!(stack_base(FLAT_CODE_RING1), None);
+        assert_eq!((base(small), writable_base(small)), (0x1234_5678, Some(0x1234_5678)));
+        assert_eq!(writable_base(FLAT_CODE_RING1), None);
         assert_eq!((at(small, 0xfc, 4), at(small, 0xfd, 4)), (Some(0x1234_5774), None));
         let down = small | 1 << 42;
         assert_eq!((at(down, 0xff, 4), at(down, 0x100, 4)), (None, Some(0x1234_5778)));

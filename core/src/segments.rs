@@ -26,7 +26,6 @@ use crate::personality::Personality;
 use crate::store::CodeWidth;
 use core::mem::offset_of;
 use flat::{FlatSegments, Use};
-use proxenos_abi::arch::{FIRST_RESERVED_GDT_ENTRY, LAST_RESERVED_GDT_ENTRY};
 use proxenos_abi::{Errno, Selector};
 
 /// Descriptors in a page.
@@ -36,7 +35,7 @@ pub const TABLE_PAGES: usize = 16;
 /// Descriptors of a full table.
 const TABLE_ENTRIES: u64 = 8192;
 /// Entries of the table a domain starts with: up to and with the reserved ones.
-pub const INITIAL_GDT_ENTRIES: u16 = LAST_RESERVED_GDT_ENTRY + 1;
+pub const INITIAL_GDT_ENTRIES: u16 = *descriptor::RESERVED.end() + 1;
 /// Index of the two descriptors that name the domain's LDT.
 pub const LDT_DESCRIPTOR: u16 = 266;
 
@@ -138,7 +137,7 @@ impl Segments {
             }
         }
         drop(state);
-        for index in (0..PER_PAGE).filter(|&index| !is_reserved(index)) {
+        for index in (0..PER_PAGE).filter(|index| !descriptor::RESERVED.contains(index)) {
             let value = frames.first().map_or(0, |&frame| host.hw.load64(entry(frame, index)));
             host.hw.store64(entry(dom.gdt_page, index), value);
         }
@@ -162,7 +161,7 @@ impl Segments {
         let value = descriptor::check(P::ARCH, value).map_err(|_| Errno::EINVAL)?;
         let (mfn, index) = (at.mfn(), (at.page_offset() / 8) as u16);
         let is_first_page = self.gdt[0] == Some(mfn);
-        if is_first_page && is_reserved(index) {
+        if is_first_page && descriptor::RESERVED.contains(&index) {
             return Err(Errno::EINVAL);
         }
         let info = host.frames.get(mfn, dom.id).map_err(|_| Errno::EINVAL)?;
@@ -341,7 +340,7 @@ impl Segments {
         if selector == P::FLAT_GUESTOS_DS {
             return Some(0);
         }
-        writable_data_base(self.descriptor::<P, H>(host, dom, selector)?)
+        descriptor::writable_base(self.descriptor::<P, H>(host, dom, selector)?)
     }
 
     /// Whether [`stack_base`](Self::stack_base) would say 0, as far as that is known without a look at the tables.
@@ -385,8 +384,6 @@ impl Segments {
         cs: Selector,
         ds: Selector,
     ) -> Option<CodeSegments> {
-        const LONG: u64 = 1 << 53;
-        const DEFAULT_32: u64 = 1 << 54;
         let own = if P::ARCH == Arch::X86_64 { CodeWidth::Bits64 } else { CodeWidth::Bits32 };
         let (width, code) = if cs == P::FLAT_GUESTOS_CS {
             (own, 0)
@@ -394,12 +391,13 @@ impl Segments {
             (CodeWidth::Bits32, 0)
         } else {
             match self.descriptor::<P, H>(host, dom, cs)? {
-                raw if raw & LONG != 0 => (CodeWidth::Bits64, 0),
-                raw if raw & DEFAULT_32 != 0 => {
-                    if base(raw) == 0 {
+                raw if descriptor::is_long(raw) => (CodeWidth::Bits64, 0),
+                raw if descriptor::is_wide(raw) => {
+                    let base = descriptor::base(raw);
+                    if base == 0 {
                         self.flat.learn(Use::Code, cs);
                     }
-                    (CodeWidth::Bits32, base(raw))
+                    (CodeWidth::Bits32, base.into())
                 }
                 _ => return None,
             }
@@ -454,43 +452,24 @@ impl Segments {
     }
 }
 
-/// Linear base of a segment, if it is present, writable data.
-const fn writable_data_base(raw: u64) -> Option<u64> {
-    const MASK: u64 = 0x9a << 40;
-    const PRESENT_WRITABLE_DATA: u64 = 0x92 << 40;
-    if raw & MASK != PRESENT_WRITABLE_DATA {
-        return None;
-    }
-    Some(base(raw))
-}
-
-/// Linear base of a code or data segment.
-const fn base(raw: u64) -> u64 {
-    raw >> 16 & 0xff_ffff | (raw >> 56) << 24
-}
-
 /// Clears the slots of a GDT's first page that are not the guest's, where nothing but those keeps it from being one, as 2.0 does: a
 /// kernel need never have written there. True if it may be one now.
 fn clear_reserved<H: Hardware>(host: &Host<H>, dom: &Domain, frame: Mfn) -> bool {
     let Ok(info) = host.frames.get(frame, dom.id) else { return false };
     let writable = info.get_type(FrameType::Writable, |stamp| host.hw.flush_if_older(stamp)).is_ok();
-    let mut others = (0..PER_PAGE).filter(|&index| !is_reserved(index));
+    let mut others = (0..PER_PAGE).filter(|index| !descriptor::RESERVED.contains(index));
     // If it is mapped writable, it cannot be one whatever lies there.
     let good = writable
         && info.type_word().count() == 1
         && others.all(|index| descriptor::check(dom.arch, host.hw.load64(entry(frame, index))).is_ok());
     if good {
-        (FIRST_RESERVED_GDT_ENTRY..=LAST_RESERVED_GDT_ENTRY).for_each(|index| host.hw.store64(entry(frame, index), 0));
+        descriptor::RESERVED.for_each(|index| host.hw.store64(entry(frame, index), 0));
     }
     if writable {
         let _: TypeRest = info.put_type(|| host.hw.stamp());
     }
     host.put_frame(frame, info);
     good
-}
-
-fn is_reserved(index: u16) -> bool {
-    (FIRST_RESERVED_GDT_ENTRY..=LAST_RESERVED_GDT_ENTRY).contains(&index)
 }
 
 fn entry(page: Mfn, index: u16) -> MachineAddr {

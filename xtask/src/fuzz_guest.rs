@@ -199,6 +199,13 @@ mod tests {
     }
 
     #[test]
+    fn the_command_that_is_printed_repeats_the_seed() {
+        let line = command_for(Arch::X86_32, 0x1234_5678_9abc_def0);
+        assert!(line.contains("seed=1311768467463790320 operations=20000"), "{line}");
+        assert!(line.contains("--arch x86_32") && line.contains("--icount"), "{line}");
+    }
+
+    #[test]
     fn seeds_do_not_come_again_soon() {
         let mut seeds = std::collections::BTreeSet::from([1]);
         let mut seed = 1;

@@ -175,6 +175,7 @@ struct RawRun {
     timeout: Option<u64>,
     memory: Option<u32>,
     cpus: Option<u16>,
+    cpu_model: Option<String>,
     machine: Option<Machine>,
     boot: Option<Boot>,
     hv_args: Option<String>,
@@ -216,6 +217,8 @@ pub struct RunSpec {
     pub memory: u32,
     /// Its CPUs.
     pub cpus: u16,
+    /// What they are, as `-cpu` of QEMU has it; all that the emulator can without it.
+    pub cpu_model: Option<String>,
     /// The machine.
     pub machine: Machine,
     /// The way in.
@@ -264,12 +267,13 @@ pub struct GuestMeta {
 }
 
 const OUTER_KEYS: [&str; 3] = ["kind", "plain", "run"];
-const RUN_KEYS: [&str; 22] = [
+const RUN_KEYS: [&str; 23] = [
     "name",
     "arch",
     "timeout",
     "memory",
     "cpus",
+    "cpu-model",
     "machine",
     "boot",
     "hv-args",
@@ -342,6 +346,7 @@ impl RunSpec {
             timeout: raw.timeout.unwrap_or(60),
             memory: raw.memory.unwrap_or(128),
             cpus: raw.cpus.unwrap_or(1),
+            cpu_model: raw.cpu_model,
             machine: raw.machine.unwrap_or(Machine::Pc),
             boot: raw.boot.unwrap_or(if has_modules { Boot::Multiboot } else { Boot::Pvh }),
             hv_args: raw.hv_args.unwrap_or_default(),

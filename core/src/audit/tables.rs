@@ -9,7 +9,6 @@ use crate::host::{Hardware, may_reach};
 use crate::paging::Pager;
 use crate::paging::format::{Format, FourLevel, HYPERVISOR_L4_FIRST, HYPERVISOR_L4_SLOTS, Pte, TwoLevel, bits};
 use crate::paging::types::is_low_io;
-use proxenos_abi::arch::{FIRST_RESERVED_GDT_ENTRY, LAST_RESERVED_GDT_ENTRY};
 
 /// The type of an architecture's top-level table.
 pub(super) fn top(arch: Arch) -> FrameType {
@@ -182,8 +181,7 @@ impl<H: Hardware> Audit<'_, H> {
         if dom.over.load(core::sync::atomic::Ordering::Relaxed) {
             return;
         }
-        let reserved = FIRST_RESERVED_GDT_ENTRY..=LAST_RESERVED_GDT_ENTRY;
-        for index in (0..512).filter(|index| !reserved.contains(index)) {
+        for index in (0..512).filter(|index| !descriptor::RESERVED.contains(index)) {
             let raw = self.host.hw.load64(MachineAddr(dom.gdt_page.addr().0 + 8 * u64::from(index)));
             if descriptor::check(dom.arch, raw) != Ok(raw) {
                 self.report(

@@ -2,10 +2,10 @@
 
 use super::Mode;
 use crate::addr::GuestVirt;
+use crate::descriptor;
 use crate::domain::Arch;
 use crate::personality::Personality;
 use core::mem::offset_of;
-use proxenos_abi::arch::{FIRST_RESERVED_GDT_ENTRY, LAST_RESERVED_GDT_ENTRY};
 use proxenos_abi::context::{NR_TRAPS, TrapFlags, TrapInfo};
 use proxenos_abi::{Errno, GuestWord, Selector};
 
@@ -26,8 +26,7 @@ impl Callback {
     /// # Errors
     /// `EPERM` for the selector, `EINVAL` for the address.
     pub fn new<P: Personality>(cs: Selector, ip: GuestVirt) -> Result<Self, Errno> {
-        let reserved = !cs.is_local() && (FIRST_RESERVED_GDT_ENTRY..=LAST_RESERVED_GDT_ENTRY).contains(&cs.index());
-        if cs.rpl() != P::KERNEL_RING || (reserved && cs != P::FLAT_GUESTOS_CS) {
+        if !descriptor::is_entry(cs, P::FLAT_GUESTOS_CS) {
             return Err(Errno::EPERM);
         }
         if P::ARCH == Arch::X86_64 && !P::in_guest_range(ip, 1) {

@@ -3,6 +3,7 @@
 use super::SimHardware;
 use super::others::PATTERN_DESCRIPTOR;
 use crate::addr::{DomId, FIRST_RAM_FRAME, MachineAddr, Mfn, Pfn};
+use crate::descriptor;
 use crate::domain::{Arch, Domain, Privileges};
 use crate::frame::{FrameInfo, FrameTable};
 use crate::frame_alloc::{FrameAllocator, Zone};
@@ -18,7 +19,6 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use proxenos_abi::Hypercall;
-use proxenos_abi::arch::{FIRST_RESERVED_GDT_ENTRY, LAST_RESERVED_GDT_ENTRY};
 
 /// What the hypervisor's slots of an L4 table hold here: not present, and recognisable, with the slot's number below it.
 pub const PATTERN_SLOT: u64 = 0x4859_5045_5256_0000;
@@ -126,7 +126,7 @@ pub fn domain(
     let take = || alloc.alloc(0, Zone::Below4G, &host.hw).expect("memory");
     let memory: Vec<Mfn> = core::iter::repeat_with(take).take(frames).collect();
     drop(alloc);
-    for index in FIRST_RESERVED_GDT_ENTRY..=LAST_RESERVED_GDT_ENTRY {
+    for index in descriptor::RESERVED {
         let at = MachineAddr(gdt_page.addr().0 + 8 * u64::from(index));
         host.hw.store64(at, PATTERN_DESCRIPTOR | u64::from(index));
     }

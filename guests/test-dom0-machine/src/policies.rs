@@ -1,4 +1,4 @@
-//! The parameters of Atropos and of round robin (`sched=` on both command lines): set and read while they run, and what comes of them.
+//! The schedulers' parameters (`sched=` on both command lines): set and read while they run, and what comes of them.
 
 use crate::subject::Subject;
 use crate::{NOBODY, SUBJECT, ask, control};
@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use proxenos_guest::abi::dom0_ops::args::{GetDomainInfo, SchedId};
 use proxenos_guest::abi::payload::Payload;
 use proxenos_guest::abi::sched_ctl::{
-    AtroposAdjdom, RoundRobinCtl, SchedAdjdom, SchedCtl, SchedDirection, SchedulerId,
+    AtroposAdjdom, BvtAdjdom, BvtCtl, RoundRobinCtl, SchedAdjdom, SchedCtl, SchedDirection, SchedulerId,
 };
 use proxenos_guest::abi::{DomId, Errno, Virq};
 use proxenos_guest::test::section;
@@ -23,6 +23,7 @@ pub fn run(name: &str) {
         .expect("the timer can be bound");
     let (id, part): (_, fn(&Subject)) = match name {
         "atropos" => (SchedulerId::Atropos, atropos),
+        "bvt" => (SchedulerId::Bvt, borrowed_virtual_time),
         "rrobin" => (SchedulerId::RoundRobin, round_robin),
         _ => panic!("no such scheduler"),
     };
@@ -126,6 +127,44 @@ fn atropos(subject: &Subject) {
     let (eager, patient) = (slowest(2 * MILLI), slowest(40 * MILLI));
     check!(eager <= 2 * MILLI + MILLI / 2, "within its latency: {eager} ns");
     check!(patient > 3 * MILLI, "who has no wish waits for domain 0's slice: {patient} ns");
+}
+
+fn borrowed_virtual_time(subject: &Subject) {
+    let put = |params: BvtAdjdom| {
+        let mut u = Payload::default();
+        u.write(params);
+        let (sched_id, direction) = (SchedulerId::Bvt.raw(), SchedDirection::Put.raw());
+        check_eq!(ask(SchedAdjdom { sched_id, direction, domain: SUBJECT, u, ..SchedAdjdom::default() }).0, Ok(0));
+    };
+    section("BVT: weights");
+    subject.keep_busy(true);
+    // Domain 0's advance is 10: so many parts of the subject's advance to so many of 10.
+    for (mcu_adv, share) in [(10, 500), (30, 250), (90, 100), (5, 667)] {
+        put(BvtAdjdom { mcu_adv, ..BvtAdjdom::default() });
+        sleep(20 * MILLI);
+        let got = share_of(spin);
+        check!(got.abs_diff(share) <= 30, "an advance of {mcu_adv}: {got} thousandths, {share} expected");
+    }
+    put(BvtAdjdom { mcu_adv: 10, ..BvtAdjdom::default() });
+    subject.keep_busy(false);
+
+    section("BVT: allowance and warp");
+    let allow = |ctx_allow: u32| {
+        let mut u = Payload::default();
+        u.write(BvtCtl { ctx_allow });
+        check_eq!(ask(SchedCtl { sched_id: SchedulerId::Bvt.raw(), direction: SchedDirection::Put.raw(), u }).0, Ok(0));
+    };
+    let slowest = || (0..10).map(|_| (sleep(30 * MILLI), subject.answer_while_busy()).1).max().unwrap_or(0);
+    allow(20 * MILLI as u32);
+    let patient = slowest();
+    allow(MILLI as u32);
+    let brief = slowest();
+    allow(20 * MILLI as u32);
+    put(BvtAdjdom { mcu_adv: 10, warpback: 1, warpvalue: 1_000_000, ..BvtAdjdom::default() });
+    let warped = slowest();
+    check!((15 * MILLI..=25 * MILLI).contains(&patient), "by an allowance of 20 ms: {patient} ns");
+    check!(brief <= 2 * MILLI, "by one of 1 ms: {brief} ns");
+    check!(warped <= MILLI, "who may warp does not wait: {warped} ns");
 }
 
 fn round_robin(subject: &Subject) {

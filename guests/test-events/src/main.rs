@@ -4,6 +4,7 @@
 
 mod delivery;
 
+use core::sync::atomic::Ordering;
 use proxenos_guest::abi::event_channel::{
     Channel, EvtchnAllocUnbound, EvtchnBindInterdomain, EvtchnClose, EvtchnStatus,
 };
@@ -11,12 +12,13 @@ use proxenos_guest::abi::{DomId, Errno, Port, Virq};
 use proxenos_guest::arch::hypercall1;
 use proxenos_guest::hypercall::{check as result_of, event_channel_op};
 use proxenos_guest::test::section;
-use proxenos_guest::{StartInfo, check, check_eq, events};
+use proxenos_guest::{StartInfo, check, check_eq, events, shared_info, time};
 
 proxenos_guest::test_guest!(main);
 
 fn main(_: &StartInfo) {
     proxenos_guest::init();
+    misdirected();
     virqs();
     interdomain();
     unbound();
@@ -24,6 +26,32 @@ fn main(_: &StartInfo) {
     wrong();
     delivery::run();
     exhaustion();
+}
+
+/// A virtual interrupt that is bound to no port comes to port 0, and to no other. The timer's ticks are such while nobody wants them.
+fn misdirected() {
+    section("virtual interrupts that are not bound");
+    events::mask_upcalls();
+    let after_a_while = || {
+        (0..32).for_each(|word| shared_info::pending_word(word).store(0, Ordering::SeqCst));
+        let until = time::system_time() + 40_000_000;
+        while time::system_time() < until {
+            core::hint::spin_loop();
+        }
+        (0..1024)
+            .map(Port)
+            .filter(|&port| shared_info::is_pending(port))
+            .fold((0, None), |(n, _), port| (n + 1, Some(port)))
+    };
+    check_eq!(after_a_while(), (1, Some(Port(0))), "the timer's, unbound");
+    let port = events::bind_virq(Virq::Timer).expect("a free virtual interrupt");
+    check_eq!(after_a_while(), (1, Some(port)), "bound");
+    check_eq!(events::close(port), Ok(()));
+    check_eq!(after_a_while(), (1, Some(Port(0))), "unbound again");
+    events::clear(Port(0));
+    shared_info::pending_selector().store(0, Ordering::SeqCst);
+    shared_info::upcall_pending().store(0, Ordering::SeqCst);
+    events::unmask_upcalls();
 }
 
 fn virqs() {

@@ -7,7 +7,8 @@ use crate::tables::{
 use proxenos_guest::abi::{Errno, GuestArch, GuestVirt, Selector};
 use proxenos_guest::arch::Word;
 use proxenos_guest::test::section;
-use proxenos_guest::{Arch, check_eq, hypercall, traps};
+use proxenos_guest::traps::{self, vector};
+use proxenos_guest::{Arch, check_eq, hypercall};
 
 /// One slot in each page of the GDT. The first page is the hypervisor's copy, the second is our own frame.
 const SLOTS: [u16; 2] = [30, 800];
@@ -41,7 +42,55 @@ pub fn run(tables: &Tables) {
     ] {
         expect_failsafe(what, selector, tables.data_selectors());
     }
+    loads(tables);
     refused();
+}
+
+/// The kernel loads segments itself: what the CPU has against them is told with the selector in the code.
+fn loads(tables: &Tables) {
+    section("segments that the kernel cannot load");
+    let absent = |descriptor: u64| descriptor & !(u64::from(PRESENT) << 40);
+    for slot in SLOTS {
+        let selector = Selector::gdt(slot, RING);
+        let code = u32::from(selector.raw() & !3);
+        let (np, ss, gp) = (vector::SEGMENT_NOT_PRESENT, vector::STACK, vector::GENERAL_PROTECTION);
+        for (descriptor, into_es, into_ss, what) in [
+            (GOOD_DATA, None, None, "data"),
+            (absent(GOOD_DATA), Some(np), Some(ss), "data that is not present"),
+            (flat(PRESENT | SEGMENT | 1, RING, GRANULAR | 0x40), None, Some(gp), "read-only data"),
+            (GOOD_CODE, None, Some(gp), "code that can be read"),
+            (flat(PRESENT | SEGMENT | 9, RING, GRANULAR | SIZE), Some(gp), Some(gp), "code that cannot be read"),
+            (absent(GOOD_CODE), Some(np), Some(gp), "code that is not present"),
+            (0, Some(gp), Some(gp), "nothing"),
+        ] {
+            tables.set(slot, descriptor);
+            for (register, expected) in [("es", into_es), ("ss", into_ss)] {
+                let before = traps::count();
+                let selector = u32::from(selector.raw());
+                // SAFETY: it faults, or the register gets a flat segment, and is put back.
+                let loaded = unsafe {
+                    match register {
+                        "es" => proxenos_guest::attempt!("mov es, {0:e}", in(reg) selector),
+                        _ => proxenos_guest::attempt!("mov ss, {0:e}", in(reg) selector),
+                    }
+                };
+                // SAFETY: the flat segment.
+                unsafe {
+                    core::arch::asm!("mov es, {0:e}", "mov ss, {0:e}", in(reg) u32::from(Arch::FLAT_GUESTOS_DS.raw()))
+                };
+                check_eq!(loaded, expected.is_none(), "{what} into {register}");
+                let trap = traps::last_trap();
+                match expected {
+                    Some(vector) => {
+                        check_eq!(traps::count().wrapping_sub(before), 1, "{what} into {register}");
+                        check_eq!((trap.vector, trap.error_code), (vector, code), "{what} into {register}")
+                    }
+                    None => check_eq!(traps::count(), before, "{what} into {register}"),
+                };
+            }
+        }
+        tables.set(slot, 0);
+    }
 }
 
 fn loadable() -> impl Iterator<Item = (u64, &'static str)> {

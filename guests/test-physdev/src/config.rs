@@ -12,7 +12,8 @@ pub type Place = (u32, u32, u32);
 
 const VENDOR: u32 = 0;
 const HEADER_TYPE: u32 = 0x0e;
-const BASE_ADDRESS: u32 = 0x10;
+/// The register that says where the device's memory is.
+pub const BASE_ADDRESS: u32 = 0x10;
 const ROM_ADDRESS: u32 = 0x30;
 /// The register that names the device's line.
 pub const INTERRUPT_LINE: u32 = 0x3c;
@@ -76,13 +77,43 @@ pub fn run() -> [Edu; 2] {
     let [Some(near), Some(far)] = found else { test::error("two edu devices are needed") };
     refusals(near);
     base_addresses(near);
-    [near, far].map(|place| {
-        check_eq!(initialise(place), Ok(()), "{place:?}");
-        let line = read(place, INTERRUPT_LINE, 1);
-        check_eq!(line.0, Ok(()));
-        check!((1..128).contains(&line.1), "the line of {place:?} is {}", line.1);
-        Edu::new(place, read(place, BASE_ADDRESS, 4).1, line.1)
-    })
+    [near, far].map(found_at)
+}
+
+/// A device that is there.
+fn found_at(place: Place) -> Edu {
+    check_eq!(initialise(place), Ok(()), "{place:?}");
+    let line = read(place, INTERRUPT_LINE, 1);
+    check_eq!(line.0, Ok(()));
+    check!((1..128).contains(&line.1), "the line of {place:?} is {}", line.1);
+    Edu::new(place, read(place, BASE_ADDRESS, 4).1, line.1)
+}
+
+/// What a domain that has been given one device sees: that one, and of all others that they are not its own. `None` while it has
+/// none.
+pub fn given() -> Option<Edu> {
+    let places = || (0..4).flat_map(|bus| (0..32).map(move |device| (bus, device, 0)));
+    places().find(|&place| read(place, VENDOR, 4).0.is_ok())?;
+    let mut found = None;
+    for place in places() {
+        match read(place, VENDOR, 4) {
+            (Ok(()), id) => {
+                check_eq!((id, found), (edu::ID, None), "the only one, {place:?}");
+                found = Some(place);
+            }
+            (Err(Errno::EPERM), value) => {
+                check_eq!(value, u32::MAX, "{place:?}");
+                check_eq!(write(place, 4, 2, 0), Err(Errno::EPERM), "{place:?}");
+                check_eq!(initialise(place), Err(Errno::EPERM), "{place:?}");
+            }
+            (error, value) => {
+                check_eq!((error, value), (Err(Errno::ENODEV), u32::MAX), "{place:?}");
+            }
+        }
+    }
+    let place = found?;
+    base_addresses(place);
+    Some(found_at(place))
 }
 
 fn refusals(edu: Place) {

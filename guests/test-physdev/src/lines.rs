@@ -47,12 +47,22 @@ pub fn run(devices: &[Edu; 2]) {
     refusals(devices[0].line);
     for edu in devices {
         check_eq!(edu.version(), VERSION, "{:?} answers at its base address", edu.place);
-        by_level(edu);
-        storm(edu);
-        closed_in_flight(edu);
-        while_waiting(edu);
+        of_one(edu);
     }
     by_edge();
+}
+
+/// All that is about one device and its line.
+pub fn of_one(edu: &Edu) {
+    by_level(edu);
+    storm(edu);
+    closed_in_flight(edu);
+    while_waiting(edu);
+}
+
+/// Binds a line that is not to be shared; what came of it.
+pub fn bind_alone(line: u32) -> Result<(), Errno> {
+    bind(line, BindPirqFlags::empty()).map(drop)
 }
 
 fn refusals(line: u32) {

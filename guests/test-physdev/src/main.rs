@@ -2,12 +2,14 @@
 //! have a page of registers, an interrupt by level that is raised and taken back by a store, and DMA that interrupts when it is done.
 //! (QEMU: docs/specs/edu.txt.)
 //!
-//! `bus=none` on the command line: the machine has no PCI bus.
+//! `bus=none` on the command line: the machine has no PCI bus. `give`: domain 0 gives each of two other domains, which are this guest
+//! too, one of the devices, and has no more to do with them.
 #![no_std]
 #![no_main]
 
 mod config;
 mod edu;
+mod given;
 mod lines;
 
 use proxenos_guest::abi::physdev::{PhysdevArgument, PhysdevOp, PhysdevRequest};
@@ -25,8 +27,14 @@ fn main(_: &StartInfo) {
     if boot::option("bus") == Some("none") {
         return config::no_bus();
     }
+    if !boot::is_initial_domain() {
+        return given::run();
+    }
     let devices = config::run();
-    lines::run(&devices);
+    match boot::option("give") {
+        Some(_) => given::give(&devices),
+        None => lines::run(&devices),
+    }
 }
 
 /// Carries an operation out, and leaves what it filled in.

@@ -23,6 +23,7 @@ pub fn run() {
     fresh_stacks();
     selectors();
     single_step();
+    nested();
     addresses();
 }
 
@@ -160,6 +161,42 @@ fn fresh_stacks() {
             check!(flags.contains(used), "{what}, vector {vector}: {flags:?}");
         }
     }
+}
+
+/// Faults of handlers, and of handlers of those: each has its frame below the last one's, and all go on in turn.
+fn nested() {
+    section("nested faults");
+    const HOLE: GuestVirt = GuestVirt(0x10);
+    static MISSED: core::sync::atomic::AtomicUsize = core::sync::atomic::AtomicUsize::new(0);
+    fn fault() {
+        let missed = usize::from(probe::load(HOLE).is_some());
+        MISSED.fetch_add(missed, core::sync::atomic::Ordering::Relaxed);
+    }
+    fn outer(frame: &mut proxenos_guest::TrapFrame) -> traps::Outcome {
+        let (ip, flags) = (frame.ip(), frame.flags());
+        fault();
+        // SAFETY: its handler lets us go on.
+        unsafe { asm!("int3") };
+        fault();
+        let same = (frame.ip(), frame.flags()) == (ip, flags);
+        MISSED.fetch_add(usize::from(!same), core::sync::atomic::Ordering::Relaxed);
+        traps::Outcome::NotMine
+    }
+    fn inner(_: &mut proxenos_guest::TrapFrame) -> traps::Outcome {
+        fault();
+        traps::Outcome::Handled
+    }
+    traps::set_handler(vector::INVALID_OPCODE, outer);
+    traps::set_handler(vector::BREAKPOINT, inner);
+    for round in 0..100 {
+        let before = traps::count();
+        // SAFETY: raises #UD.
+        check!(!unsafe { attempt!("ud2") });
+        check_eq!(traps::count().wrapping_sub(before), 5, "round {round}");
+    }
+    check_eq!(MISSED.load(core::sync::atomic::Ordering::Relaxed), 0, "faults and frames");
+    traps::clear_handler(vector::INVALID_OPCODE);
+    traps::clear_handler(vector::BREAKPOINT);
 }
 
 #[cfg(target_arch = "x86")]

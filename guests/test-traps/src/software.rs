@@ -51,6 +51,7 @@ pub fn run() {
     events_masked();
     fast();
     in_a_list();
+    every_vector();
     registers();
 }
 
@@ -196,6 +197,40 @@ fn fast() {
     check_eq!(seen().upcall_mask, 1, "by the table");
     proxenos_guest::events::unmask_upcalls();
     check_eq!(hypercall::set_fast_trap(0), Ok(()));
+}
+
+/// A table of 256 entries, all of them open: `int n` comes without a code, whichever vector it is. (What an exception pushes a code for
+/// has it from the processor only.)
+fn every_vector() {
+    section("int of every vector that is open");
+    let address = Word::from_u64_truncating(trap_stub(SYSTEM_CALL).raw());
+    let mut table = [traps::end_of_table(); 257];
+    for (vector, entry) in (0..=255u8).zip(&mut table) {
+        *entry = TrapInfo::new(vector, TrapFlags::from_dpl(3), Arch::FLAT_GUESTOS_CS, address);
+    }
+    // SAFETY: the entry point is for frames without code, and nothing else is raised until the table is the old one.
+    check_eq!(unsafe { hypercall::set_trap_table(&table) }, Ok(()));
+    let code = proxenos_guest::memory::alloc_frame().expect("padding").words().cast::<u8>();
+    for vector in 0..=255u8 {
+        // The hypercall of an x86_32 kernel is the hypervisor's.
+        if Arch::KERNEL_RING == 1 && vector == 0x82 {
+            continue;
+        }
+        let before = traps::count();
+        // SAFETY: a fresh frame, which gets `int` and a return, to be called.
+        unsafe {
+            code.write_volatile(0xcd);
+            code.add(1).write_volatile(vector);
+            code.add(2).write_volatile(0xc3);
+            core::mem::transmute::<*mut u8, extern "C" fn()>(code)();
+        }
+        let (trap, at) = (traps::last_trap(), GuestVirt(code as usize as u64 + 2));
+        check_eq!((traps::count().wrapping_sub(before), trap.error_code, trap.ip), (1, 0, at), "int {vector:#x}");
+    }
+    traps::install().expect("the entries are accepted");
+    for vector in 20..=255u8 {
+        traps::install_vector(vector, TrapFlags::from_dpl(0)).expect("the entry is accepted");
+    }
 }
 
 /// Calls that change their caller, in a list: each has its effect, and the next one is made.

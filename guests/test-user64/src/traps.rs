@@ -1,9 +1,10 @@
 //! Exceptions and `int n` of applications, and what they cannot reach.
 
 use crate::{CODE, DATA, LOW_CODE, NOTHING, READ_ONLY, World, address, at, program, to_system_call};
-use proxenos_guest::abi::context::TrapFlags;
+use proxenos_guest::abi::context::{TrapFlags, TrapInfo};
 use proxenos_guest::abi::x86_64::FLAT_USER_CS32;
 use proxenos_guest::abi::{GuestArch, GuestVirt};
+use proxenos_guest::arch::trap_stub;
 use proxenos_guest::test::section;
 use proxenos_guest::traps::{self, Outcome, Trap, vector};
 use proxenos_guest::user::{self, Exit};
@@ -17,6 +18,7 @@ pub fn run(world: &World) {
     exceptions();
     page_faults(world);
     interrupts();
+    every_open_vector();
     every_interrupt_of_the_kernel();
     fpu();
     stepping();
@@ -109,6 +111,30 @@ fn interrupts() {
         } else {
             check_eq!(found, (vector::GENERAL_PROTECTION, u32::from(n) << 3 | 2, 0), "int {n:#x}");
         }
+    }
+}
+
+/// Each vector open to applications, with one entry point for frames without code: none comes with one.
+fn every_open_vector() {
+    section("int n of applications, all open");
+    let address = trap_stub(OPEN).raw();
+    let install = |entry| {
+        // SAFETY: an entry point for frames without code, or that of the vector.
+        check_eq!(unsafe { hypercall::set_trap_table(&[entry, traps::end_of_table()]) }, Ok(()));
+    };
+    for n in 0..=255u8 {
+        install(TrapInfo::<Arch>::new(n, TrapFlags::from_dpl(3), Arch::FLAT_GUESTOS_CS, address));
+        let mut app = at(program::interrupts);
+        app.rip += 4 * u64::from(n);
+        let start = app.rip;
+        let trap = trap_of(&mut app);
+        check_eq!((trap.vector, trap.error_code, trap.ip.raw() - start), (OPEN, 0, 2), "int {n:#x}");
+        let level = match n {
+            vector::BREAKPOINT | vector::OVERFLOW | OPEN => 3,
+            KERNELS => 1,
+            _ => 0,
+        };
+        install(traps::entry(n, TrapFlags::from_dpl(level)));
     }
 }
 

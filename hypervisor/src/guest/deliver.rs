@@ -6,7 +6,7 @@
 
 use super::end::crash;
 use super::hw::Hw;
-use super::{Running, user};
+use super::{Running, faults, user};
 use crate::cpu::entry::{TrapFrame, resume_guest};
 use crate::cpu::idt::Vector;
 use crate::cpu::percpu::Cpu;
@@ -205,14 +205,13 @@ const IF: u64 = 1 << 9;
 /// The data selectors as they are, for the failsafe frame; then null, so that the kernel starts with something sound. An x86_64 guest's
 /// bases of fs and gs stay: they may be those of `set_segment_base`, by which its kernel finds what is its own.
 fn data_segments(arch: Arch) -> DataSegments {
-    let (ds, es, fs, gs): (u16, u16, u16, u16);
+    let left = faults::data_selectors();
     let bases = (FsBase::read(), GsBase::read());
     // SAFETY: null selectors can always be loaded; the hypervisor uses none of the four.
     unsafe {
         asm!(
-            "mov {0:x}, ds", "mov {1:x}, es", "mov {2:x}, fs", "mov {3:x}, gs",
-            "mov ds, {4:x}", "mov es, {4:x}", "mov fs, {4:x}", "mov gs, {4:x}",
-            out(reg) ds, out(reg) es, out(reg) fs, out(reg) gs, in(reg) 0u64,
+            "mov ds, {0:x}", "mov es, {0:x}", "mov fs, {0:x}", "mov gs, {0:x}",
+            in(reg) 0u64,
             options(nostack, preserves_flags)
         );
     }
@@ -220,5 +219,5 @@ fn data_segments(arch: Arch) -> DataSegments {
         FsBase::write(bases.0);
         GsBase::write(bases.1);
     }
-    DataSegments { ds: Selector(ds), es: Selector(es), fs: Selector(fs), gs: Selector(gs) }
+    left
 }

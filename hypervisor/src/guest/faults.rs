@@ -154,56 +154,39 @@ fn data_selector() -> Selector {
     Selector(ds)
 }
 
-impl TrapFrame {
-    /// A general register, by the number that instructions have for it.
-    fn register(&mut self, number: u8) -> &mut u64 {
-        match number & 15 {
-            0 => &mut self.rax,
-            1 => &mut self.rcx,
-            2 => &mut self.rdx,
-            3 => &mut self.rbx,
-            4 => &mut self.rsp,
-            5 => &mut self.rbp,
-            6 => &mut self.rsi,
-            7 => &mut self.rdi,
-            8 => &mut self.r8,
-            9 => &mut self.r9,
-            10 => &mut self.r10,
-            11 => &mut self.r11,
-            12 => &mut self.r12,
-            13 => &mut self.r13,
-            14 => &mut self.r14,
-            _ => &mut self.r15,
+/// A general register of a frame, borrowed by the number that instructions have for it.
+macro_rules! register {
+    ($frame:ident, $number:expr, $($borrow:tt)+) => {
+        match $number & 15 {
+            0 => $($borrow)+ $frame.rax,
+            1 => $($borrow)+ $frame.rcx,
+            2 => $($borrow)+ $frame.rdx,
+            3 => $($borrow)+ $frame.rbx,
+            4 => $($borrow)+ $frame.rsp,
+            5 => $($borrow)+ $frame.rbp,
+            6 => $($borrow)+ $frame.rsi,
+            7 => $($borrow)+ $frame.rdi,
+            8 => $($borrow)+ $frame.r8,
+            9 => $($borrow)+ $frame.r9,
+            10 => $($borrow)+ $frame.r10,
+            11 => $($borrow)+ $frame.r11,
+            12 => $($borrow)+ $frame.r12,
+            13 => $($borrow)+ $frame.r13,
+            14 => $($borrow)+ $frame.r14,
+            _ => $($borrow)+ $frame.r15,
         }
-    }
+    };
 }
 
 impl RegisterFile for TrapFrame {
     #[inline]
     fn general(&self, number: u8) -> u64 {
-        match number & 15 {
-            0 => self.rax,
-            1 => self.rcx,
-            2 => self.rdx,
-            3 => self.rbx,
-            4 => self.rsp,
-            5 => self.rbp,
-            6 => self.rsi,
-            7 => self.rdi,
-            8 => self.r8,
-            9 => self.r9,
-            10 => self.r10,
-            11 => self.r11,
-            12 => self.r12,
-            13 => self.r13,
-            14 => self.r14,
-            _ => self.r15,
-        }
+        *register!(self, number, &)
     }
 
     #[inline]
     fn set_general(&mut self, number: u8, value: u64) {
-        *self.register(number) = value;
+        *register!(self, number, &mut) = value;
     }
 
     #[inline]

@@ -146,6 +146,10 @@ impl Runner {
         };
         let mut command = vm.command(scratch.path())?;
         command.args(["-smp", &spec.cpus.to_string()]);
+        // The last one counts.
+        if let Some(model) = &spec.cpu_model {
+            command.args(["-cpu", model]);
+        }
         for device in &spec.devices {
             command.args(["-device", device]);
         }

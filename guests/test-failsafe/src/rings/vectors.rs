@@ -55,18 +55,19 @@ pub fn run(kernel: &Kernel, tables: &Tables) {
                 }
             }
         }
-        // One that is open to all, and one that is open to ring 1 only.
-        for (n, level, is_open) in [(0x45, 3, true), (0x45, 1, false), (0x21, 3, true), (0xff, 3, true)] {
+        // Each of them open to all, whatever the processor pushes when it raises it itself; and one to ring 1 only.
+        for n in 0..=255u8 {
             let start = start(n);
-            catch_in(n, FLAT_RING1_CS, TrapFlags::from_dpl(level));
-            if is_open {
-                kernel.check("int", &enter(&start), &[], &start, 2);
-            } else {
-                let code = usize::from(n) << 3 | 2;
-                kernel.check("int", &until(vector::GENERAL_PROTECTION, &start), &[code], &start, 0);
-            }
-            raise::set_handler(n, FLAT_RING1_CS, TrapFlags::empty());
+            catch_in(n, FLAT_RING1_CS, TrapFlags::from_dpl(3));
+            kernel.check("int", &enter(&start), &[], &start, 2);
+            let level = if matches!(n, vector::BREAKPOINT | vector::OVERFLOW) { 3 } else { 0 };
+            raise::set_handler(n, FLAT_RING1_CS, TrapFlags::from_dpl(level));
         }
+        let (n, start) = (0x45, start(0x45));
+        catch_in(n, FLAT_RING1_CS, TrapFlags::from_dpl(1));
+        let code = usize::from(n) << 3 | 2;
+        kernel.check("int", &until(vector::GENERAL_PROTECTION, &start), &[code], &start, 0);
+        raise::set_handler(n, FLAT_RING1_CS, TrapFlags::empty());
     }
     SLOTS.iter().for_each(|&slot| tables.set(slot, 0));
     check_eq!(hypercall::xen_version(), Ok(0x0002_0000), "the hypercall is the kernel's as before");
