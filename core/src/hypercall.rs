@@ -3,6 +3,8 @@
 //! A result is a non-negative number or an [`Errno`], which becomes its negative in the guest's register here and
 //! nowhere else. Arguments are taken as wide as the interface has them: an `int` is the register's low 32 bits.
 
+mod multicall;
+
 use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn, PAGE_SHIFT, PAGE_SIZE};
 use crate::assist;
 use crate::bounce::Callback;
@@ -12,22 +14,19 @@ use crate::domain::{Arch, Domain, Privileges, RunState};
 use crate::event::{self, Reply};
 use crate::grant;
 use crate::host::{Hardware, Host};
-use crate::machine::BadPointer;
 use crate::mmu::{self, Abandoned, Course};
 use crate::paging::partial::Drained;
 use crate::paging::{Pager, Target};
 use crate::personality::Personality;
 use crate::preempt::{Answer, Call, Place, Poll, Progress, Stop, cost};
+use crate::rarely;
 use crate::reservation;
 use crate::segments::{INITIAL_GDT_ENTRIES, TABLE_PAGES};
 use crate::user_mode;
 use crate::vcpu::Vcpu;
 use proxenos_abi::context::{NR_TRAPS, TrapInfo};
 use proxenos_abi::event_channel::{EventChannelOp, EvtchnOp};
-use proxenos_abi::hypercall::{
-    ARGS_PER_MULTICALL_ENTRY, ConsoleIo, MULTICALL_RESULT_ARG, MulticallEntry, SCHEDOP_CMDMASK, SCHEDOP_REASONSHIFT,
-    SchedOp, XEN_VERSION,
-};
+use proxenos_abi::hypercall::{ConsoleIo, MulticallEntry, SCHEDOP_CMDMASK, SCHEDOP_REASONSHIFT, SchedOp, XEN_VERSION};
 use proxenos_abi::zerocopy::{FromZeros, IntoBytes};
 use proxenos_abi::{Errno, GuestWord, Hypercall, Port, Selector, X86_32, X86_64};
 
@@ -217,7 +216,9 @@ impl<H: Hardware> Caller<'_, H> {
             }
             let at = list.offset(u64::from(index) * size);
             match self.call_of_multicall::<P>(at, index)? {
-                Answer::Done(result) => write_result::<P, H>(self.host, at, result).map_err(|_| Errno::EFAULT)?,
+                Answer::Done(result) => {
+                    multicall::write_result::<P, H>(self.host, at, result).map_err(|_| Errno::EFAULT)?
+                }
                 Answer::Again => return Err(self.suspend_multicall(call, index)),
             }
             index += 1;
@@ -239,7 +240,7 @@ impl<H: Hardware> Caller<'_, H> {
     /// Makes one of a multicall's calls.
     #[inline(never)]
     fn call_of_multicall<P: Personality>(&mut self, at: GuestVirt, index: u32) -> Result<Answer, Errno> {
-        let (op, args) = words_of_entry::<P, H>(self.host, at).map_err(|_| Errno::EFAULT)?;
+        let (op, args) = multicall::words_of_entry::<P, H>(self.host, at).map_err(|_| Errno::EFAULT)?;
         self.place.entry = Some(index);
         let result = self.call_in_multicall::<P>(op, &args);
         self.place.entry = None;
@@ -409,7 +410,7 @@ pub fn answer<P: Personality, H: Hardware>(
         Hypercall::XenVersion => Some(xen_version(a)),
         Hypercall::MmuUpdate => mmu::quick::mmu_update::<P, H>(host, dom, vcpu, GuestVirt(a), b as u32, GuestVirt(c)),
         Hypercall::UpdateVaMapping => mmu::quick::update_va_mapping::<P, H>(host, dom, vcpu, a, b, c as u32),
-        Hypercall::Multicall => answer_multicall::<P, H>(host, dom, vcpu, GuestVirt(a), b as u32),
+        Hypercall::Multicall => multicall::answer::<P, H>(host, dom, vcpu, GuestVirt(a), b as u32),
         Hypercall::EventChannelOp => answer_send::<P, H>(host, dom, GuestVirt(a)),
         Hypercall::Dom0Op => dom0_op::answer_iopl::<P, H>(host, dom, vcpu, GuestVirt(a)),
         _ => None,
@@ -419,6 +420,7 @@ pub fn answer<P: Personality, H: Hardware>(
 /// `event_channel_op`, if it is a send that is carried out: nearly all of them are.
 #[inline(always)]
 fn answer_send<P: Personality, H: Hardware>(host: &Host<H>, dom: &Domain, at: GuestVirt) -> Option<u64> {
+    const { assert!(EventChannelOp::Send.raw() != u32::MAX) };
     let [command, argument] = head_of_request::<P, H, { size_of::<EvtchnOp>() }>(host, at)?;
     if command as u32 != EventChannelOp::Send.raw() {
         return None;
@@ -426,18 +428,21 @@ fn answer_send<P: Personality, H: Hardware>(host: &Host<H>, dom: &Domain, at: Gu
     event::send_at_once(dom, &host.domains, &host.hw, Port(argument as u32))
 }
 
-/// The first words of a request of so many bytes, if it lies in one page. They may be all that counts of it; but all of it must be
-/// there, as of any other.
+/// The first words of a request of so many bytes, if it lies in one page; all ones if they cannot be read, which is no request's
+/// command. They may be all that counts of it; but all of it must be there, as of any other.
 #[inline(always)]
 pub(crate) fn head_of_request<P: Personality, H: Hardware, const SIZE: usize>(
     host: &Host<H>,
     at: GuestVirt,
 ) -> Option<[u64; 2]> {
     // A page is the guest's or is not, so of one that begins there is no more to ask.
-    if at.page_offset() > PAGE_SIZE - SIZE || P::guest_page(at.0 >> PAGE_SHIFT).is_none() {
+    if at.page_offset() > PAGE_SIZE - SIZE {
+        // Else the compiler works out both conditions before it looks at either.
+        rarely();
         return None;
     }
-    host.hw.read_words(at).ok()
+    P::guest_page(at.0 >> PAGE_SHIFT)?;
+    Some(host.hw.read_words_or_ones(at))
 }
 
 /// `stack_switch(ss, sp)`: where entries from ring 3 begin.
@@ -457,125 +462,6 @@ fn fpu_taskswitch<H: Hardware>(host: &Host<H>, vcpu: &mut Vcpu) -> u64 {
     vcpu.fpu.trap_next_use();
     host.hw.trap_fpu();
     0
-}
-
-/// `multicall`, as long as its calls have a short way. If there are others, how far it has come is in [`Vcpu::course`].
-#[inline(always)]
-fn answer_multicall<P: Personality, H: Hardware>(
-    host: &Host<H>,
-    dom: &Domain,
-    vcpu: &mut Vcpu,
-    list: GuestVirt,
-    count: u32,
-) -> Option<u64> {
-    let size = size_of::<MulticallEntry<P>>() as u64;
-    // All entries of an aligned list are aligned.
-    let aligned = list.0.is_multiple_of(P::Word::BYTES as u64);
-    if !aligned || !P::in_guest_range(list, u64::from(count) * size) || !vcpu.unfinished.is_empty() {
-        return None;
-    }
-    let (mut at, mut left, mut poll) = (list, count, Poll::begin());
-    while left != 0 && !poll.is_due(&host.hw) {
-        // What cannot be read or written is found out once more at length.
-        let Ok((op, first)) = first_words::<P, H>(host, at) else { break };
-        let answer = if op == u64::from(Hypercall::XenVersion.raw()) {
-            Some(xen_version(first))
-        } else if dom.run_state().intersects(RunState::SHUTDOWN | RunState::CRASHED) {
-            // One of the calls has ended it (a page table of its own making): it does nothing more.
-            return Some(0);
-        } else {
-            answer_in_multicall::<P, H>(host, dom, vcpu, at, op)
-        };
-        let Some(result) = answer else { break };
-        let slot = result_of_entry::<P>(at);
-        let written = if P::Word::BYTES == 4 {
-            host.hw.write_aligned_u32(slot, result as u32)
-        } else {
-            host.hw.write_aligned_u64(slot, result)
-        };
-        if written.is_err() {
-            return write_failed();
-        }
-        at = at.offset(size);
-        left -= 1;
-        poll.step(2 * cost::ENTRY);
-    }
-    if left == 0 {
-        return Some(0);
-    }
-    vcpu.course = Course { completed: count - left, poll, ..Course::begin() };
-    None
-}
-
-/// A call was made, and its result cannot be written: it must not be made again.
-#[cold]
-fn write_failed() -> Option<u64> {
-    Some(to_register(Err(Errno::EFAULT)))
-}
-
-/// What kernels put into multicalls when they change tasks or mappings.
-#[inline(never)]
-fn answer_in_multicall<P: Personality, H: Hardware>(
-    host: &Host<H>,
-    dom: &Domain,
-    vcpu: &mut Vcpu,
-    entry: GuestVirt,
-    op: u64,
-) -> Option<u64> {
-    let (_, [a, b, c, ..]) = words_of_entry::<P, H>(host, entry).ok()?;
-    match decode(op)? {
-        Hypercall::StackSwitch => Some(to_register(stack_switch::<P>(vcpu, a, b))),
-        Hypercall::FpuTaskswitch => Some(fpu_taskswitch(host, vcpu)),
-        Hypercall::UpdateVaMapping => mmu::quick::update_va_mapping::<P, H>(host, dom, vcpu, a, b, c as u32),
-        // Of a longer list, how far it has come would be noted where this call's course is.
-        Hypercall::MmuUpdate if b as u32 == 1 => {
-            mmu::quick::mmu_update::<P, H>(host, dom, vcpu, GuestVirt(a), 1, GuestVirt(c))
-        }
-        Hypercall::Dom0Op => dom0_op::answer_iopl::<P, H>(host, dom, vcpu, GuestVirt(a)),
-        Hypercall::UpdateDescriptor => {
-            let value = b & 0xffff_ffff | c << 32;
-            vcpu.segments.update_descriptor::<P, H>(host, dom, MachineAddr(a), value).ok().map(|()| 0)
-        }
-        _ => None,
-    }
-}
-
-/// An entry of a multicall's list: the number, and the arguments.
-#[inline(always)]
-fn words_of_entry<P: Personality, H: Hardware>(host: &Host<H>, entry: GuestVirt) -> Result<(u64, Args), BadPointer> {
-    const { assert!(ARGS_PER_MULTICALL_ENTRY == 8) };
-    if P::Word::BYTES == 4 {
-        let pairs: [u64; 4] = host.hw.read_words(entry)?;
-        let word = |index: usize| pairs[index / 2] >> (32 * (index % 2)) & 0xffff_ffff;
-        Ok((word(0), core::array::from_fn(|index| word(index + 1))))
-    } else {
-        let [op, args @ ..]: [u64; 7] = host.hw.read_words(entry)?;
-        Ok((op, args))
-    }
-}
-
-/// The number and the first argument of an entry of a multicall's list.
-#[inline(always)]
-fn first_words<P: Personality, H: Hardware>(host: &Host<H>, entry: GuestVirt) -> Result<(u64, u64), BadPointer> {
-    if P::Word::BYTES == 4 {
-        let [both] = host.hw.read_words(entry)?;
-        Ok((both & 0xffff_ffff, both >> 32))
-    } else {
-        let [op, first] = host.hw.read_words(entry)?;
-        Ok((op, first))
-    }
-}
-
-/// Where the result of one of a multicall's calls goes.
-#[inline(always)]
-const fn result_of_entry<P: Personality>(entry: GuestVirt) -> GuestVirt {
-    entry.offset((P::Word::BYTES * (1 + MULTICALL_RESULT_ARG)) as u64)
-}
-
-/// Writes the result of one of a multicall's calls into its entry.
-fn write_result<P: Personality, H: Hardware>(host: &Host<H>, entry: GuestVirt, result: u64) -> Result<(), BadPointer> {
-    let slot = result_of_entry::<P>(entry);
-    if P::Word::BYTES == 4 { host.hw.write_u32(slot, result as u32) } else { host.hw.write_u64(slot, result) }
 }
 
 /// The call with this number.

@@ -108,6 +108,12 @@ pub trait GuestMemory {
         Ok(words)
     }
 
+    /// The same, but all ones where not all of them can be read: to a caller whom such words tell nothing, this costs less.
+    #[inline]
+    fn read_words_or_ones<const N: usize>(&self, from: GuestVirt) -> [u64; N] {
+        self.read_words(from).unwrap_or([u64::MAX; N])
+    }
+
     /// Writes 32 bits, little-endian, to any address.
     #[inline]
     fn write_u32(&self, to: GuestVirt, value: u32) -> Result<(), BadPointer> {

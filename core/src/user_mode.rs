@@ -113,6 +113,22 @@ pub fn switch<H: Hardware>(
     Ok(settled)
 }
 
+/// The same, if it needs no wait for the paging lock. Else nothing has changed.
+#[inline(always)]
+pub fn switch_at_once<H: Hardware>(
+    host: &Host<H>,
+    dom: &Domain,
+    vcpu: &mut Vcpu,
+    to: Mode,
+    load: impl FnOnce(Mfn),
+) -> Option<Result<Settled, NoUserBase>> {
+    let settled = Pager::new(host, dom).switch_mode_at_once(to, load)?;
+    if settled.is_ok() {
+        vcpu.mode = to;
+    }
+    Some(settled)
+}
+
 /// `set_segment_base(which, base)`: of fs, or of gs in one of the modes. A base is a canonical address, and may be anybody's: what
 /// it leads to is protected by page tables.
 ///

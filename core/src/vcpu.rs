@@ -104,6 +104,7 @@ impl Vcpu {
     }
 
     /// `stack_switch`: where entries from ring 3 begin.
+    #[inline]
     pub fn set_kernel_stack(&mut self, ss: Selector, sp: GuestVirt) {
         self.kernel_stack = (ss, sp);
         self.segments.set_kernel_stack(ss, sp);

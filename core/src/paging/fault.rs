@@ -3,7 +3,7 @@
 //!
 //! A fault is the guest's unless writable page tables ([`super::writable`]) or shadows ([`super::shadow`]) caused it. Both are
 //! told by one look at the guest's own entry, and where there is any doubt, this says so and changes nothing: whoever
-//! asked goes the long way, which decides all cases. Takes the owner's paging lock itself.
+//! asked goes the long way, which decides all cases. Takes the owner's paging lock itself, if it is free.
 
 use super::format::{Format, Pte, TwoLevel, bits};
 use super::shadow::Access;
@@ -36,7 +36,8 @@ impl<H: Hardware> Pager<'_, H> {
         if !F::SHADOWED && !assisted() {
             return Some(seen);
         }
-        let mut state = self.dom.paging.lock();
+        // Who waits here keeps more in registers for it than who need not.
+        let mut state = self.dom.paging.try_lock()?;
         // The guest's tables may say something else than what the CPU has seen.
         if state.writable.is_open() {
             return None;

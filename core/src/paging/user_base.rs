@@ -19,6 +19,7 @@ use crate::addr::Mfn;
 use crate::bounce::Mode;
 use crate::frame::FrameType;
 use crate::host::Hardware;
+use crate::sync::MutexGuard;
 
 /// No frame that could be a table.
 pub(super) const NO_ROOT: Mfn = Mfn(0);
@@ -100,7 +101,22 @@ impl<H: Hardware> Pager<'_, H> {
     /// The applications have no base; nothing has changed.
     #[inline]
     pub fn switch_mode(&self, to: Mode, load: impl FnOnce(Mfn)) -> Result<Settled, NoUserBase> {
-        let mut state = self.dom.paging.lock();
+        self.switch_mode_holding(self.dom.paging.lock(), to, load)
+    }
+
+    /// The same, if nobody has the lock: whoever may wait for one keeps more in registers for it. Else nothing has changed.
+    #[inline(always)]
+    pub fn switch_mode_at_once(&self, to: Mode, load: impl FnOnce(Mfn)) -> Option<Result<Settled, NoUserBase>> {
+        Some(self.switch_mode_holding(self.dom.paging.try_lock()?, to, load))
+    }
+
+    #[inline(always)]
+    fn switch_mode_holding(
+        &self,
+        mut state: MutexGuard<'_, PagingState>,
+        to: Mode,
+        load: impl FnOnce(Mfn),
+    ) -> Result<Settled, NoUserBase> {
         let mut settled = Settled::Nothing;
         // What the kernel wrote to its tables counts when applications run; they open none.
         if to == Mode::User && state.writable.busy {

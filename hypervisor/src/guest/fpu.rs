@@ -90,7 +90,8 @@ static CLEAN_WORD: u32 = 0;
 /// Makes the next use of the FPU trap.
 pub fn trap_next_use() {
     // SAFETY: TS affects FPU instructions only, and the hypervisor has none outside this module.
-    unsafe { Cr0::write(Cr0::read() | Cr0Flags::TASK_SWITCHED) }
+    // (The library's own way reads the register twice.)
+    unsafe { Cr0::write_raw(Cr0::read_raw() | Cr0Flags::TASK_SWITCHED.bits()) }
 }
 
 /// The guest used the FPU while TS was set. TS is clear when this returns.

@@ -204,6 +204,11 @@ impl GuestMemory for Hw {
     }
 
     #[inline(always)]
+    fn read_words_or_ones<const N: usize>(&self, from: GuestVirt) -> [u64; N] {
+        memory::read_words_or_ones(from)
+    }
+
+    #[inline(always)]
     fn write_aligned_u32(&self, to: GuestVirt, value: u32) -> Result<(), BadPointer> {
         memory::write_aligned_u32(to, value)
     }

@@ -137,6 +137,51 @@ pub fn read_words<const N: usize>(from: GuestVirt) -> Result<[u64; N], BadPointe
     Ok(words)
 }
 
+/// Reads one word or two; all ones where that fails, so there is nothing to look at where it does not.
+#[inline(always)]
+pub fn read_words_or_ones<const N: usize>(from: GuestVirt) -> [u64; N] {
+    const { assert!(N == 1 || N == 2) };
+    let mut words = [0; N];
+    // SAFETY: only reads, at the guest's addresses; a fault goes on behind the reads, with all ones.
+    match &mut words[..] {
+        [one] => unsafe {
+            asm!(
+                "2: mov {one}, [{at}]",
+                "4:",
+                ".pushsection .text.fixup, \"ax\", @progbits",
+                "5: mov {one}, -1",
+                "jmp 4b",
+                ".popsection",
+                ex_table!("2b", "5b"),
+                at = in(reg) from.0,
+                one = lateout(reg) *one,
+                options(nostack, preserves_flags, readonly)
+            );
+        },
+        [one, other] => unsafe {
+            asm!(
+                "2: mov {one}, [{at}]",
+                "3: mov {other}, [{at} + 8]",
+                "4:",
+                ".pushsection .text.fixup, \"ax\", @progbits",
+                "5: mov {one}, -1",
+                "mov {other}, -1",
+                "jmp 4b",
+                ".popsection",
+                ex_table!("2b", "5b"),
+                ex_table!("3b", "5b"),
+                at = in(reg) from.0,
+                // The address is needed for the second.
+                one = out(reg) *one,
+                other = lateout(reg) *other,
+                options(nostack, preserves_flags, readonly)
+            );
+        },
+        _ => {}
+    }
+    words
+}
+
 /// Writes 32 bits, to a multiple of 4.
 #[inline(always)]
 pub fn write_aligned_u32(to: GuestVirt, value: u32) -> Result<(), BadPointer> {

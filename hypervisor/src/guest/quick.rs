@@ -162,9 +162,10 @@ pub(super) extern "C" fn upcall<P: Personality>(frame: &mut TrapFrame) -> Next {
     // SAFETY: the one reference: that of the call's handler has ended, and this one ends with this function.
     let Some(run) = (unsafe { cpu.local.running() }) else { return Next::LongWay };
     let Some(callback) = run.vcpu.event_callback else { return Next::LongWay };
-    // Calls are kernels'.
+    // Calls are kernels': the gate is closed to other rings.
+    debug_assert!(P::ARCH == Arch::X86_64 || Mode::of_ring(Selector(frame.cs as u16)) == Mode::Kernel);
     let next = match P::ARCH {
-        Arch::X86_32 => enter_kernel::<P, SomeRing>(run, frame, &callback, &Cause::Plain),
+        Arch::X86_32 => enter_kernel_from::<P>(run, frame, Mode::Kernel, &callback, &Cause::Plain),
         Arch::X86_64 => {
             // What `syscall` has left in them.
             let context = |frame: &TrapFrame| Context { rcx: frame.rip, r11: frame.rflags, ..frame.context() };
@@ -260,8 +261,8 @@ fn enter_kernel_with<P: Personality>(
     }
     // A 64-bit kernel's stack is in its own address space. (An x86_32 guest has one only.)
     let changes = P::ARCH == Arch::X86_64 && mode == Mode::User;
-    if changes {
-        user::leave_application(cpu_of(frame), run);
+    if changes && user::leave_application(cpu_of(frame), run).is_err() {
+        return Next::LongWay;
     }
     match entry.frame.store(&mut Stack::<P> { lowest: at, words: PhantomData }) {
         Ok(()) => {

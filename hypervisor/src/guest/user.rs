@@ -56,36 +56,56 @@ impl CpuLocal {
     }
 }
 
-/// Changes the mode of the guest that runs here.
-#[inline(always)]
+/// Changes the mode of the guest that runs here. Waits for the paging lock if another has it: out of the way of those that need not.
+#[cold]
+#[inline(never)]
 fn switch(cpu: &Cpu, run: &mut Running, to: Mode) -> Result<Settled, NoUserBase> {
     let settled = user_mode::switch(run.host, &run.dom, &mut run.vcpu, to, |root| hw::load_root_of_mode(cpu, root))?;
+    mode_has_changed(cpu, to);
+    Ok(settled)
+}
+
+/// The same, if nobody else has that lock; `None` if somebody has, and nothing has changed.
+#[inline(always)]
+fn switch_at_once(cpu: &Cpu, run: &mut Running, to: Mode) -> Option<Result<Settled, NoUserBase>> {
+    let load = |root| hw::load_root_of_mode(cpu, root);
+    let switched = user_mode::switch_at_once(run.host, &run.dom, &mut run.vcpu, to, load)?;
+    if switched.is_ok() {
+        mode_has_changed(cpu, to);
+    }
+    Some(switched)
+}
+
+/// What changes with the mode besides the page tables.
+#[inline(always)]
+fn mode_has_changed(cpu: &Cpu, to: Mode) {
     // SAFETY: both bases of gs are the guest's, and the hypervisor uses none.
     unsafe { asm!("swapgs", options(nomem, nostack, preserves_flags)) }
     cpu.local.note_mode(to);
-    Ok(settled)
 }
 
 /// The guest's kernel runs from here on, if it did not already: its page tables, its base of gs.
 #[inline]
 pub(super) fn enter_kernel(run: &mut Running) {
     if run.vcpu.mode == Mode::User {
-        leave_application_at_length(run);
+        let switched = switch(Cpu::current(), run, Mode::Kernel);
+        debug_assert!(switched.is_ok(), "a kernel has something to run on");
     }
 }
 
-/// Out of the way of kernels.
-#[inline(never)]
-fn leave_application_at_length(run: &mut Running) {
-    leave_application(Cpu::current(), run);
+/// The same, where it was an application that ran.
+///
+/// # Errors
+/// Another has the paging lock; nothing has changed.
+#[inline(always)]
+pub(super) fn leave_application(cpu: &Cpu, run: &mut Running) -> Result<(), Busy> {
+    let switched = switch_at_once(cpu, run, Mode::Kernel).ok_or(Busy)?;
+    debug_assert!(switched.is_ok(), "a kernel has something to run on");
+    Ok(())
 }
 
-/// The same, where it was an application that ran.
-#[inline(always)]
-pub(super) fn leave_application(cpu: &Cpu, run: &mut Running) {
-    let switched = switch(cpu, run, Mode::Kernel);
-    debug_assert!(switched.is_ok(), "a kernel has something to run on");
-}
+/// A short way would have to wait.
+pub(super) struct Busy;
 
 /// Undoes [`leave_application`]: nothing has been done yet.
 #[cold]
@@ -102,7 +122,11 @@ extern "C" fn switch_to_user(frame: &mut TrapFrame) -> u64 {
     let Ok(application) = Application::at_stack(run.host, GuestVirt(frame.rsp)) else {
         return Errno::EFAULT.to_result() as u64;
     };
-    let Ok(settled) = switch(cpu, run, Mode::User) else { return Errno::EFAULT.to_result() as u64 };
+    let switched = match switch_at_once(cpu, run, Mode::User) {
+        Some(switched) => switched,
+        None => switch(cpu, run, Mode::User),
+    };
+    let Ok(settled) = switched else { return Errno::EFAULT.to_result() as u64 };
     let Application { context, rax } = application;
     frame.set_context(&context);
     (frame.rcx, frame.r11) = (context.rcx, context.r11);

@@ -3,10 +3,16 @@
 
 use super::world::*;
 use crate::addr::GuestVirt;
+use crate::bounce;
 use crate::domain::Arch;
 use crate::hypercall::Caller;
 use crate::machine::MachineMemory;
+use crate::paging::Pager;
+use crate::paging::fault::Page;
 use crate::paging::format::bits::{self, RW};
+use crate::paging::format::{FourLevel, TwoLevel};
+use crate::paging::shadow::Access;
+use crate::paging::user_base::NoUserBase;
 use crate::preempt::{Answer, Place};
 use crate::sim_hw::Mode;
 use alloc::vec;
@@ -351,7 +357,45 @@ fn a_multicall_goes_on_where_its_short_way_stops() {
                 assert_eq!(found as u32, 0x2_0000);
             }
         }
+        // Of the second, the number and the first argument can be read, and no more: it is not made.
+        let start = guest.va(DATA + 5).0 - size - 2 * guest.width();
+        let first = [Hypercall::XenVersion.raw().into(), 0];
+        let second = [Hypercall::StackSwitch.raw().into(), 0x823];
+        for (entry, [op, argument]) in [(start, first), (start + size, second)] {
+            let words = if guest.width() == 4 { vec![op | argument << 32] } else { vec![op, argument] };
+            for (index, word) in (0..).zip(words) {
+                guest.host.hw.guest_store(GuestVirt(entry + 8 * index), word, Mode::Kernel).expect("mapped");
+            }
+        }
+        let before = guest.vcpu.kernel_stack;
+        assert_eq!(guest.call(Hypercall::Multicall, [start, 2, 0, 0, 0, 0]), error(Errno::EFAULT));
+        assert_eq!(guest.vcpu.kernel_stack, before);
         assert_eq!(at.0 % PAGE, 0);
+        world.check();
+    }
+}
+
+/// Whoever is kept waiting goes the way at length: a short one does nothing then.
+#[test]
+fn a_short_way_waits_for_no_lock() {
+    for arch in [Arch::X86_32, Arch::X86_64] {
+        let mut world = World::of(arch);
+        let guest = world.guest(0);
+        guest.run();
+        let pager = Pager::new(&guest.host, &guest.dom);
+        let absent = (guest.va(FRAMES + 2), Access { write: false, user: false });
+        let look = || match arch {
+            Arch::X86_32 => pager.plain_fault::<TwoLevel>(absent.0, absent.1, Page::Absent),
+            Arch::X86_64 => pager.plain_fault::<FourLevel>(absent.0, absent.1, Page::Absent),
+        };
+        let held = guest.dom.paging.lock();
+        // A four-level guest's fault is its own without a look at anything.
+        assert_eq!(look().is_none(), arch == Arch::X86_32);
+        assert!(pager.switch_mode_at_once(bounce::Mode::User, |_| panic!("nothing is loaded")).is_none());
+        drop(held);
+        assert_eq!(look(), Some(Page::Absent));
+        let switched = pager.switch_mode_at_once(bounce::Mode::User, |_| panic!("nothing is loaded"));
+        assert!(matches!(switched, Some(Err(NoUserBase))), "and what it says then is the answer");
         world.check();
     }
 }
