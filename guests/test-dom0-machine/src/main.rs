@@ -7,6 +7,7 @@
 
 mod control;
 mod moves;
+mod ports;
 mod subject;
 mod trace;
 
@@ -31,11 +32,16 @@ fn main(_: &StartInfo) {
     control::date();
     control::registers();
     let subject = subject::Subject::meet();
+    control::date_elsewhere(&subject);
+    if cpus() == 1 {
+        control::registers_meanwhile(&subject);
+    }
     moves::run(&subject);
     subject.debug();
     subject.shadows();
     trace::run(&subject);
     control::devices();
+    control::ports(&subject);
     subject.dismiss();
 }
 

@@ -13,6 +13,7 @@ use crate::console;
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::gdt::{self, Flavour};
 use crate::cpu::percpu::Cpu;
+use crate::guest::faults::data_selectors;
 use crate::guest::host;
 use crate::guest::hw::Hw;
 use crate::guest::switch::{Bases, Context};
@@ -83,8 +84,8 @@ impl VirtualCpus for Hw {
         let frame = unsafe { Cpu::current().guest_frame().read() };
         // The entry has not stored those that compiled code preserves.
         let known = TrapFrame { rbp: 0, r12: 0, r13: 0, r14: 0, r15: 0, ..frame };
-        let data = DataSegments { ds: Selector::NULL, es: Selector::NULL, fs: Selector::NULL, gs: Selector::NULL };
-        MachineState { registers: registers_of(&known, data, [0; 3]), fpu: [0; 512] }
+        // Its data selectors are in the CPU, since nothing on the way here loads any.
+        MachineState { registers: registers_of(&known, data_selectors(), [0; 3]), fpu: [0; 512] }
     }
 
     fn is_running(&self, dom: &Domain) -> bool {
