@@ -33,9 +33,7 @@ fn main(_: &StartInfo) {
     control::registers();
     let subject = subject::Subject::meet();
     control::date_elsewhere(&subject);
-    if cpus() == 1 {
-        control::registers_meanwhile(&subject);
-    }
+    control::registers_meanwhile(&subject);
     moves::run(&subject);
     subject.debug();
     subject.shadows();
