@@ -24,10 +24,11 @@ mod shadow;
 mod tests;
 
 use crate::addr::{DomId, GuestVirt};
-use crate::domain::Domain;
+use crate::domain::{Domain, RunState};
 use crate::event::EventDomains;
 use crate::host::{Hardware, Host};
 use crate::hypercall::{Caller, head_of_request};
+use crate::others::Stopped;
 use crate::personality::Personality;
 use crate::ports::Level;
 use crate::preempt::{Call, Stop};
@@ -89,7 +90,7 @@ impl<'c, H: Hardware> Request<'_, 'c, H> {
     /// [`with_answer`](Self::with_answer).
     fn carry_out<P: Personality>(&mut self, command: Dom0Command) -> Result<u64, Stop> {
         match command {
-            Dom0Command::Iopl => Ok(iopl(self.caller.dom, self.caller.vcpu, self.op.argument())?),
+            Dom0Command::Iopl => iopl(self.caller, self.op.argument()),
             // The life of domains.
             Dom0Command::CreateDomain => {
                 let call = self.call();
@@ -108,7 +109,10 @@ impl<'c, H: Hardware> Request<'_, 'c, H> {
             Dom0Command::GetPageFrameInfo => {
                 self.with_answer::<P, _>(|caller, _, argument| memory::get_page_frame_info::<P, H>(caller, argument))
             }
-            Dom0Command::GetPageFrameInfo2 => memory::get_page_frame_info2::<P, H>(self.caller, self.op.argument()),
+            Dom0Command::GetPageFrameInfo2 => {
+                let call = self.call();
+                memory::get_page_frame_info2::<P, H>(self.caller, call, self.op.argument())
+            }
             Dom0Command::SetDomainInitialMem => memory::set_initial_mem::<P, H>(self.caller, self.op.argument()),
             Dom0Command::SetDomainMaxMem => memory::set_max_mem::<P, H>(self.caller, self.op.argument()),
             Dom0Command::SetDomainVmAssist => memory::set_vm_assist(self.caller, self.op.argument()),
@@ -173,6 +177,12 @@ fn other<H: Hardware>(caller: &Caller<'_, H>, id: DomId) -> Result<Arc<Domain>, 
     if dom.id == caller.dom.id { Err(Errno::EINVAL) } else { Ok(dom) }
 }
 
+/// A domain that is not at its end.
+fn living<H: Hardware>(caller: &Caller<'_, H>, id: DomId) -> Result<Arc<Domain>, Errno> {
+    let dom = caller.host.domains.find(id).ok_or(Errno::ESRCH)?;
+    if dom.run_state().contains(RunState::DYING) { Err(Errno::ESRCH) } else { Ok(dom) }
+}
+
 /// `dom0_op`, if it is a `DOM0_IOPL` that is carried out: kernels make it whenever they change tasks.
 #[inline(always)]
 pub(crate) fn answer_iopl<P: Personality, H: Hardware>(
@@ -191,17 +201,28 @@ pub(crate) fn answer_iopl<P: Personality, H: Hardware>(
         return None;
     }
     let argument = Iopl { domain: DomId(argument as u16), iopl: (argument >> 32) as u32, ..Iopl::default() };
-    iopl(dom, vcpu, argument).ok()
+    own_iopl(dom, vcpu, argument)
 }
 
-/// `DOM0_IOPL`: the caller's I/O privilege level, of which the low two bits count. 2.0 did not look at the domain, and gave the level to
-/// the caller whichever it named; here it must name itself.
+/// `DOM0_IOPL` of the caller's: its I/O privilege level, of which the low two bits count. `None` if it is another's that is named.
 #[inline]
-fn iopl(dom: &Domain, vcpu: &mut Vcpu, argument: Iopl) -> Result<u64, Errno> {
+fn own_iopl(dom: &Domain, vcpu: &mut Vcpu, argument: Iopl) -> Option<u64> {
     let domain = argument.domain;
     if domain != DomId::SELF && domain != dom.id {
-        return Err(Errno::ESRCH);
+        return None;
     }
     vcpu.ports.set_level(Level::from_raw(argument.iopl));
+    Some(0)
+}
+
+/// `DOM0_IOPL`: a domain's I/O privilege level. 2.0 did not look at the domain, and gave the level to the caller whichever it named; here
+/// it is that domain's, and one that was given to another can be taken away again.
+fn iopl<H: Hardware>(caller: &mut Caller<'_, H>, argument: Iopl) -> Result<u64, Stop> {
+    if let Some(done) = own_iopl(caller.dom, caller.vcpu, argument) {
+        return Ok(done);
+    }
+    let dom = living(caller, argument.domain)?;
+    let level = Level::from_raw(argument.iopl);
+    caller.host.hw.with_stopped(&dom, |Stopped { vcpu, .. }| vcpu.ports.assign_level(level))?;
     Ok(0)
 }

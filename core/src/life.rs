@@ -4,7 +4,7 @@
 //! shadows hang in. Everything else is given to it. It is in `host.domains` from then on.
 //!
 //! It ends in these steps ([`end`]), each of which may make way: it must not run any more; it leaves its run queue, and its virtual CPU is
-//! kept here; its event channels are closed; its memory goes ([`Teardown`]); then the two pages. What another domain still maps stays the
+//! kept here; its devices stop reading and writing memory; its event channels are closed; its memory goes ([`Teardown`]); then the two pages. What another domain still maps stays the
 //! dead domain's, and so the dead domain stays in the list, under its number, until that is unmapped; then it is [*reaped*](reap),
 //! when domains are next asked about or made. So no number means two domains to anybody.
 //!
@@ -18,7 +18,8 @@ use crate::frame_alloc::Zone;
 use crate::host::{Hardware, Host};
 use crate::machine::DescriptorPage;
 use crate::paging::Pager;
-use crate::preempt::{Poll, Stop};
+use crate::physdev;
+use crate::preempt::{Poll, Stop, cost};
 use crate::segments::Segments;
 use crate::sync::MutexGuard;
 use crate::teardown::Teardown;
@@ -26,6 +27,7 @@ use crate::vcpu::Vcpu;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
+use proxenos_abi::Port;
 use proxenos_abi::arch::FIRST_RESERVED_GDT_ENTRY;
 use proxenos_abi::shared_info::SharedInfo;
 
@@ -37,6 +39,8 @@ pub enum Ending {
     Going {
         /// What was its virtual CPU.
         vcpu: Box<Vcpu>,
+        /// The first of its ports that may not be closed yet.
+        open: Option<Port>,
         /// How far its memory is gone.
         teardown: Teardown,
     },
@@ -106,7 +110,7 @@ pub fn feed<H: Hardware>(host: &Host<H>, dom: &Domain, pages: u32, poll: &mut Po
         dom.total_pages.fetch_add(1, Ordering::Relaxed);
         host.hand_over(mfn, dom);
         host.m2p.set(&host.hw, mfn, proxenos_abi::Pfn(has.into()));
-        poll.step(crate::preempt::cost::FRAME);
+        poll.step(cost::FRAME);
     }
 }
 
@@ -146,10 +150,22 @@ pub fn end<H: Hardware>(host: &Host<H>, dom: &Domain, poll: &mut Poll) -> Result
     let mut ending = dom.ending.lock();
     if let Ending::NotYet = *ending {
         let vcpu = host.hw.dismiss(dom)?;
-        event::close_all(dom, &host.domains);
-        *ending = Ending::Going { vcpu, teardown: Teardown::Begun };
+        physdev::retire(&host.hw, dom);
+        *ending = Ending::Going { vcpu, open: Some(Port(1)), teardown: Teardown::Begun };
     }
-    if let Ending::Going { vcpu, teardown } = &mut *ending {
+    if let Ending::Going { vcpu, open, teardown } = &mut *ending {
+        if let Some(port) = *open {
+            // Asked before each is closed: the first always is.
+            let is_due = || {
+                let is_due = poll.is_due(&host.hw);
+                poll.step(cost::ENTRY);
+                is_due
+            };
+            *open = event::close_some(dom, &host.domains, port, is_due);
+            if open.is_some() {
+                return Err(Stop::Preempted);
+            }
+        }
         teardown.go_on(host, dom, &mut vcpu.segments, poll);
         if *teardown != Teardown::Done {
             return Err(Stop::Preempted);

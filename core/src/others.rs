@@ -105,7 +105,8 @@ pub trait VirtualCpus {
     /// See [`Unreached`]. Nothing has been done then.
     fn with_stopped<R>(&self, dom: &Domain, work: impl FnOnce(Stopped<'_>) -> R) -> Result<R, Unreached>;
 
-    /// What the calling domain itself stands at, behind the call that it makes. `vcpu` is its virtual CPU.
+    /// What the calling domain itself stands at, behind the call that it makes, as far as a call tells: without the registers that compiled code
+    /// preserves, bases of segments and the FPU's. `vcpu` is its virtual CPU.
     fn caller_state(&self, vcpu: &Vcpu) -> MachineState;
 
     /// Waits until a domain that must not run (its run state says so, and it was told) does not.

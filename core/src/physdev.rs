@@ -9,12 +9,12 @@
 //! The interrupt of a device is the one that its `INTERRUPT_LINE` register names: the firmware's routing, which
 //! `PCI_INITIALISE_DEVICE` confirms.
 //!
-//! Locks: a domain's accesses to the bus are made with its [`Sizing`]'s mutex held, which is innermost, so that none meets a register that
-//! it is just sizing.
+//! Locks: what a domain finds out about sizes is in its [`Sizing`], behind a mutex. Behind that, innermost, is [`BUS`]: whoever accesses a
+//! device's registers holds it, so that nobody meets one that somebody, whichever domain, is just sizing.
 
 mod granted;
 
-pub use granted::{Granted, give};
+pub use granted::{Granted, give, retire};
 
 use crate::addr::GuestVirt;
 use crate::domain::{Domain, Privileges};
@@ -69,6 +69,10 @@ impl Sizing {
     }
 }
 
+/// Accesses to registers of devices, of which a sizing takes several. Two domains that have the same device, or one that has it and the one that
+/// gives it, would else take the other's probe for the address, and write that back.
+static BUS: Mutex<()> = Mutex::new(());
+
 /// The bus, as one domain may use it.
 struct Bus<'a, H> {
     hw: &'a H,
@@ -118,6 +122,7 @@ impl<'a, H: PciConfig> Bus<'a, H> {
     fn read(&self, request: &PciCfgregRead) -> Result<u32, Errno> {
         let at = self.device(request.bus, request.dev, request.func)?;
         let (register, width) = register(request.reg, request.len)?;
+        let _bus = BUS.lock();
         if is_base_address(register)
             && width == Width::Four
             && let Some(size) = self.sizing.get(&(at, register))
@@ -130,6 +135,7 @@ impl<'a, H: PciConfig> Bus<'a, H> {
     fn write(&mut self, request: &PciCfgregWrite) -> Result<(), Errno> {
         let at = self.device(request.bus, request.dev, request.func)?;
         let (register, width) = register(request.reg, request.len)?;
+        let _bus = BUS.lock();
         if is_base_address(register & !3) {
             // A part of one cannot be sized, and must not change.
             return if width == Width::Four {
@@ -158,7 +164,7 @@ impl<'a, H: PciConfig> Bus<'a, H> {
         if value == now || register == ROM_ADDRESS && value == 0 { Ok(()) } else { Err(Errno::EPERM) }
     }
 
-    /// What a base address reads as after a write, without its having an effect: the device answers at no address meanwhile.
+    /// What a base address reads as after a write, without its having an effect: the device answers at no address meanwhile. [`BUS`] is held.
     fn size(&self, at: PciAddress, register: u8, value: u32) -> u32 {
         let hw = self.hw;
         let (command, now) = (hw.pci_read(at, COMMAND, Width::Two), hw.pci_read(at, register, Width::Four));

@@ -1,5 +1,8 @@
 //! I/O ports: which of a guest's rings may use them, and the instructions that do.
 //!
+//! Two things give a guest ports: its I/O privilege level, which opens all of them (`DOM0_IOPL`), and devices that its domain was given, whose
+//! own ports its kernel and its applications then use ([`Granted`](crate::physdev::Granted)), as 2.0's I/O bitmap had it.
+//!
 //! A guest's I/O privilege level is virtual. The CPU's own stays 0, since a ring-1 kernel at level 1 could clear the interrupt
 //! flag for good; so every `in` and `out` of a guest faults, and those that its level allows are carried out by the hypervisor
 //! ([`instruction`], [`string`]). A kernel cannot see the level in its flags, which Xen 2.0 showed there, neither by `pushf` nor in
@@ -40,11 +43,13 @@ pub enum Mode {
 pub struct Rights {
     kernel: bool,
     applications: bool,
+    /// Its domain has devices with ports: which, those know.
+    devices: bool,
 }
 
 impl Rights {
     /// None, as at the start of a day.
-    pub const NONE: Self = Self { kernel: false, applications: false };
+    pub const NONE: Self = Self { kernel: false, applications: false, devices: false };
 
     /// `DOM0_IOPL`: level 1 is the kernel's, level 3 everybody's.
     ///
@@ -56,20 +61,49 @@ impl Rights {
         self.applications = level.0 >= 3;
     }
 
+    /// `DOM0_IOPL` by another domain, which knows what it says: the level is what it is from now on, whatever it was.
+    pub const fn assign_level(&mut self, level: Level) {
+        self.kernel = level.0 >= 1;
+        self.applications = level.0 >= 3;
+    }
+
+    /// The domain was given a device that has ports.
+    pub const fn note_devices(&mut self) {
+        self.devices = true;
+    }
+
     /// Whether there are any.
     #[inline]
     #[must_use]
     pub const fn any(self) -> bool {
-        self.kernel || self.applications
+        self.kernel || self.applications || self.devices
     }
 
-    /// Whether code of this mode may use ports.
+    /// Whether code of this mode may use all ports.
     #[must_use]
     pub const fn allow(self, mode: Mode) -> bool {
         match mode {
             Mode::Kernel => self.kernel,
             Mode::Application => self.applications,
         }
+    }
+}
+
+/// An instruction's use of ports: from which on, and how many.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Span {
+    /// The first.
+    pub port: IoPort,
+    /// How many.
+    pub width: Width,
+}
+
+impl Span {
+    /// Whether it lies within some ports as a whole.
+    #[must_use]
+    pub fn lies_within(self, ports: &core::ops::RangeInclusive<u16>) -> bool {
+        let last = self.port.0.checked_add(self.width.bytes() - 1);
+        *ports.start() <= self.port.0 && last.is_some_and(|last| last <= *ports.end())
     }
 }
 

@@ -162,6 +162,8 @@ pub enum Progress {
         /// How many were found.
         count: u64,
     },
+    /// `DOM0_GETPAGEFRAMEINFO2`: frames described.
+    Described(u64),
     /// `multicall`: calls done.
     Multicall(u32),
 }

@@ -240,7 +240,8 @@ pub fn init_cpu() {
 unsafe fn running_elsewhere<'a>() -> impl Iterator<Item = &'a Running> {
     let here = Cpu::current().id;
     let others = smp::cpus().filter(move |cpu| cpu.id != here);
-    // SAFETY: a CPU stands still in the handler of an interrupt from a guest or the idle loop, where it has no reference to this.
+    // SAFETY: a CPU stands still in the handler of an interrupt from a guest or the idle loop, where it has no reference to this, or where it waits
+    // for another CPU, and nobody uses the reference that the call it waits in has.
     others.filter_map(|cpu| unsafe { (*cpu.local.running.get()).as_deref() })
 }
 

@@ -57,13 +57,15 @@ fn build_as<P: Personality, A: Layout, H: Hardware>(
     }
     let host = caller.host;
     let built = host.hw.with_stopped(dom, |Stopped { vcpu, state }| {
-        *vcpu = Vcpu::new();
+        // What it may do with ports was said of the domain, not of its state.
+        let new = Vcpu { ports: vcpu.ports, ..Vcpu::new() };
+        *vcpu = new;
         *state = MachineState::ZERO;
         let built = context::load(context, version, vcpu, state)
             .map_err(Stop::from)
             .and_then(|()| take_tables::<A, H>(host, dom, vcpu, context));
         if built.is_err() {
-            *vcpu = Vcpu::new();
+            *vcpu = Vcpu { ports: vcpu.ports, ..Vcpu::new() };
         }
         built
     });

@@ -29,7 +29,8 @@ use crate::paging::Pager;
 use crate::paging::format::{Format, FourLevel, TwoLevel};
 use crate::preempt::Stop;
 use alloc::format;
-use alloc::vec;
+use alloc::vec::Vec;
+use proxenos_abi::Errno;
 use proxenos_abi::dom0_ops::Dom0Version;
 use proxenos_abi::dom0_ops::args::{DebugOp, PauseDomain, UnpauseDomain};
 
@@ -89,7 +90,9 @@ fn carry_out<H: Hardware>(caller: &Caller<'_, H>, dom: &Domain, argument: &mut D
         b's' => unless_refused(life::pause(caller, PauseDomain { domain, pad: 0 })),
         b'c' => unless_refused(life::unpause(caller, UnpauseDomain { domain, pad: 0 })),
         b'r' if bytes <= MOST => {
-            let mut read = vec![0; bytes as usize];
+            let mut read = Vec::new();
+            read.try_reserve_exact(bytes as usize).map_err(|_| Errno::ENOMEM)?;
+            read.resize(bytes as usize, 0);
             if host.hw.with_stopped(dom, |_| access(host, dom, at, Access::Read(&mut read)))?.is_err() {
                 return Ok(Status::NoMemory);
             }

@@ -17,7 +17,8 @@ use proxenos_abi::zerocopy::IntoBytes;
 use proxenos_abi::{Errno, GuestWord, Padded, X86_32, X86_64};
 
 /// `DOM0_GETDOMAININFO`: of the domain with the lowest number that is not below the one asked for. Its context is looked at while it
-/// does not run. A domain at its end has none; of the caller's own, the registers are those that a call hands over.
+/// does not run. A domain at its end has none; of the caller's own, the registers are those that a call
+/// hands over, with its data selectors, and there is no FPU's. (2.0 gave the registers of when the caller was last switched from.)
 ///
 /// # Errors
 /// ESRCH when there is no such domain; EINVAL (as in 2.0) for a context that cannot be written.
@@ -80,6 +81,9 @@ fn give_context<P: Personality, A: Layout, H: Hardware>(
     let hw = &caller.host.hw;
     if dom.id == caller.dom.id {
         context::store(context, version, caller.vcpu, &hw.caller_state(caller.vcpu));
+        // Those are still in the CPU, or not: what there is here is not them.
+        let flags = context.flags.to_u64() & !u64::from(ContextFlags::I387_VALID.bits());
+        context.flags = A::Word::from_u64_truncating(flags);
     } else {
         match hw.with_stopped(dom, |Stopped { vcpu, state }| context::store(context, version, vcpu, state)) {
             Ok(()) | Err(Unreached::None) => {}

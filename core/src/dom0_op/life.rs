@@ -32,7 +32,8 @@ pub(super) fn create<P: Personality, H: Hardware>(
     let host = caller.host;
     let pages = pages_of_kib(argument.memory_kb.to_u64());
     let begun = match caller.vcpu.unfinished.take(&call) {
-        Some(Progress::Create(id)) => host.domains.find(id),
+        // Nobody but a domain that was never built can be what was begun then, if its number was ever another's since.
+        Some(Progress::Create(id)) => host.domains.find(id).filter(|dom| dom.run_state().contains(RunState::UNBUILT)),
         _ => None,
     };
     let dom = match begun {

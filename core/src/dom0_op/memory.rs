@@ -1,7 +1,8 @@
 //! The memory of domains: which frames they have and what those are, and how many they may have.
 
 use super::life::pages_of_kib;
-use crate::addr::{DomId, GuestVirt, Mfn};
+use super::living;
+use crate::addr::{GuestVirt, Mfn};
 use crate::assist;
 use crate::domain::{Domain, RunState};
 use crate::event::EventDomains;
@@ -109,7 +110,8 @@ pub(super) fn get_page_frame_info<P: Personality, H: Hardware>(
 /// ESRCH; E2BIG for more than [`MAX_BATCH`]; EINVAL (as in 2.0) for an array that cannot be read and written, of which the beginning may
 /// have been dealt with.
 pub(super) fn get_page_frame_info2<P: Personality, H: Hardware>(
-    caller: &Caller<'_, H>,
+    caller: &mut Caller<'_, H>,
+    call: Call,
     argument: GetPageFrameInfo2<P>,
 ) -> Result<u64, Stop> {
     let host = caller.host;
@@ -118,24 +120,33 @@ pub(super) fn get_page_frame_info2<P: Personality, H: Hardware>(
     if count > MAX_BATCH {
         return Err(Errno::E2BIG.into());
     }
-    for index in 0..count {
-        let slot = at.offset(index * P::Word::BYTES as u64);
-        let mut word = P::Word::ZERO;
-        caller.copy_from_guest::<P>(slot, word.as_mut_bytes()).map_err(|_| Errno::EINVAL)?;
-        let bits = match frame_type(host, &dom, Mfn(word.to_u64())) {
-            Some((table, pinned)) => table | if pinned { LPINTAB } else { 0 },
-            None => XTAB,
-        };
-        let word = P::Word::from_u64_truncating(word.to_u64() | u64::from(bits));
-        caller.copy_to_guest::<P>(slot, word.as_bytes()).map_err(|_| Errno::EINVAL)?;
+    // What is described already must not be read again: it is a frame's number no more.
+    let mut done = match caller.vcpu.unfinished.take(&call) {
+        Some(Progress::Described(done)) => done.min(count),
+        _ => 0,
+    };
+    let mut poll = Poll::begin();
+    let mut chunk = [P::Word::ZERO; CHUNK];
+    while done < count {
+        if poll.is_due(&host.hw) {
+            caller.vcpu.unfinished.keep(call, Progress::Described(done));
+            return Err(Stop::Preempted);
+        }
+        let words = &mut chunk[..(count - done).min(CHUNK as u64) as usize];
+        let slot = at.offset(done * P::Word::BYTES as u64);
+        caller.copy_from_guest::<P>(slot, words.as_mut_bytes()).map_err(|_| Errno::EINVAL)?;
+        for word in &mut *words {
+            let bits = match frame_type(host, &dom, Mfn(word.to_u64())) {
+                Some((table, pinned)) => table | if pinned { LPINTAB } else { 0 },
+                None => XTAB,
+            };
+            *word = P::Word::from_u64_truncating(word.to_u64() | u64::from(bits));
+        }
+        caller.copy_to_guest::<P>(slot, words.as_bytes()).map_err(|_| Errno::EINVAL)?;
+        done += words.len() as u64;
+        poll.step(words.len() as u32 * cost::ENTRY);
     }
     Ok(0)
-}
-
-/// A domain that is not at its end.
-fn living<H: Hardware>(caller: &Caller<'_, H>, id: DomId) -> Result<alloc::sync::Arc<Domain>, Errno> {
-    let dom = caller.host.domains.find(id).ok_or(Errno::ESRCH)?;
-    if dom.run_state().contains(RunState::DYING) { Err(Errno::ESRCH) } else { Ok(dom) }
 }
 
 /// `DOM0_SETDOMAININITIALMEM`: a domain that is not built yet may have so much, and gets what it has less than that.

@@ -2,7 +2,7 @@
 //!
 //! A CPU that has no such register refuses (-EINVAL; 2.0 died of that). All registers may be read. Written may be all but those on which the
 //! hypervisor itself stands, or by which one CPU would come to differ from the others in what domains rely on (-EPERM): entry points,
-//! descriptor bases, the clock, the interrupt controller, memory types, speculation. (2.0 kept nothing back.)
+//! descriptor bases, what a CPU records in memory, the clock, the interrupt controller, memory types, speculation. (2.0 kept nothing back.)
 
 use crate::control::{CpuMask, MsrNumber, MsrRefused};
 use crate::host::Hardware;
@@ -15,7 +15,7 @@ use proxenos_abi::dom0_ops::Dom0Version;
 use proxenos_abi::dom0_ops::args::Msr;
 
 /// What is not written (Intel SDM vol. 4; AMD APM vol. 2, appendix A).
-const OWN: [RangeInclusive<u32>; 17] = [
+const OWN: [RangeInclusive<u32>; 20] = [
     // TSC, APIC_BASE.
     0x10..=0x10,
     0x1b..=0x1b,
@@ -37,7 +37,11 @@ const OWN: [RangeInclusive<u32>; 17] = [
     // MTRRs and PAT: different ones on two CPUs, or for the hypervisor's memory, are nobody's to make.
     0x200..=0x27f,
     0x2ff..=0x2ff,
-    // VMX, CET and its stacks.
+    // PEBS, its area (and BTS's), and processor trace: by these a CPU writes to memory, at addresses that nobody checks.
+    0x3f1..=0x3f1,
+    0x560..=0x58f,
+    0x600..=0x600,
+    // CET and its stacks.
     0x6a0..=0x6a8,
     // TSC deadline, XSS; the x2APIC.
     0x6e0..=0x6e0,
@@ -86,7 +90,23 @@ mod tests {
 
     #[test]
     fn what_the_hypervisor_stands_on_is_not_written() {
-        for own in [0x10, 0x1b, 0x48, 0x174, 0x277, 0x2ff, 0x6e0, 0x808, 0xc000_0080, 0xc000_0082, 0xc000_0101] {
+        for own in [
+            0x10,
+            0x1b,
+            0x48,
+            0x174,
+            0x277,
+            0x2ff,
+            0x3f1,
+            0x560,
+            0x570,
+            0x600,
+            0x6e0,
+            0x808,
+            0xc000_0080,
+            0xc000_0082,
+            0xc000_0101,
+        ] {
             assert!(!may_be_written(MsrNumber(own)), "{own:#x}");
         }
         for other in [0, 0x8b, 0xc1, 0x186, 0x38f, 0x6e1, 0xc000_0103, u32::MAX] {

@@ -8,7 +8,6 @@ use crate::hypercall::Caller;
 use crate::paging::log_dirty::{Report, Room, control};
 use crate::personality::Personality;
 use crate::preempt::Stop;
-use alloc::vec::Vec;
 use proxenos_abi::dom0_ops::Dom0Version;
 use proxenos_abi::dom0_ops::args::{ShadowControl, ShadowControlOp, ShadowControlStats};
 use proxenos_abi::{Errno, GuestWord, Padded};
@@ -60,11 +59,15 @@ fn write_bitmap<P: Personality, H: Hardware>(
     bits: u32,
 ) -> Result<(), Stop> {
     let mut left = bits.div_ceil(8) as usize;
+    let mut piece = [0; PIECE * 8];
     for (index, words) in bitmap.chunks(PIECE).enumerate() {
-        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).take(left).collect();
+        for (bytes, word) in piece.chunks_exact_mut(8).zip(words) {
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
+        let bytes = &piece[..left.min(words.len() * 8)];
         left -= bytes.len();
         // An error of the argument's, not of the request's, as in 2.0.
-        caller.copy_to_guest::<P>(to.offset((index * PIECE * 8) as u64), &bytes).map_err(|_| Errno::EINVAL)?;
+        caller.copy_to_guest::<P>(to.offset((index * PIECE * 8) as u64), bytes).map_err(|_| Errno::EINVAL)?;
     }
     Ok(())
 }

@@ -18,7 +18,8 @@ mod wire;
 
 pub use deliver::{raise_pirq, raise_virq};
 pub use ops::{
-    End, alloc_unbound, bind_interdomain, bind_pirq, bind_virq, close, close_all, send, send_at_once, status,
+    End, alloc_unbound, bind_interdomain, bind_pirq, bind_virq, close, close_all, close_some, send, send_at_once,
+    status,
 };
 pub use page::{block, is_masked, signal, upcall_is_due};
 pub use wire::{Reply, event_channel_op};

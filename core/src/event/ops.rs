@@ -186,15 +186,30 @@ pub fn close<S: EventDomains>(caller: &S::Domain, domains: &S, id: DomId, port: 
 /// Closes every port of a dying domain, and lets none be opened again. To be called once the domain no longer runs,
 /// while [`EventDomains::find`] still knows it and before its shared_info frame is freed.
 pub fn close_all<S: EventDomains>(domain: &S::Domain, domains: &S) {
+    let rest = close_some(domain, domains, Port(1), || false);
+    debug_assert!(rest.is_none());
+}
+
+/// The same from a port on, until there is no time for more (`is_due`, asked before each): the port to go on with.
+pub fn close_some<S: EventDomains>(
+    domain: &S::Domain,
+    domains: &S,
+    first: Port,
+    mut is_due: impl FnMut() -> bool,
+) -> Option<Port> {
     let len = {
         let mut ports = domain.events().lock();
         ports.dying = true;
-        ports.channels.len()
+        ports.channels.len() as u32
     };
-    for port in 1..len {
+    for port in (first.0.max(1)..len).map(Port) {
+        if is_due() {
+            return Some(port);
+        }
         // An error means that the port is closed already.
-        let _ = close_port(domain, domains, Port(port as u32));
+        let _ = close_port(domain, domains, port);
     }
+    None
 }
 
 fn close_port<S: EventDomains>(domain: &S::Domain, domains: &S, port: Port) -> Result<(), EventError> {

@@ -257,12 +257,12 @@ impl<H: Hardware> Pager<'_, H> {
             }
             ShadowControlOp::Clean => {
                 on()?;
-                return Ok(Some(self.clean::<F>(&state, room)));
+                return self.clean::<F>(&state, room).map(Some);
             }
             ShadowControlOp::Peek => {
                 on()?;
                 let record = self.dom.log.record.lock();
-                let bitmap = has_room(&record, room).then(|| record.bits.clone());
+                let bitmap = copy(&record, room)?;
                 return Ok(Some(Report { stats: record.stats, pages: record.pages, bitmap }));
             }
         }
@@ -285,15 +285,16 @@ impl<H: Hardware> Pager<'_, H> {
         *self.dom.log.record.lock() = Record { stats: Stats::default(), pages, bits: clean };
         self.dom.log.mode.store(mode as u8, Relaxed);
         if let Some(base) = state.base {
-            if self.need_shadow::<F>(state, base).is_err() {
-                self.forget();
-                return Err(ControlError::NoMemory);
-            }
-            if let Some(user) = state.user.base
-                && self.need_shadow::<F>(state, user).is_err()
-            {
-                self.forget();
-                self.drop_all::<F>(state);
+            let bases = [Some(base), state.user.base];
+            if bases.into_iter().flatten().any(|base| self.need_shadow::<F>(state, base).is_err()) {
+                // Where it was watched before, a CPU may walk the shadow that there is of one of them.
+                match was_on {
+                    true => self.disable::<F>(state, load),
+                    false => self.forget(),
+                }
+                if !F::SHADOWED {
+                    self.drop_all::<F>(state);
+                }
                 return Err(ControlError::NoMemory);
             }
             self.hang_shadow(state, Some(base));
@@ -376,18 +377,25 @@ impl<H: Hardware> Pager<'_, H> {
 
     /// Reads the record away. The entries are closed, and no TLB has an open one, before the bits are taken: what is written
     /// meanwhile is in this record or in the next.
-    fn clean<F: Format>(&self, state: &PagingState, room: Room) -> Report {
+    fn clean<F: Format>(&self, state: &PagingState, room: Room) -> Result<Report, ControlError> {
         self.close_entries::<F>(state);
         let mut record = self.dom.log.record.lock();
-        let bitmap = has_room(&record, room).then(|| record.bits.clone());
+        let bitmap = copy(&record, room)?;
         let stats = core::mem::take(&mut record.stats);
         if bitmap.is_some() {
             record.bits.fill(0);
         }
-        Report { stats, pages: record.pages, bitmap }
+        Ok(Report { stats, pages: record.pages, bitmap })
     }
 }
 
-fn has_room(record: &Record, room: Room) -> bool {
-    record.pages > 0 && u64::from(record.pages) <= room.0
+/// The bits of a record, if there are any, and room for them.
+fn copy(record: &Record, room: Room) -> Result<Option<Vec<u64>>, ControlError> {
+    if record.pages == 0 || u64::from(record.pages) > room.0 {
+        return Ok(None);
+    }
+    let mut bits = Vec::new();
+    bits.try_reserve_exact(record.bits.len()).map_err(|_| ControlError::NoMemory)?;
+    bits.extend_from_slice(&record.bits);
+    Ok(Some(bits))
 }

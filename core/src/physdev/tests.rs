@@ -1,6 +1,8 @@
 //! A bus with a bridge, a device with several functions and one that does not look at the function's number; and the
 //! operation's own rules.
 
+extern crate std;
+
 use super::*;
 use crate::addr::{DomId, Mfn};
 use crate::domain::Arch;
@@ -185,4 +187,43 @@ fn lines_need_the_right() {
     let with_right = domain(Privileges::DEVICES);
     assert_eq!(bind(&with_right), Err(crate::event::EventError::NoSuchInterrupt), "no controller");
     assert_eq!(with_right.channels.pirq_port(Pirq(3)), None);
+}
+
+/// A bus for several threads.
+struct Shared(std::sync::Mutex<FakeBus>);
+
+impl PciConfig for Shared {
+    fn pci_read(&self, at: PciAddress, register: u8, width: Width) -> u32 {
+        self.0.lock().unwrap().pci_read(at, register, width)
+    }
+
+    fn pci_write(&self, at: PciAddress, register: u8, width: Width, value: u32) {
+        self.0.lock().unwrap().pci_write(at, register, width, value);
+    }
+}
+
+/// Two domains that have the same device find out its sizes at once, and turn it on and off: it stays where it is.
+#[test]
+fn two_domains_size_one_device() {
+    let bus = Shared(std::sync::Mutex::new(FakeBus::standard()));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let own = domain(Privileges::DEVICES);
+                let place = |reg| PciCfgregWrite { bus: 0, dev: 0, func: 0, reg, len: 4, value: u32::MAX };
+                let read = |reg| PciCfgregRead { bus: 0, dev: 0, func: 0, reg, len: 4, value: 0 };
+                for _ in 0..2000 {
+                    assert_eq!(Bus::new(&bus, &own).write(&place(0x10)), Ok(()));
+                    assert_eq!(Bus::new(&bus, &own).read(&read(0x10)), Ok(0xfff0_0000));
+                    let back = PciCfgregWrite { value: 0xfea0_0000, ..place(0x10) };
+                    assert_eq!(Bus::new(&bus, &own).write(&back), Ok(()), "it is where it was");
+                    let on = PciCfgregWrite { len: 2, value: 7, ..place(4) };
+                    assert_eq!(Bus::new(&bus, &own).write(&on), Ok(()));
+                }
+            });
+        }
+    });
+    let place = at(0, 0, 0);
+    assert_eq!(bus.pci_read(place, 0x10, Width::Four), 0xfea0_0000);
+    assert_eq!(bus.pci_read(place, COMMAND, Width::Two), 7);
 }

@@ -2,7 +2,7 @@
 //!
 //! Promises: any bytes give a result; nothing but the accumulator and the instruction pointer changes. No state, no lock.
 
-use super::{IoPort, Ports, Width};
+use super::{IoPort, Ports, Span, Width};
 use crate::assist::CodeSegments;
 use crate::code::{self, LONGEST};
 use crate::host::{Hardware, Host};
@@ -75,9 +75,16 @@ impl PortAccess {
         })
     }
 
+    /// Which ports it uses.
+    #[must_use]
+    pub fn span(self, registers: &impl RegisterFile) -> Span {
+        let port = IoPort(self.immediate.map_or(registers.general(DX) as u16, u16::from));
+        Span { port, width: self.width }
+    }
+
     /// Carries it out.
     pub fn carry_out(self, registers: &mut impl RegisterFile, code: CodeWidth, ports: &impl Ports) {
-        let port = IoPort(self.immediate.map_or(registers.general(DX) as u16, u16::from));
+        let Span { port, .. } = self.span(registers);
         let old = registers.general(ACCUMULATOR);
         let mask = u64::from(self.width.mask());
         match self.direction {
@@ -222,6 +229,14 @@ mod tests {
         assert_eq!(after(2), (true, false));
         assert_eq!(after(0), (true, false), "what a kernel was given it keeps");
         assert_eq!(after(7), (true, true), "two bits count");
+        rights.assign_level(Level::from_raw(1));
+        assert!(rights.allow(Mode::Kernel) && !rights.allow(Mode::Application));
+        rights.assign_level(Level::from_raw(0));
+        assert_eq!(rights, Rights::NONE, "another domain takes it away");
+        rights.note_devices();
+        assert!(rights.any() && !rights.allow(Mode::Kernel) && !rights.allow(Mode::Application));
+        rights.assign_level(Level::from_raw(4));
+        assert!(rights.any(), "devices are no matter of the level");
     }
 
     #[test]

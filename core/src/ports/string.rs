@@ -5,7 +5,7 @@
 //! was once it has dealt with the fault. A repetition stops after [`PATIENCE`] elements, or when somebody else is due, with the
 //! instruction still to be executed: so it makes way for what is due, as a CPU's does. No state, no lock.
 
-use super::{IoPort, Mode, Ports, Width};
+use super::{IoPort, Mode, Ports, Span, Width};
 use crate::addr::GuestVirt;
 use crate::bounce::DataSegments;
 use crate::code::LONGEST;
@@ -174,6 +174,12 @@ impl StringAccess {
         None
     }
 
+    /// Which ports every element of it uses.
+    #[must_use]
+    pub fn span(self, registers: &impl RegisterFile) -> Span {
+        Span { port: IoPort(registers.general(RDX) as u16), width: self.width }
+    }
+
     /// Moves elements until all are, one faults, or it is time for others.
     ///
     /// # Errors
@@ -214,7 +220,7 @@ impl StringAccess {
         memory: &mut impl StringMemory,
         ports: &impl Ports,
     ) -> Result<(), Fault> {
-        let port = IoPort(registers.general(RDX) as u16);
+        let Span { port, .. } = self.span(registers);
         let bytes = usize::from(self.width.bytes());
         let index = if self.direction == Direction::In { RDI } else { RSI };
         let offset = registers.general(index) & self.address.mask();

@@ -1,14 +1,18 @@
 //! The machine: processors, schedulers, log, date, registers.
 
-use crate::{NOBODY, SUBJECT, ask, cpus};
+use crate::subject::{Subject, Wish};
+use crate::{NOBODY, SUBJECT, ask, cpus, moves};
 use core::sync::atomic::Ordering;
-use proxenos_guest::abi::dom0_ops::args::{Msr, PcidevAccess, PhysInfo, ReadConsole, SchedId, SetTime};
+use proxenos_guest::abi::dom0_ops::args::{Iopl, Msr, PcidevAccess, PhysInfo, ReadConsole, SchedId, SetTime};
 use proxenos_guest::abi::payload::Payload;
 use proxenos_guest::abi::sched_ctl::{BvtAdjdom, BvtCtl, SchedAdjdom, SchedCtl, SchedDirection, SchedulerId};
 use proxenos_guest::abi::{Errno, GuestWord, Padded};
 use proxenos_guest::test::section;
 use proxenos_guest::{Arch, Word, check, check_eq, shared_info, time};
 
+/// What RDTSCP gives beside the time; nobody uses it here. And its value in the end.
+const TSC_AUX: u32 = 0xc000_0103;
+const LAST_AUX: u32 = 3;
 const BVT: u32 = SchedulerId::Bvt.raw();
 const PUT: u32 = SchedDirection::Put.raw();
 const GET: u32 = SchedDirection::Get.raw();
@@ -108,6 +112,69 @@ pub fn date() {
     check!(shows().abs_diff(expected()) < 100_000, "as before");
 }
 
+/// Other domains have the date as well: one that sleeps when it wakes, one that runs soon.
+pub fn date_elsewhere(subject: &Subject) {
+    section("the date of others");
+    let set = |secs| {
+        let (usecs, system_time) = (0, time::system_time());
+        check_eq!(ask(SetTime { secs, usecs, system_time }).0, Ok(0));
+        secs
+    };
+    // It sleeps; then it goes round and round.
+    let secs = set(1_000_000_000);
+    subject.exchange();
+    check!(subject.date().wrapping_sub(secs) < 60, "it shows {} instead of {secs}", subject.date());
+    subject.keep_busy(true);
+    let secs = set(1_500_000_000);
+    check!(
+        subject.eventually(|| subject.date().wrapping_sub(secs) < 60),
+        "it shows {} instead of {secs}",
+        subject.date()
+    );
+    subject.keep_busy(false);
+}
+
+/// A CPU's registers are read while a domain there has the whole machine audited, again and again: neither waits for the other.
+pub fn registers_meanwhile(subject: &Subject) {
+    section("registers of a CPU that audits");
+    const ROUNDS: u32 = 30;
+    subject.wish(Wish::Audits);
+    let cpu = cpus() - 1;
+    let before = subject.rounds();
+    for _ in 0..ROUNDS {
+        let (result, answer) = ask(Msr { cpu_mask: 1 << cpu, msr: TSC_AUX, ..Msr::default() });
+        check_eq!((result, answer.out1), (Ok(0), LAST_AUX));
+        if cpus() == 1 {
+            check_eq!(proxenos_guest::hypercall::sched_yield(), Ok(()));
+        }
+        check_eq!(proxenos_guest::hypercall::audit(), Ok(()));
+    }
+    check!(subject.eventually(|| subject.rounds() != before), "it audits");
+    subject.keep_busy(false);
+}
+
+/// The subject gets ports: first those of a device, then all, then those of the device again.
+pub fn ports(subject: &Subject) {
+    section("ports");
+    let device = |func| ask(PcidevAccess { domain: SUBJECT, pad: 0, bus: 0, dev: 1, func, enable: 1 }).0;
+    let level = |domain, iopl| ask(Iopl { domain, pad: 0, iopl }).0;
+    subject.try_ports(Wish::NoPorts);
+    check_eq!(device(1), Ok(0), "the disk controller");
+    subject.try_ports(Wish::PortsOfDevice);
+    subject.keep_busy(true);
+    check_eq!(level(SUBJECT, 1), Ok(0), "while it runs");
+    subject.keep_busy(false);
+    subject.try_ports(Wish::AllPorts);
+    check_eq!(level(SUBJECT, 0), Ok(0));
+    subject.try_ports(Wish::PortsOfDevice);
+    check_eq!(level(NOBODY, 1), Err(Errno::ESRCH));
+    // Wherever it runs.
+    for cpu in 0..cpus() {
+        check_eq!(moves::pin(SUBJECT, cpu as i32), Ok(0));
+        subject.try_ports(Wish::PortsOfDevice);
+    }
+}
+
 /// The subject gets the host bridge, which does no harm; it looks at it when it ends.
 pub fn devices() {
     section("devices");
@@ -125,8 +192,6 @@ pub fn devices() {
 
 pub fn registers() {
     section("registers of CPUs");
-    /// What RDTSCP gives beside the time; nobody uses it here.
-    const TSC_AUX: u32 = 0xc000_0103;
     const EFER: u32 = 0xc000_0080;
     /// Its upper half has to be zero, where there is one.
     const PKRS: u32 = 0x6e1;
@@ -141,10 +206,13 @@ pub fn registers() {
     for cpu in 0..cpus() {
         check_eq!(msr(0, 1 << cpu, TSC_AUX, 0), Ok(u64::from(cpu) + 7), "CPU {cpu} has its own");
     }
-    check_eq!(msr(1, u32::MAX, TSC_AUX, 3), Ok(0));
-    check!((0..cpus()).all(|cpu| msr(0, 1 << cpu, TSC_AUX, 0) == Ok(3)));
+    check_eq!(msr(1, u32::MAX, TSC_AUX, LAST_AUX.into()), Ok(0));
+    check!((0..cpus()).all(|cpu| msr(0, 1 << cpu, TSC_AUX, 0) == Ok(LAST_AUX.into())));
     check!(msr(0, 1, EFER, 0).is_ok_and(|efer| efer & 1 << 10 != 0), "long mode is active");
     check_eq!(msr(1, 1, EFER, 0), Err(Errno::EPERM));
+    for records in [0x3f1, 0x570, 0x600] {
+        check_eq!(msr(1, 1, records, 0), Err(Errno::EPERM), "{records:#x}: where a CPU writes to memory by itself");
+    }
     check_eq!(msr(0, 1 << 31, TSC_AUX, 0), Err(Errno::EINVAL), "no such CPU");
     check_eq!(msr(0, 0, TSC_AUX, 0), Err(Errno::EINVAL));
     for cpu in 0..cpus() {

@@ -8,6 +8,7 @@
 mod control;
 mod moves;
 mod policies;
+mod ports;
 mod subject;
 mod trace;
 mod watch;
@@ -39,11 +40,14 @@ fn main(_: &StartInfo) {
     control::date();
     control::registers();
     let subject = subject::Subject::meet();
+    control::date_elsewhere(&subject);
+    control::registers_meanwhile(&subject);
     moves::run(&subject);
     subject.debug();
     subject.shadows();
     trace::run(&subject);
     control::devices();
+    control::ports(&subject);
     subject.dismiss();
 }
 

@@ -1,10 +1,11 @@
 //! The other domain, and what domain 0 does to it: peeks, pokes, and watches what it writes.
 
+use crate::ports::{self, Ports, configuration};
 use crate::{NOBODY, SUBJECT, ask};
 use core::sync::atomic::{AtomicU32, Ordering};
 use proxenos_guest::abi::dom0_ops::Dom0Op;
 use proxenos_guest::abi::dom0_ops::args::{DebugOp, SchedId, ShadowControl, ShadowControlOp};
-use proxenos_guest::abi::physdev::{PciCfgregRead, PhysdevOp};
+use proxenos_guest::abi::zerocopy::IntoBytes;
 use proxenos_guest::abi::{DomId, Errno, GuestVirt, GuestWord, Padded, Port, Virq};
 use proxenos_guest::memory;
 use proxenos_guest::test::section;
@@ -16,9 +17,26 @@ const MAGIC: u64 = 0x5ab1_ec75_0a9e_1234;
 const POKED: u64 = 8;
 const SEEN: u64 = 16;
 const ROUNDS: u64 = 24;
-/// Value of [`POKED`] by which the subject goes round without waiting, and that by which it ends.
-const BUSY: u32 = 0xb054;
-const END: u32 = 0xe7d;
+/// The seconds of the date that it is shown.
+const DATE: u64 = 32;
+/// Commands of `dom0_op`, and some past the last.
+const COMMANDS: u32 = 64;
+
+/// Values of [`POKED`]: what the subject is to do. By any other it waits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Wish {
+    /// Goes round without waiting.
+    Busy = 0xb054,
+    /// Does so, and has the machine audited each time.
+    Audits = 0xa0d1,
+    /// Tries ports when the next event comes: it has none, or those of a device, or all.
+    NoPorts = 0x9000,
+    PortsOfDevice = 0x9001,
+    AllPorts = 0x9002,
+    /// Ends when the next event comes.
+    End = 0xe7d,
+}
 /// Where programs of this SDK begin, of one architecture and of the other.
 const BASES: [u64; 2] = [0x40_0000, 0xc000_0000];
 /// Pages that the subject has.
@@ -34,20 +52,27 @@ fn count(_: Port) {
     RECEIVED.store(received() + 1, Ordering::Relaxed);
 }
 
-/// Reads from the configuration of a device on bus 0.
-fn read_device(dev: u32) -> Result<(), Errno> {
-    let mut op = PhysdevOp::new(PciCfgregRead { bus: 0, dev, func: 0, reg: 0, len: 4, value: 0 });
-    // SAFETY: reads a register that says what the device is.
-    unsafe { hypercall::physdev_op(&mut op) }.map(drop)
+/// Whatever it asks for is refused, before it is looked at, and the request stays as it is.
+fn refused() {
+    for cmd in (0..COMMANDS).chain([u32::MAX]) {
+        for interface_version in [0xaaaa_0019, 0xaaaa_001a, 0] {
+            for domain in [0_u32, 1, 0x7ff0, 77] {
+                let mut op = Dom0Op { cmd, interface_version, ..Dom0Op::new(SchedId { sched_id: domain }) };
+                let before = op;
+                // SAFETY: it is refused.
+                let result = unsafe { hypercall::dom0_op(&mut op) };
+                check_eq!(result, Err(Errno::EPERM), "command {cmd}, version {interface_version:#x}, domain {domain}");
+                check!(op.as_bytes() == before.as_bytes(), "command {cmd}");
+            }
+        }
+    }
 }
 
 /// The subject: answers events.
 pub fn run() {
     section("the subject");
-    // SAFETY: it is refused.
-    let refused = unsafe { hypercall::dom0_op(&mut Dom0Op::new(SchedId { sched_id: 0 })) };
-    check_eq!(refused, Err(Errno::EPERM), "it is not privileged");
-    check_eq!(read_device(0), Err(Errno::EPERM), "it has no device yet");
+    refused();
+    check_eq!(configuration(0, 0, 0), Err(Errno::EPERM), "it has no device yet");
     let page = memory::alloc_frame().expect("memory").virt().raw() as usize;
     // SAFETY: words of a frame of our own, which is mapped for good.
     let word = |offset: u64| unsafe { &*((page + offset as usize) as *const AtomicU32) };
@@ -66,18 +91,30 @@ pub fn run() {
         last = now;
         let poked = word(POKED).load(Ordering::SeqCst);
         word(ROUNDS).fetch_add(1, Ordering::SeqCst);
-        if poked != BUSY {
+        word(DATE).store(time::wall_clock().seconds, Ordering::SeqCst);
+        if poked == Wish::Audits as u32 {
+            check_eq!(hypercall::audit(), Ok(()));
+        }
+        if poked != Wish::Busy as u32 && poked != Wish::Audits as u32 {
             events::wait_until(|| received() > answered);
         } else if received() == answered {
             continue;
         }
         let poked = word(POKED).load(Ordering::SeqCst);
         word(SEEN).store(poked, Ordering::SeqCst);
+        word(DATE).store(time::wall_clock().seconds, Ordering::SeqCst);
+        for (wish, has) in
+            [(Wish::NoPorts, Ports::None), (Wish::PortsOfDevice, Ports::OfDevice), (Wish::AllPorts, Ports::All)]
+        {
+            if poked == wish as u32 {
+                ports::look(has);
+            }
+        }
         answered += 1;
         check_eq!(events::send(port), Ok(()));
-        if poked == END {
-            check_eq!(read_device(0), Ok(()), "the device that it was given");
-            check_eq!(read_device(1), Err(Errno::EPERM), "another one");
+        if poked == Wish::End as u32 {
+            check!(configuration(0, 0, 0).is_ok(), "the device that it was given");
+            check_eq!(configuration(1, 0, 0), Err(Errno::EPERM), "another one");
             return;
         }
     }
@@ -146,8 +183,37 @@ impl Subject {
 
     /// From now on it goes round and round, or waits.
     pub fn keep_busy(&self, busy: bool) {
-        self.poke(POKED, if busy { BUSY } else { 0 });
+        self.poke(POKED, if busy { Wish::Busy as u32 } else { 0 });
         self.exchange();
+    }
+
+    /// From now on it does this.
+    pub fn wish(&self, wish: Wish) {
+        self.poke(POKED, wish as u32);
+        self.exchange();
+    }
+
+    /// It tries ports, once.
+    pub fn try_ports(&self, wish: Wish) {
+        self.wish(wish);
+        self.keep_busy(false);
+    }
+
+    /// The seconds of the date that it was shown last.
+    pub fn date(&self) -> u32 {
+        self.peek(DATE)
+    }
+
+    /// Something becomes true, within a while in which others run.
+    pub fn eventually(&self, mut what: impl FnMut() -> bool) -> bool {
+        let until = time::system_time() + 2_000_000_000;
+        while time::system_time() < until {
+            if what() {
+                return true;
+            }
+            check_eq!(hypercall::sched_yield(), Ok(()));
+        }
+        false
     }
 
     /// How often it went round.
@@ -248,7 +314,7 @@ impl Subject {
     pub fn dismiss(self) {
         static ENDED: AtomicU32 = AtomicU32::new(0);
         events::handle_virq(Virq::DomExc, |_| ENDED.store(1, Ordering::Relaxed)).expect("domain 0 may");
-        self.poke(POKED, END);
+        self.poke(POKED, Wish::End as u32);
         check_eq!(events::send(self.port), Ok(()));
         events::wait_until(|| ENDED.load(Ordering::Relaxed) != 0);
         let _ = GuestVirt(self.page);

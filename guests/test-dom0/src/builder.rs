@@ -1,14 +1,15 @@
 //! Small domains, built by hand: a few frames, the page tables that map them, a page of code, and a context.
 
+use crate::program::{CODE_BYTES, Program};
 use crate::request::{Window, ask_in, create, frames, info, of, word};
-use proxenos_guest::abi::context::{ContextFlags, FullExecutionContext};
+use proxenos_guest::abi::context::{ContextFlags, FullExecutionContext, TrapFlags, TrapInfo};
 use proxenos_guest::abi::dom0_ops::Dom0Version;
 use proxenos_guest::abi::dom0_ops::args::{BuildDomain, GetDomainInfo};
 use proxenos_guest::abi::mmu::{MmuCommand, MmuExtCommand};
 use proxenos_guest::abi::shared_info::SharedInfo;
 use proxenos_guest::abi::x86_32::ExecutionContextV1A;
 use proxenos_guest::abi::zerocopy::{FromBytes, FromZeros, IntoBytes};
-use proxenos_guest::abi::{DomId, Errno, GuestArch, GuestWord, Hypercall, Mfn, X86_32, X86_64};
+use proxenos_guest::abi::{DomId, Errno, GuestArch, GuestWord, Mfn, X86_32, X86_64};
 use proxenos_guest::arch::{Arch, Word};
 use proxenos_guest::hypercall;
 use proxenos_guest::memory::{self, Frame};
@@ -25,9 +26,17 @@ pub const BOTH: [Subject; 2] = [Subject::Narrow, Subject::Wide];
 
 /// Frames of a small domain: tables first, then these.
 pub const PAGES: usize = 8;
-const CODE: usize = 4;
+/// Frames of a larger one: 4 MiB.
+const LARGER_PAGES: usize = 1024;
+/// Requests that are made at a time.
+const BATCH: usize = 64;
+pub const CODE: usize = 4;
 const STACK: usize = 5;
-const COUNTER: usize = 6;
+pub const COUNTER: usize = 6;
+/// A table that maps nothing, for who writes to page tables.
+pub const SPARE: usize = 7;
+/// The vector of an instruction that is none.
+const INVALID_OPCODE: u8 = 6;
 
 /// Bits of entries that both architectures have (Intel SDM vol. 3 §4.3, §4.5): present, writable, user, accessed, dirty.
 const TABLE: u64 = 0x67;
@@ -67,58 +76,12 @@ impl Subject {
     }
 }
 
-/// What a small domain does.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Program {
-    /// Counts, for good.
-    Count,
-    /// Shuts down, for this reason.
-    ShutDown(u8),
-    /// Executes what is no instruction, and has no handler for it.
-    Crash,
-    /// Waits for an event, again and again.
-    Block,
-}
-
-impl Program {
-    /// Its code, position by position the same for both architectures but for how a call is made.
-    fn code(self, subject: Subject, into: &mut [u8; 32]) {
-        into.fill(0x90);
-        let sched_op = Hypercall::SchedOp.raw() as u8;
-        // mov eax, SCHED_OP; mov ebx (edi), op; int 0x82 (syscall)
-        let call = |op: u8, reason: u8| match subject {
-            Subject::Narrow => [0xb8, sched_op, 0, 0, 0, 0xbb, op, reason, 0, 0, 0xcd, 0x82],
-            Subject::Wide => [0xb8, sched_op, 0, 0, 0, 0xbf, op, reason, 0, 0, 0x0f, 0x05],
-        };
-        match self {
-            Self::Count => {
-                // inc dword [counter]; jmp back
-                let at = match subject {
-                    Subject::Narrow => (subject.base() + 4096 * COUNTER as u64) as u32,
-                    Subject::Wide => (4096 * (COUNTER - CODE) - 6) as u32,
-                };
-                into[..2].copy_from_slice(&[0xff, 0x05]);
-                into[2..6].copy_from_slice(&at.to_le_bytes());
-                into[6..8].copy_from_slice(&[0xeb, 0xf8]);
-            }
-            Self::ShutDown(reason) => {
-                into[..12].copy_from_slice(&call(2, reason));
-                into[12..14].copy_from_slice(&[0xeb, 0xfe]);
-            }
-            Self::Crash => into[..4].copy_from_slice(&[0x0f, 0x0b, 0xeb, 0xfc]),
-            Self::Block => {
-                into[..12].copy_from_slice(&call(1, 0));
-                into[12..14].copy_from_slice(&[0xeb, 0xf2]);
-            }
-        }
-    }
-}
-
 /// A domain that was built.
 #[derive(Clone, Copy)]
 pub struct Built {
     pub id: DomId,
     pub subject: Subject,
+    pub program: Program,
     pub frames: [Mfn; PAGES],
 }
 
@@ -198,6 +161,11 @@ impl Context {
                 (cpu.eip, cpu.esp, cpu.eflags) = (subject.entry() as u32, stack as u32, 0x202);
                 (c.guestos_ss, c.guestos_esp, c.pt_base) = (data, stack as u32, top as u32);
                 c.flags = subject.flags().bits();
+                if built.program == Program::CrashTwice {
+                    let (cs, at) = (X86_32::FLAT_GUESTOS_CS, subject.entry() as u32);
+                    c.trap_ctxt[usize::from(INVALID_OPCODE)] =
+                        TrapInfo::new(INVALID_OPCODE, TrapFlags::empty(), cs, at);
+                }
                 match version {
                     Dom0Version::V19 => {
                         self.bytes::<{ size_of::<FullExecutionContext<X86_32>>() }>().copy_from_slice(c.as_bytes())
@@ -217,6 +185,11 @@ impl Context {
                 (cpu.rip, cpu.rsp, cpu.eflags) = (subject.entry(), stack, 0x202);
                 (c.guestos_ss, c.guestos_esp, c.pt_base) = (data, stack, top);
                 c.flags = subject.flags().bits().into();
+                if built.program == Program::CrashTwice {
+                    let (cs, at) = (X86_64::FLAT_GUESTOS_CS, subject.entry());
+                    c.trap_ctxt[usize::from(INVALID_OPCODE)] =
+                        TrapInfo::new(INVALID_OPCODE, TrapFlags::empty(), cs, at);
+                }
             }
         }
         let asked = BuildDomain::<Arch> { domain: built.id, ctxt: word(self.address()), ..BuildDomain::default() };
@@ -246,8 +219,40 @@ pub fn build(
     let mut list = [0 as Word; PAGES + 1];
     let count = frames(id, &mut list)?;
     assert!(count == PAGES, "as many as were asked for");
+    complete(id, &list[..PAGES], subject, program, version, window, context)
+}
+
+/// Builds a domain that has as much memory as the start of a day takes at least, and knows all of its frames as theirs are known.
+pub fn build_larger(subject: Subject, program: Program, window: Window, context: Context) -> Result<Built, Errno> {
+    let id = create(subject, 4 * LARGER_PAGES as u64)?;
+    // SAFETY: the two pages are long enough, a word each, and nobody else uses them before the context does, which comes behind this.
+    let list = unsafe { core::slice::from_raw_parts_mut(context.address() as usize as *mut Word, LARGER_PAGES) };
+    let count = frames(id, list)?;
+    assert!(count == LARGER_PAGES, "as many as were asked for");
+    for (first, part) in (PAGES..).step_by(BATCH).zip(list[PAGES..].chunks(BATCH)) {
+        let mut requests = [of(id); BATCH + 1];
+        for ((pfn, frame), request) in (first..).zip(part).zip(&mut requests[1..]) {
+            *request = memory::request(MmuCommand::MachphysUpdate, Mfn(frame.to_u64()).addr(), pfn as Word);
+        }
+        // SAFETY: none of the frames is ours.
+        unsafe { hypercall::mmu_update(&requests[..part.len() + 1]) }.map_err(|(errno, _)| errno)?;
+    }
+    let few: [Word; PAGES] = core::array::from_fn(|index| list[index]);
+    complete(id, &few, subject, program, Dom0Version::V19, window, context)
+}
+
+/// What is still to be done for a domain that was created: `list` are its first frames.
+fn complete(
+    id: DomId,
+    list: &[Word],
+    subject: Subject,
+    program: Program,
+    version: Dom0Version,
+    window: Window,
+    context: Context,
+) -> Result<Built, Errno> {
     let own: [Mfn; PAGES] = core::array::from_fn(|index| Mfn(list[index].to_u64()));
-    let built = Built { id, subject, frames: own };
+    let built = Built { id, subject, program, frames: own };
     let entry = |index: usize, bits: u64| own[index].addr().raw() | bits;
     let put = |table: usize, slot: usize, value: u64| -> Result<(), Errno> {
         window.show(id, own[table])?;
@@ -267,10 +272,19 @@ pub fn build(
             (4, USER)
         }
     };
-    for page in 0..PAGES {
-        put(1, page, entry(page, user | if page < tables { READ_ONLY } else { WRITABLE }))?;
+    // The spare table hangs beside the other.
+    let spare = (program == Program::BadTable).then_some(SPARE);
+    if spare.is_some() {
+        match subject {
+            Subject::Narrow => put(0, (0xc000_0000 >> 22) + 1, entry(SPARE, TABLE))?,
+            Subject::Wide => put(2, 1, entry(SPARE, TABLE))?,
+        }
     }
-    let mut code = [0; 32];
+    for page in 0..PAGES {
+        let is_table = page < tables || spare == Some(page);
+        put(1, page, entry(page, user | if is_table { READ_ONLY } else { WRITABLE }))?;
+    }
+    let mut code = [0; CODE_BYTES];
     program.code(subject, &mut code);
     window.show(id, own[CODE])?;
     window.write(0, &code);

@@ -4,16 +4,19 @@
 #![no_main]
 
 mod builder;
+mod ends;
+mod program;
 mod request;
 
-use builder::{BOTH, Built, Context, Program, Subject, build};
+use builder::{BOTH, Built, Context, Subject, build};
 use core::sync::atomic::{AtomicU32, Ordering};
+use program::Program;
 use proxenos_guest::abi::dom0_ops::Dom0Version;
 use proxenos_guest::abi::dom0_ops::args::*;
 use proxenos_guest::abi::{DomId, Errno, Port, Virq};
 use proxenos_guest::arch::Arch;
 use proxenos_guest::test::section;
-use proxenos_guest::{StartInfo, check, check_eq, events, hypercall};
+use proxenos_guest::{StartInfo, boot, check, check_eq, events, hypercall};
 use request::*;
 
 proxenos_guest::test_guest!(main);
@@ -37,15 +40,25 @@ fn main(_: &StartInfo) {
     for _ in 0..NUMBERS {
         check_eq!(create(Subject::Narrow, 0).and_then(destroy), Ok(()));
     }
+    if boot::option("only") == Some("cost") {
+        return ends::cost(window, context);
+    }
     let free = most();
     for subject in BOTH {
         for version in [Dom0Version::V19, Dom0Version::V1A] {
             runs(subject, version, window, context);
         }
         ends(subject, window, context);
-        crashes(subject, window, context);
+        for program in [Program::Crash, Program::CrashTwice, Program::BadTable] {
+            crashes(subject, program, window, context);
+        }
         waits(subject, window, context);
         mapped(subject, window, context);
+        ends::suspends(subject, window, context);
+        ends::connected(subject, window, context);
+        ends::in_a_multicall(subject, window, context);
+        ends::idle(subject, window, context);
+        ends::slowly(subject);
     }
     refused();
     section("two hundred domains");
@@ -140,17 +153,27 @@ fn ends(subject: Subject, window: Window, context: Context) {
     check_eq!(destroy(built.id), Ok(()));
 }
 
-fn crashes(subject: Subject, window: Window, context: Context) {
-    section("a domain that crashes");
+fn crashes(subject: Subject, program: Program, window: Window, context: Context) {
+    proxenos_guest::println!("-- a domain that crashes: {program:?}");
     let told = TOLD.load(Ordering::SeqCst);
-    let built = started(subject, Program::Crash, window, context);
-    check!(eventually(|| TOLD.load(Ordering::SeqCst) != told), "domain 0 is told");
+    let built = started(subject, program, window, context);
+    // A table that is open is looked at when its domain's turn ends.
+    let stopped = || {
+        if program == Program::BadTable {
+            check_eq!((pause(built.id), unpause(built.id)), (Ok(()), Ok(())));
+        }
+        TOLD.load(Ordering::SeqCst) != told
+    };
+    check!(eventually(stopped), "domain 0 is told");
     check!(eventually(|| !flags(built.id).contains(DomainFlags::RUNNING)));
-    check!(flags(built.id).contains(DomainFlags::CRASHED));
+    let seen = flags(built.id);
+    check!(seen.contains(DomainFlags::CRASHED) && !seen.contains(DomainFlags::SHUTDOWN));
+    check_eq!(seen.shutdown_reason(), 0, "it gave none");
     // It is as it was, whatever is done about it.
     check_eq!((pause(built.id), unpause(built.id)), (Ok(()), Ok(())));
     let context = context.of(built.id, subject, Dom0Version::V19).expect("it is there");
-    check_eq!((context.ip, context.base), (subject.entry(), built.frames[0].addr().raw()));
+    let stands = subject.entry() + program.crashes_at(subject);
+    check_eq!((context.ip, context.base), (stands, built.frames[0].addr().raw()));
     check_eq!(destroy(built.id), Ok(()));
 }
 

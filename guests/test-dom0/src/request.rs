@@ -103,6 +103,12 @@ impl Window {
         }
     }
 
+    /// Its first two words, as one.
+    pub fn stamp(self) -> u64 {
+        // SAFETY: the page is mapped.
+        unsafe { (self.0.virt().raw() as usize as *const u64).read_volatile() }
+    }
+
     /// Its first word.
     pub fn count(self) -> u32 {
         // SAFETY: the page is mapped.

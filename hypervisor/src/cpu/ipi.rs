@@ -96,8 +96,9 @@ pub fn while_others_stand_still<R>(action: impl FnOnce() -> R) -> R {
     result
 }
 
-/// Stands still for as long as another CPU wants it. This one holds no lock.
-pub(super) fn stand_still() {
+/// Stands still for as long as another CPU wants it. This one holds no lock, and if a domain runs here, whoever has a reference to that does
+/// nothing with it meanwhile.
+pub fn stand_still() {
     if HOLD.load(Ordering::Acquire) {
         HELD.fetch_add(1, Ordering::AcqRel);
         while HOLD.load(Ordering::Acquire) {

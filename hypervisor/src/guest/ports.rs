@@ -1,4 +1,5 @@
-//! I/O ports for guests: their `in`, `out`, `ins` and `outs`, which all fault, carried out where [`Rights`](proxenos_core::ports::Rights) allow it.
+//! I/O ports for guests: their `in`, `out`, `ins` and `outs`, which all fault, carried out where [`Rights`](proxenos_core::ports::Rights) allow it, or
+//! the ports are those of a device that the domain was given.
 //!
 //! Devices that the hypervisor drives itself answer as if nothing were there: reads give ones, writes are lost. Everything else is
 //! the domain's that has the right; Xen 2.0 kept nothing back. No lock.
@@ -39,7 +40,7 @@ impl Ports for GuestPorts {
         if is_own(port, width) {
             return u32::MAX;
         }
-        // SAFETY: the domain has the right to devices and is trusted with them; what is the hypervisor's own is not among them.
+        // SAFETY: the domain has the right to these ports, and is trusted with them; what is the hypervisor's own is not among them.
         unsafe {
             match width {
                 Width::Byte => Port::<u8>::new(port.0).read().into(),
@@ -82,7 +83,7 @@ pub fn general_protection(run: &mut Running, frame: &mut TrapFrame, data: DataSe
         Arch::X86_64 => run.vcpu.mode == bounce::Mode::Kernel,
     };
     let mode = if by_kernel { Mode::Kernel } else { Mode::Application };
-    if !run.vcpu.ports.allow(mode) {
+    if !run.vcpu.ports.any() {
         return Outcome::Other;
     }
     match run.dom.arch {
@@ -97,11 +98,18 @@ fn port_access<P: Personality>(run: &mut Running, frame: &mut TrapFrame, mode: M
         return Outcome::Other;
     };
     let Some(fetched) = instruction::fetch::<P, Hw>(run.host, &code, frame) else { return Outcome::Other };
+    let (all, granted) = (run.vcpu.ports.allow(mode), &run.dom.granted);
     if let Some(access) = PortAccess::decode(fetched.bytes(), code.width) {
+        if !all && !granted.covers(access.span(frame)) {
+            return Outcome::Other;
+        }
         access.carry_out(frame, code.width, &GuestPorts);
         return Outcome::Done;
     }
     let Some(access) = StringAccess::decode(fetched.bytes(), code.width) else { return Outcome::Other };
+    if !all && !granted.covers(access.span(frame)) {
+        return Outcome::Other;
+    }
     let strings = GuestStrings {
         host: run.host,
         dom: &run.dom,

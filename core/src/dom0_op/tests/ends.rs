@@ -199,3 +199,31 @@ fn ten_thousand_domains_come_and_go() {
 fn is_unbuilt(world: &World, id: DomId) -> bool {
     world.find(id).run_state().contains(RunState::UNBUILT)
 }
+
+/// Closing a thousand ports makes way, and none is opened meanwhile.
+#[test]
+fn many_channels_go_in_their_time() {
+    let mut world = world(Arch::X86_64);
+    let before = world.usage();
+    let (id, _) = world.built::<X86_64>(Arch::X86_32);
+    let dom = world.find(id);
+    let mut count = 0;
+    while alloc_unbound(&*dom, DomId(1)).is_ok() {
+        count += 1;
+    }
+    assert!(count > 1000, "{count}");
+    world.host.hw.preempt_every(1);
+    let destroy = Dom0Op::new(DestroyDomain { domain: id, pad: 0 });
+    let mut goes = 1;
+    while world.try_once(&destroy) == Answer::Again {
+        assert!(alloc_unbound(&*dom, DomId(1)).is_err(), "none is opened any more");
+        goes += 1;
+        if goes % 100 == 0 {
+            world.check();
+        }
+    }
+    assert!(goes > 900, "{goes}");
+    world.host.hw.preempt_every(0);
+    drop(dom);
+    assert_eq!(world.usage(), before);
+}

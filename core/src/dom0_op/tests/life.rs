@@ -187,3 +187,42 @@ fn one_that_runs_elsewhere_is_waited_for() {
     assert_eq!([0; 2].map(|_| world.try_once(&destroy)), [Answer::Again, Answer::Done(0)]);
     assert_eq!(world.host.frames.info(frames[0]).unwrap().refs().count(), 0);
 }
+
+#[test]
+fn the_privilege_level_of_another() {
+    for_both_callers!(iopl);
+}
+
+fn iopl<A: Control>(arch: Arch) {
+    use crate::others::VirtualCpus;
+    use crate::ports::Mode::{Application, Kernel};
+    for subject in ARCHES {
+        let mut world = world(arch);
+        let (id, frames) = world.prepare::<A>(subject);
+        let dom = world.find(id);
+        let rights = |world: &World| {
+            let rights = world.host.hw.with_stopped(&dom, |stopped| stopped.vcpu.ports).expect("it is parked");
+            (rights.allow(Kernel), rights.allow(Application))
+        };
+        let level = |domain, iopl| Iopl { domain, iopl, ..Iopl::default() };
+        assert_eq!(world.tell(level(id, 1)), OK);
+        assert_eq!(rights(&world), (true, false));
+        // Before it is built as well as after.
+        let context = world.context(subject, frames[0]);
+        assert_eq!(world.build_with::<A>(id, Dom0Version::V19, &context), OK);
+        assert_eq!(rights(&world), (true, false));
+        world.host.hw.keep_running(id, 3);
+        assert_eq!(world.tell(level(id, 7)), OK, "it is stopped for it");
+        assert_eq!(rights(&world), (true, true));
+        assert_eq!(world.tell(level(id, 4)), OK);
+        assert_eq!(rights(&world), (false, false), "what was given is taken away");
+        assert_eq!(world.guests[0].vcpu.ports, crate::ports::Rights::NONE, "the caller has got nothing");
+        let shared = dom.shared_info;
+        assert_eq!(world.map_foreign(id, shared), OK);
+        assert_eq!(world.destroy(id), OK);
+        for domain in [id, DomId(77), DomId::IO, DomId::XEN] {
+            assert_eq!(world.tell(level(domain, 3)), refused(Errno::ESRCH), "{domain:?}");
+        }
+        world.unmap_foreign();
+    }
+}

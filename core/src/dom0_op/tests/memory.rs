@@ -81,6 +81,54 @@ fn described<A: Control>(arch: Arch) {
     }
 }
 
+/// Interrupted wherever it can be, a batch is described once: a word that has its type is no frame's number any more.
+#[test]
+fn a_batch_makes_way() {
+    for arch in ARCHES {
+        let mut world = world(arch);
+        let (id, frames) = match arch {
+            Arch::X86_32 => world.prepare::<X86_32>(arch),
+            Arch::X86_64 => world.prepare::<X86_64>(arch),
+        };
+        let bytes = if arch == Arch::X86_32 { 4 } else { 8 };
+        let count = 4096 / bytes;
+        let at = world.guests[0].va(DATA);
+        let numbers: Vec<u8> =
+            frames.iter().cycle().take(count).flat_map(|frame| frame.0.to_le_bytes()[..bytes].to_vec()).collect();
+        world.guests[0].run();
+        world.host.hw.copy_to_guest(at, &numbers).expect("mapped");
+        let (num, array) = (count as u64, at.0);
+        let op = match arch {
+            Arch::X86_32 => Dom0Op::new(GetPageFrameInfo2::<X86_32> {
+                domain: id,
+                num: word(num),
+                array: word(array),
+                ..GetPageFrameInfo2::default()
+            }),
+            Arch::X86_64 => Dom0Op::new(GetPageFrameInfo2::<X86_64> {
+                domain: id,
+                num: word(num),
+                array: word(array),
+                ..GetPageFrameInfo2::default()
+            }),
+        };
+        world.host.hw.preempt_every(1);
+        let goes = 1 + (0..).take_while(|_| world.try_once(&op) == Answer::Again).count();
+        world.host.hw.preempt_every(0);
+        assert!(goes >= 8, "{goes}");
+        let mut answers = alloc::vec![0; numbers.len()];
+        world.guests[0].run();
+        world.host.hw.copy_from_guest(at, &mut answers).expect("mapped");
+        let types: &[u32] =
+            if arch == Arch::X86_32 { &[L2TAB | LPINTAB, L1TAB] } else { &[L4TAB | LPINTAB, L1TAB, L2TAB, L3TAB] };
+        for (index, answer) in answers.chunks(bytes).enumerate() {
+            let answer = answer.iter().rev().fold(0_u64, |all, &byte| all << 8 | u64::from(byte));
+            let table = types.get(index % frames.len()).copied().unwrap_or(NOTAB);
+            assert_eq!(answer, frames[index % frames.len()].0 | u64::from(table), "{index}");
+        }
+    }
+}
+
 #[test]
 fn how_much_a_domain_may_have() {
     for_both_callers!(limits);

@@ -12,7 +12,9 @@ use super::{Home, Running, Seat, Seats, id, now, place, reserve, scheduler, sche
 use crate::console;
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::gdt::{self, Flavour};
+use crate::cpu::ipi;
 use crate::cpu::percpu::Cpu;
+use crate::guest::faults::data_selectors;
 use crate::guest::host;
 use crate::guest::hw::Hw;
 use crate::guest::switch::{Bases, Context};
@@ -47,8 +49,15 @@ fn with_parked<R>(seat: &Seat, work: &mut Option<impl FnOnce(Stopped<'_>) -> R>)
     Some(result)
 }
 
-/// Tries something until it succeeds, or this CPU has something else to do.
-pub(super) fn attempt<R>(mut what: impl FnMut() -> Option<R>) -> Option<R> {
+/// Tries something until it succeeds, or this CPU has something else to do. The caller holds no lock: where another CPU has all of them stand
+/// still, this one does, for the domain that it waits for may be who wants that, and would else not be stopped before this
+/// CPU has given up.
+pub(super) fn attempt<R>(what: impl FnMut() -> Option<R>) -> Option<R> {
+    attempt_while(what, ipi::stand_still)
+}
+
+/// Tries something until it succeeds, or this CPU has something else to do, with a pause each time.
+fn attempt_while<R>(mut what: impl FnMut() -> Option<R>, pause: impl Fn()) -> Option<R> {
     loop {
         if let Some(result) = what() {
             return Some(result);
@@ -56,6 +65,7 @@ pub(super) fn attempt<R>(mut what: impl FnMut() -> Option<R>) -> Option<R> {
         if time::deadline_has_passed() {
             return None;
         }
+        pause();
         sync::wait_a_little();
     }
 }
@@ -83,8 +93,8 @@ impl VirtualCpus for Hw {
         let frame = unsafe { Cpu::current().guest_frame().read() };
         // The entry has not stored those that compiled code preserves.
         let known = TrapFrame { rbp: 0, r12: 0, r13: 0, r14: 0, r15: 0, ..frame };
-        let data = DataSegments { ds: Selector::NULL, es: Selector::NULL, fs: Selector::NULL, gs: Selector::NULL };
-        MachineState { registers: registers_of(&known, data, [0; 3]), fpu: [0; 512] }
+        // Its data selectors are in the CPU, since nothing on the way here loads any.
+        MachineState { registers: registers_of(&known, data_selectors(), [0; 3]), fpu: [0; 512] }
     }
 
     fn is_running(&self, dom: &Domain) -> bool {
@@ -107,8 +117,9 @@ impl VirtualCpus for Hw {
 
     fn dismiss(&self, dom: &Domain) -> Result<Box<Vcpu>, Unreached> {
         let (home, seat) = seat(dom).ok_or(Unreached::None)?;
-        // It is not to run: its CPU puts it to sleep as soon as it has seen that.
-        let running = attempt(|| leave_seat(home, &seat)).ok_or(Unreached::Running)?;
+        // It is not to run any more: its CPU puts it to sleep as soon as it has seen that, be it after this has been given up. (The caller has the lock
+        // of its end.)
+        let running = attempt_while(|| leave_seat(home, &seat), || ()).ok_or(Unreached::Running)?;
         dom.leave_home();
         console::domains::finish(dom.id);
         Ok(Box::new(running.vcpu))
