@@ -13,11 +13,19 @@ const MEBIBYTES: u64 = 4;
 const LIMIT: u64 = 32;
 /// What shadows of an idle guest of that size may take: four frames of the directory, two for each of two tables, two above.
 const SHADOWS: u64 = 40;
+/// What the control domain may spend on one, apart from the one image of all, in bytes: what it knows of it, and the
+/// little that it has written.
+const CONTROL: u64 = 2048;
 /// Commands get so many names at a time.
 const AT_ONCE: usize = 50;
 
 fn free_kib(shell: &Shell) -> u64 {
     shell.json(&["info"])["memory_free_kib"].as_u64().unwrap()
+}
+
+/// Bytes that the control domain uses.
+fn used(shell: &Shell) -> u64 {
+    shell.json(&["info"])["control_used_bytes"].as_u64().unwrap()
 }
 
 /// Creates guests, and returns their names and what each took, in KiB.
@@ -43,7 +51,16 @@ fn destroy(shell: &Shell, names: &[String]) {
 fn five_hundred_guests() {
     let shell = Shell { dir: tempfile::tempdir().unwrap() };
     shell.text(&["host", "start", "--accel", "tcg", "--memory", "3G"]);
+    // The image is there then, with the first domain of all.
+    let (first, _) = create(&shell, "x86_64", 1);
+    shell.reaches(&first[0], "blocked");
+    let control = used(&shell);
+    destroy(&shell, &first);
     let (mut names, four_level) = create(&shell, "x86_64", EACH);
+    shell.reaches(names.last().unwrap(), "blocked");
+    let control = used(&shell).saturating_sub(control) / (EACH - 1);
+    println!("control domain: {control} bytes a domain");
+    assert!(control <= CONTROL, "{control} bytes");
     let (others, two_level) = create(&shell, "x86_32", EACH);
     names.extend(others);
     shell.reaches(names.last().unwrap(), "blocked");
@@ -62,4 +79,8 @@ fn five_hundred_guests() {
         destroy(&shell, &create(&shell, arch, EACH).0);
     }
     assert_eq!(free_kib(&shell), left, "nothing of them stays");
+    // Of those that have ended, the control domain remembers a few, with what they have written.
+    let left = used(&shell);
+    destroy(&shell, &create(&shell, "x86_64", EACH).0);
+    assert!(used(&shell).abs_diff(left) <= 8 * CONTROL, "{} bytes, and {left} before", used(&shell));
 }

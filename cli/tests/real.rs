@@ -260,11 +260,11 @@ fn what_is_listed_is_what_there_is() {
         list.as_array().unwrap().iter().map(|d| (&d["name"], &d["memory_kib"], &d["cpu"], &d["pinned"])).collect();
     assert_eq!(seen[1], (&json!("one"), &json!(4096), &json!(1), &json!(true)));
     assert_eq!((seen.len(), seen[2].0, seen[2].1, seen[2].3), (3, &json!("two"), &json!(6144), &json!(false)));
-    for (cpu, is_pinned) in [("0", true), ("1", true), ("any", false)] {
-        shell.text(&["pin", "two", cpu]);
+    for (word, cpu) in [("0", Some(0)), ("1", Some(1)), ("any", None)] {
+        shell.text(&["pin", "two", word]);
         let seen = shell.json(&["info", "two"]);
-        assert_eq!(seen["pinned"], is_pinned);
-        assert!(!is_pinned || seen["cpu"].to_string() == cpu, "{seen}");
+        assert_eq!(seen["pinned"], cpu.is_some());
+        assert!(cpu.is_none_or(|cpu| seen["cpu"] == cpu), "{seen}");
     }
     assert!(shell.refused(77, &["pin", "two", "2"]).contains("pin"));
 

@@ -1,7 +1,8 @@
 //! Building a domain: its frames asked for, contents written through a window, tables pinned, its first registers set.
+//! All of it in pieces of some hundred pages, but for the two calls that hand out its memory and list it.
 //!
-//! Promise: what fails leaves no domain behind. The domain is paused until somebody unpauses it, since it was created
-//! so.
+//! Promise: what fails or is given up leaves no domain behind. The domain is paused until somebody unpauses it, since it
+//! was created so.
 
 use crate::dom0::{op, op_with_memory, refused};
 use crate::link::GuestLink;
@@ -11,7 +12,7 @@ use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::ptr;
-use proxenos_control_core::{Built, Order};
+use proxenos_control_core::{Begun, Order, Step};
 use proxenos_guest::abi::context::{ContextFlags, CpuContext, FullExecutionContext, TrapInfo};
 use proxenos_guest::abi::dom0_ops::args::{
     BuildDomain, CREATE_OTHER_ARCH, CreateDomain, DestroyDomain, GetDomainInfo, GetMemList, PinCpuDomain,
@@ -25,14 +26,12 @@ use proxenos_guest::abi::{
 };
 use proxenos_guest::{hypercall, memory};
 use proxenos_image::builder::{
-    BuildError, DomainKind, DomainMemory, FrameContents, InitialState, Layout, Request, StartOfDay, initial_state,
-    populate,
+    BuildError, DomainKind, DomainMemory, FrameContents, InitialState, Layout, Pages, Populating, Request, Source,
+    StartOfDay, initial_state,
 };
 use proxenos_image::{Image, PageTableMode};
 use proxenos_rpc::{Cause, Failure, Stage};
 
-/// Requests in one `mmu_update`.
-const BATCH: usize = 256;
 /// `DOM0_CREATEDOMAIN`: any CPU.
 const ANY_CPU: u32 = u32::MAX;
 
@@ -96,16 +95,58 @@ fn word(value: u64) -> Padded<X86_64> {
     Padded::new(value)
 }
 
-/// Builds a domain.
-pub fn build(order: &Order<'_>, progress: &mut dyn FnMut(Stage, u64, u64)) -> Result<Built<GuestLink>, Failure> {
-    progress(Stage::Image, 0, order.kernel.len() as u64);
-    let bad_image = |error| Failure::new(Cause::BadImage, &format!("the kernel is of no use: {error}"));
-    let image = Image::parse(order.kernel).map_err(bad_image)?;
+/// Pages that are written, or frames that are numbered, before others have their turn.
+const PIECE: u64 = 256;
+
+/// A domain that is being built. It ends with this value, unless it is built by then.
+pub struct Build {
+    id: DomId,
+    layout: Layout,
+    next: Next,
+}
+
+/// What is to be done next.
+enum Next {
+    /// It has only been created.
+    Furnish,
+    /// Its contents.
+    Populate(Box<Furnished>, Populating),
+    /// The machine-to-physical entries, from this frame on; the last is its top-level page table.
+    Number(Box<Furnished>, usize, Mfn),
+    /// Nothing.
+    Built,
+}
+
+/// What is known of a domain when it has its frames.
+struct Furnished {
+    link: GuestLink,
+    port: Port,
+    shared_info: Mfn,
+    frames: Vec<u64>,
+}
+
+impl Drop for Build {
+    fn drop(&mut self) {
+        if !matches!(self.next, Next::Built) {
+            // What is mapped of it goes first. If it cannot be ended it is listed, and can be seen.
+            self.next = Next::Furnish;
+            let _ = op(DestroyDomain { domain: self.id, pad: 0 });
+        }
+    }
+}
+
+/// The kernel, which was looked at when the build was begun.
+fn image<'a>(order: &Order<'a>) -> Result<Image<'a>, Failure> {
+    Image::parse(order.kernel)
+        .map_err(|error| Failure::new(Cause::BadImage, &format!("the kernel is of no use: {error}")))
+}
+
+/// Begins to build a domain.
+pub fn begin(order: &Order<'_>) -> Result<Begun<Build>, Failure> {
+    let image = image(order)?;
     let pages = order.memory.0 / 4;
     let request = Request { module_bytes: order.ramdisk.len() as u64, pages, kind: DomainKind::Ordinary };
     let layout = Layout::plan(&image, &request).map_err(layout_failure)?;
-
-    progress(Stage::Memory, 0, pages);
     let other_arch = if image.arch() == Arch::X86_64 { 0 } else { CREATE_OTHER_ARCH };
     let create = CreateDomain::<X86_64> {
         memory_kb: word(order.memory.0),
@@ -114,27 +155,81 @@ pub fn build(order: &Order<'_>, progress: &mut dyn FnMut(Stage, u64, u64)) -> Re
         ..CreateDomain::default()
     };
     let id = op(create).map_err(|errno| refused("creating the domain", errno))?.domain;
-    let built = furnish(id, order, &image, &layout, progress);
-    if built.is_err() {
-        // Nothing else has heard of it.
-        let _ = op(DestroyDomain { domain: id, pad: 0 });
-    }
-    let link = built?;
     let arch = match image.arch() {
         Arch::X86_32 => proxenos_rpc::Arch::X86_32,
         Arch::X86_64 => proxenos_rpc::Arch::X86_64,
     };
-    Ok(Built { id, arch, link })
+    Ok(Begun { id, arch, build: Build { id, layout, next: Next::Furnish } })
 }
 
-/// Makes a domain of what was created.
-fn furnish(
-    id: DomId,
-    order: &Order<'_>,
-    image: &Image<'_>,
-    layout: &Layout,
-    progress: &mut dyn FnMut(Stage, u64, u64),
-) -> Result<GuestLink, Failure> {
+/// Goes on.
+pub fn go_on(build: &mut Build, order: &Order<'_>) -> Result<Step<GuestLink>, Failure> {
+    let (id, layout) = (build.id, &build.layout);
+    match core::mem::replace(&mut build.next, Next::Furnish) {
+        Next::Furnish | Next::Built => {
+            let image = image(order)?;
+            let furnished = furnish(id, order, &image, layout)?;
+            let memory = foreign(id, &furnished.frames)?;
+            let start = start_of_day(&furnished, order);
+            let source = Source { layout, image: &image, module: order.ramdisk, start: &start };
+            let populating = Populating::begin(&memory, FrameContents::Zero, &source)?;
+            drop(memory);
+            build.next = Next::Populate(Box::new(furnished), populating);
+            Ok(Step::More { stage: Stage::Memory, done: layout.pages, total: layout.pages })
+        }
+        Next::Populate(furnished, mut populating) => {
+            let image = image(order)?;
+            let mut memory = foreign(id, &furnished.frames)?;
+            let start = start_of_day(&furnished, order);
+            let source = Source { layout, image: &image, module: order.ramdisk, start: &start };
+            let top = populating.go_on(&mut memory, &source, Pages(PIECE))?;
+            let (done, total) = (populating.pages(&source), layout.region_pages());
+            drop(memory);
+            build.next = match top {
+                Some(top) => Next::Number(furnished, 0, top),
+                None => Next::Populate(furnished, populating),
+            };
+            Ok(Step::More { stage: Stage::Copy, done: done.min(total), total })
+        }
+        Next::Number(furnished, from, top) if from < furnished.frames.len() => {
+            let to = (from + PIECE as usize).min(furnished.frames.len());
+            number_frames(id, from, &furnished.frames[from..to])
+                .map_err(|errno| refused("numbering the new domain's frames", errno))?;
+            build.next = Next::Number(furnished, to, top);
+            Ok(Step::More { stage: Stage::Tables, done: to as u64, total: layout.pages })
+        }
+        Next::Number(furnished, _, top) => {
+            let level = match layout.arch {
+                Arch::X86_32 => MmuExtCommand::PinL2Table,
+                Arch::X86_64 => MmuExtCommand::PinL4Table,
+            };
+            let pin = memory::extended(level, top.addr().raw(), 0);
+            update_foreign(id, &mut vec![pin])
+                .map_err(|errno| refused("pinning the new domain's page tables", errno))?;
+            set_registers(id, layout, &initial_state(layout), top)
+                .map_err(|errno| refused("setting its registers", errno))?;
+            build.next = Next::Built;
+            Ok(Step::Built(furnished.link))
+        }
+    }
+}
+
+fn foreign(id: DomId, frames: &[u64]) -> Result<Foreign<'_>, Failure> {
+    let window = Window::new().map_err(|errno| refused("mapping the new domain's memory", errno))?;
+    Ok(Foreign { id, frames, window })
+}
+
+fn start_of_day<'a>(furnished: &Furnished, order: &Order<'a>) -> StartOfDay<'a> {
+    StartOfDay {
+        shared_info: furnished.shared_info,
+        flags: StartInfoFlags::empty(),
+        controller: Port(furnished.port.raw()),
+        command_line: order.command_line,
+    }
+}
+
+/// Gives a domain that was created its limits, and looks at what frames it has got.
+fn furnish(id: DomId, order: &Order<'_>, image: &Image<'_>, layout: &Layout) -> Result<Furnished, Failure> {
     if order.memory_limit > order.memory {
         let limit =
             SetDomainMaxMem::<X86_64> { domain: id, max_memkb: word(order.memory_limit.0), ..Default::default() };
@@ -154,34 +249,11 @@ fn furnish(
         op(assist).map_err(|errno| refused("turning writable page tables on", errno))?;
     }
     let frames = frames_of(id, layout.pages)?;
-    progress(Stage::Memory, layout.pages, layout.pages);
     let info = op(GetDomainInfo::<X86_64> { domain: id, ..GetDomainInfo::default() })
         .map_err(|errno| refused("looking at the new domain", errno))?;
     let shared_info = Mfn(info.shared_info_frame.to_u64());
     let (link, port) = GuestLink::new(id, shared_info).map_err(|errno| refused("connecting the new domain", errno))?;
-
-    progress(Stage::Copy, 0, layout.region_pages());
-    let start = StartOfDay {
-        shared_info,
-        flags: StartInfoFlags::empty(),
-        controller: Port(port.raw()),
-        command_line: order.command_line,
-    };
-    let window = Window::new().map_err(|errno| refused("mapping the new domain's memory", errno))?;
-    let mut memory = Foreign { id, frames: &frames, window };
-    let top = populate(&mut memory, FrameContents::Zero, layout, image, order.ramdisk, &start)?;
-    drop(memory);
-
-    progress(Stage::Tables, 0, layout.pages);
-    number_frames(id, &frames).map_err(|errno| refused("numbering the new domain's frames", errno))?;
-    let level = match layout.arch {
-        Arch::X86_32 => MmuExtCommand::PinL2Table,
-        Arch::X86_64 => MmuExtCommand::PinL4Table,
-    };
-    let pin = memory::extended(level, top.addr().raw(), 0);
-    update_foreign(id, &mut vec![pin]).map_err(|errno| refused("pinning the new domain's page tables", errno))?;
-    set_registers(id, layout, &initial_state(layout), top).map_err(|errno| refused("setting its registers", errno))?;
-    Ok(link)
+    Ok(Furnished { link, port, shared_info, frames })
 }
 
 /// The domain's frames, by pfn.
@@ -213,18 +285,13 @@ fn update_foreign(id: DomId, requests: &mut Vec<MmuUpdate<X86_64>>) -> Result<()
     unsafe { hypercall::mmu_update(requests) }.map(drop).map_err(|(errno, _)| errno)
 }
 
-/// Enters the frames into the machine-to-physical table.
-fn number_frames(id: DomId, frames: &[u64]) -> Result<(), Errno> {
-    let mut pfn = 0;
-    for piece in frames.chunks(BATCH) {
-        let mut requests = Vec::with_capacity(BATCH + 1);
-        for frame in piece {
-            requests.push(memory::request(MmuCommand::MachphysUpdate, Mfn(*frame).addr(), pfn));
-            pfn += 1;
-        }
-        update_foreign(id, &mut requests)?;
+/// Enters frames into the machine-to-physical table, counted from a number on.
+fn number_frames(id: DomId, first: usize, frames: &[u64]) -> Result<(), Errno> {
+    let mut requests = Vec::with_capacity(frames.len() + 1);
+    for (pfn, frame) in (first as u64..).zip(frames) {
+        requests.push(memory::request(MmuCommand::MachphysUpdate, Mfn(*frame).addr(), pfn));
     }
-    Ok(())
+    update_foreign(id, &mut requests)
 }
 
 /// Sets the state in which the domain begins.

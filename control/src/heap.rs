@@ -8,6 +8,7 @@
 use core::alloc::Layout;
 use proxenos_guest::abi::PAGE_SIZE;
 use proxenos_guest::memory;
+use proxenos_rpc::ControlMemory;
 use talc::locking::AssumeUnlockable;
 use talc::{OomHandler, Span, Talc, Talck};
 
@@ -25,6 +26,17 @@ pub fn for_images() -> usize {
 /// The lock is one in name: there is one virtual CPU, and upcalls, which alone interrupt it, allocate nothing.
 #[global_allocator]
 static HEAP: Talck<AssumeUnlockable, Grow> = Talc::new(Grow { heap: Span::empty(), end: 0 }).lock();
+
+/// How much of the domain's memory is used for what.
+pub fn account() -> ControlMemory {
+    let heap = HEAP.lock();
+    let counters = heap.get_counters();
+    ControlMemory {
+        used: counters.allocated_bytes as u64,
+        heap: counters.claimed_bytes as u64,
+        left: (memory::frames::left() * PAGE_SIZE) as u64,
+    }
+}
 
 /// Grows the heap.
 struct Grow {

@@ -2,10 +2,10 @@
 
 use crate::dom0::{op, op_with_memory, refused};
 use crate::link::GuestLink;
-use crate::{build, inspect, log, trace};
+use crate::{build, heap, inspect, log, trace};
 use alloc::vec;
 use alloc::vec::Vec;
-use proxenos_control_core::{Built, Host, Machine, Order, Status};
+use proxenos_control_core::{Begun, Host, Machine, Order, Status, Step};
 use proxenos_guest::abi::dom0_ops::args::{
     CONSOLE_RING_CLEAR, DestroyDomain, DomainFlags, GetDomainInfo, PauseDomain, PhysInfo, PinCpuDomain, ReadConsole,
     SchedId, SetDomainMaxMem, UnpauseDomain,
@@ -17,7 +17,7 @@ use proxenos_guest::abi::sched_ctl::{
 use proxenos_guest::abi::{DomId, Errno, Padded, X86_64};
 use proxenos_guest::{hypercall, time};
 use proxenos_rpc::{
-    AddressSpace, Arch, Cause, DomainSched, Failure, HostSched, Kib, Millis, Nanos, Scheduler, Stage, TraceCpu,
+    AddressSpace, Arch, Cause, ControlMemory, DomainSched, Failure, HostSched, Kib, Millis, Nanos, Scheduler, TraceCpu,
     TraceRecord,
 };
 
@@ -70,6 +70,7 @@ fn done<T>(_: T) {}
 
 impl Host for Hypervisor {
     type Link = GuestLink;
+    type Build = build::Build;
 
     fn now(&self) -> Nanos {
         Nanos(time::system_time())
@@ -100,12 +101,12 @@ impl Host for Hypervisor {
         })
     }
 
-    fn build(
-        &mut self,
-        order: &Order<'_>,
-        progress: &mut dyn FnMut(Stage, u64, u64),
-    ) -> Result<Built<GuestLink>, Failure> {
-        build::build(order, progress)
+    fn begin_build(&mut self, order: &Order<'_>) -> Result<Begun<build::Build>, Failure> {
+        build::begin(order)
+    }
+
+    fn go_on(&mut self, build: &mut build::Build, order: &Order<'_>) -> Result<Step<GuestLink>, Failure> {
+        build::go_on(build, order)
     }
 
     fn pause(&mut self, id: DomId) -> Result<(), Failure> {
@@ -232,6 +233,10 @@ impl Host for Hypervisor {
         let len = unsafe { op_with_memory(read) }.map_or(0, |(len, _)| len);
         bytes.truncate(len.min(LOG));
         bytes
+    }
+
+    fn own_memory(&self) -> ControlMemory {
+        heap::account()
     }
 
     fn read_own_log(&mut self) -> Vec<u8> {

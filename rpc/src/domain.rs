@@ -173,7 +173,7 @@ pub struct Info {
     pub cpu_time: Nanos,
     /// Machine frame number of its shared page.
     pub shared_info_frame: u64,
-    /// When it was made.
+    /// When its making began.
     pub created_at: Nanos,
     /// How often it was started again.
     pub restarts: u32,

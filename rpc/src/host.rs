@@ -31,6 +31,17 @@ pub struct HostInfo {
     pub domains: u32,
 }
 
+/// What the control domain does with its memory, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControlMemory {
+    /// In use: images, consoles, what is known of domains.
+    pub used: u64,
+    /// Taken for such things so far, and kept.
+    pub heap: u64,
+    /// Not taken for anything yet.
+    pub left: u64,
+}
+
 /// A log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Log {

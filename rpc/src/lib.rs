@@ -69,7 +69,7 @@ pub use domain::{Arch, BadName, DomainId, Exit, ExitReason, Info, Name, Shutdown
 pub use dump::{AddressSpace, Context};
 pub use failure::{Cause, Failure};
 pub use frame::{Decoder, FrameError, encode};
-pub use host::{HostInfo, Log, LogPart, TraceCpu, TracePart, TraceRecord};
+pub use host::{ControlMemory, HostInfo, Log, LogPart, TraceCpu, TracePart, TraceRecord};
 pub use message::{
     Attached, Call, CallId, ConsoleEnd, ConsoleMode, Event, FromControl, Hello, Note, Reply, Request, Stage, ToControl,
     Unreadable, Version, Welcome,
@@ -78,7 +78,7 @@ pub use sched::{DomainSched, HostSched, Scheduler};
 pub use units::{Deadline, Kib, Micros, Millis, Nanos};
 
 /// The version of the protocol that this crate describes.
-pub const VERSION: Version = Version { major: 1, minor: 0 };
+pub const VERSION: Version = Version { major: 1, minor: 1 };
 
 /// The most bytes of an image, a console or a memory that one message carries.
 pub const MAX_CHUNK: usize = 16 * 1024;

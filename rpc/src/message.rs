@@ -7,7 +7,7 @@ use crate::config::{Config, Image, Part, UploadId};
 use crate::domain::{DomainId, Exit, Info, ShutdownReason, Subject};
 use crate::dump::{AddressSpace, Context};
 use crate::frame;
-use crate::host::{HostInfo, Log, LogPart, TracePart};
+use crate::host::{ControlMemory, HostInfo, Log, LogPart, TracePart};
 use crate::sched::{DomainSched, HostSched};
 use crate::{Bytes, Deadline, Failure, Kib, List, MAX_CHUNK, MAX_LIST, MAX_TEXT, Nanos, Text};
 
@@ -242,6 +242,8 @@ pub enum Request {
     WaitExit(Subject),
     /// Ends all domains without asking them, then the host. There is a reply, and then no more of anything.
     HostStop,
+    /// What the control domain does with its memory (since 1.1): [`Reply::ControlMemory`].
+    ControlMemory,
 }
 
 /// What a client says to an open call. Each begins the call's deadline anew.
@@ -363,6 +365,8 @@ pub enum Reply {
     Context(Box<Context>),
     /// Memory.
     Bytes(Bytes<MAX_CHUNK>),
+    /// The control domain's own.
+    ControlMemory(ControlMemory),
 }
 
 /// A text for people, of this protocol's usual bound.

@@ -57,7 +57,18 @@ pub fn info(cli: &Cli, subject: Option<&Subject>) -> Result<u8> {
     let mut session = open(cli)?;
     let value = match subject {
         Some(subject) => view::domain(&describe(cli, &mut session, subject)?),
-        None => view::host(place(cli)?.name(), &host_info(cli, &mut session)?),
+        None => {
+            let mut value = view::host(place(cli)?.name(), &host_info(cli, &mut session)?);
+            // An older control domain does not tell.
+            if let Ok(Reply::ControlMemory(memory)) =
+                session.call_with(Request::ControlMemory, cli.deadline(QUICK), |_| {})?
+            {
+                value["control_used_bytes"] = memory.used.into();
+                value["control_heap_bytes"] = memory.heap.into();
+                value["control_left_bytes"] = memory.left.into();
+            }
+            value
+        }
     };
     if cli.json {
         view::print_json(&value)?;

@@ -30,6 +30,8 @@ pub(crate) enum Wait {
     Console(Viewer),
     /// A domain's end.
     Exit(Serial),
+    /// A domain that is being built.
+    Creation(Serial),
     /// A guest's answer to a request to shut down.
     ShutdownAnswer(Serial),
     /// A guest's answer to a request to change its size.
@@ -142,6 +144,14 @@ impl Channel {
 
     pub(crate) fn event(&mut self, id: CallId, event: Event) {
         self.send(&FromControl::Event(id, event));
+    }
+
+    /// Sends an event to all open calls that wait for this.
+    pub(crate) fn tell(&mut self, is_meant: impl Fn(&Wait) -> bool, event: &Event) {
+        let calls: Vec<CallId> = self.open.iter().filter(|call| is_meant(&call.wait)).map(|call| call.id).collect();
+        for call in calls {
+            self.event(call, event.clone());
+        }
     }
 
     pub(crate) fn has_room_for_call(&self) -> bool {

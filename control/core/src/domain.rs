@@ -26,6 +26,8 @@ const MOST_INPUTS: usize = 512;
 /// What has become of a domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Life {
+    /// It is being built; again, if it has ended before like this.
+    Building(Option<Exit>),
     /// It is there.
     Live,
     /// It has crashed or is suspended, and is kept as it is.
@@ -73,36 +75,30 @@ pub(crate) enum Answer {
 }
 
 impl<L: Link> Domain<L> {
-    /// One that was just built.
-    pub(crate) fn new(
-        built: crate::Built<L>,
-        config: Config,
-        kernel: Rc<Stored>,
-        ramdisk: Option<Rc<Stored>>,
-        now: Nanos,
-    ) -> Self {
+    /// One that is to be built. Its number and architecture are known when that has begun.
+    pub(crate) fn new(config: Config, kernel: Rc<Stored>, ramdisk: Option<Rc<Stored>>, now: Nanos) -> Self {
         Self {
-            id: built.id,
-            arch: built.arch,
+            // Nobody's, until there is one.
+            id: DomId::SELF,
+            arch: Arch::X86_64,
             config,
             kernel,
             ramdisk,
             created_at: now,
             started_at: now,
             restarts: 0,
-            life: Life::Live,
-            link: Some(built.link),
+            life: Life::Building(None),
+            link: None,
             rings: Rings::default(),
             console: Scrollback::new(SCROLLBACK),
             input: VecDeque::new(),
         }
     }
 
-    /// The same one, built again.
-    pub(crate) fn start_again(&mut self, built: crate::Built<L>, now: Nanos) {
-        (self.id, self.arch, self.link) = (built.id, built.arch, Some(built.link));
+    /// It has been built, perhaps again.
+    pub(crate) fn begin(&mut self, link: L, now: Nanos) {
+        self.link = Some(link);
         (self.life, self.started_at, self.rings) = (Life::Live, now, Rings::default());
-        self.restarts += 1;
         self.input.clear();
     }
 
@@ -192,11 +188,16 @@ impl<L: Link> Domain<L> {
     pub(crate) fn exit(&self) -> Option<&Exit> {
         match &self.life {
             Life::Kept(exit) | Life::Ended(exit) => Some(exit),
-            Life::Live | Life::Restarting(..) => None,
+            Life::Building(_) | Life::Live | Life::Restarting(..) => None,
         }
     }
 
-    /// Whether the hypervisor has a domain for it.
+    /// Whether its number is that of a domain that the hypervisor has, perhaps half built.
+    pub(crate) fn has_number(&self) -> bool {
+        self.is_there() || matches!(self.life, Life::Building(_))
+    }
+
+    /// Whether the hypervisor has a domain for it, built.
     pub(crate) fn is_there(&self) -> bool {
         matches!(self.life, Life::Live | Life::Kept(_))
     }

@@ -5,7 +5,8 @@ use alloc::vec::Vec;
 use proxenos_abi::DomId;
 use proxenos_abi::dom0_ops::args::DomainFlags;
 use proxenos_rpc::{
-    AddressSpace, Arch, DomainSched, Failure, HostSched, Kib, Nanos, Scheduler, Stage, TraceCpu, TraceRecord,
+    AddressSpace, Arch, ControlMemory, DomainSched, Failure, HostSched, Kib, Nanos, Scheduler, Stage, TraceCpu,
+    TraceRecord,
 };
 
 /// The machine.
@@ -59,20 +60,37 @@ pub struct Order<'a> {
     pub command_line: &'a [u8],
 }
 
-/// A domain that has been built, and does not run yet.
-pub struct Built<L> {
+/// A domain of which the building has begun.
+pub struct Begun<B> {
     /// Its number.
     pub id: DomId,
     /// Its architecture.
     pub arch: Arch,
-    /// The way to it.
-    pub link: L,
+    /// What is to be gone on with.
+    pub build: B,
+}
+
+/// What a piece of work on a new domain came to.
+pub enum Step<L> {
+    /// There is more to do.
+    More {
+        /// Where it is.
+        stage: Stage,
+        /// How much of that is done.
+        done: u64,
+        /// How much there is.
+        total: u64,
+    },
+    /// It has been built.
+    Built(L),
 }
 
 /// The machine, asked by whoever controls it. What fails has changed nothing.
 pub trait Host {
     /// The way to a domain.
     type Link: Link;
+    /// A domain that is being built. Whoever drops it ends the domain, unless it was built.
+    type Build;
 
     /// The time since the host was started.
     fn now(&self) -> Nanos;
@@ -86,15 +104,17 @@ pub trait Host {
     /// The first domain whose number is not below this one.
     fn status_from(&self, first: DomId) -> Option<Status>;
 
-    /// Builds a domain, which is not let run yet, and tells how far it is.
+    /// Begins to build a domain: it has its memory then, and nothing in it.
     ///
     /// # Errors
     /// When image, machine or hypervisor do not allow it; there is nothing left of it then.
-    fn build(
-        &mut self,
-        order: &Order<'_>,
-        progress: &mut dyn FnMut(Stage, u64, u64),
-    ) -> Result<Built<Self::Link>, Failure>;
+    fn begin_build(&mut self, order: &Order<'_>) -> Result<Begun<Self::Build>, Failure>;
+
+    /// Goes on with it, from the same order, for about as long as a turn may take. What is built does not run yet.
+    ///
+    /// # Errors
+    /// When image or hypervisor do not allow it. The build is to be dropped then.
+    fn go_on(&mut self, build: &mut Self::Build, order: &Order<'_>) -> Result<Step<Self::Link>, Failure>;
 
     /// Stops a domain where it is.
     ///
@@ -152,6 +172,9 @@ pub trait Host {
 
     /// What the hypervisor has logged since this was last asked.
     fn read_log(&mut self) -> Vec<u8>;
+
+    /// The control domain's own memory.
+    fn own_memory(&self) -> ControlMemory;
 
     /// What the control domain itself has logged since this was last asked.
     fn read_own_log(&mut self) -> Vec<u8>;

@@ -25,6 +25,7 @@ mod domain;
 pub mod gzip;
 mod host;
 mod images;
+mod making;
 mod scrollback;
 mod server;
 #[cfg(test)]
@@ -32,6 +33,6 @@ mod tests;
 
 pub use channel::Channel;
 pub use control::Link;
-pub use host::{Built, Host, Machine, Order, Status};
+pub use host::{Begun, Host, Machine, Order, Status, Step};
 pub use scrollback::Scrollback;
 pub use server::{Server, Work};

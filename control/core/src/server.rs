@@ -9,8 +9,9 @@ mod requests;
 use crate::channel::{Channel, Client, Wait};
 use crate::control::Polled;
 use crate::domain::{Answer, Domain, Life};
-use crate::host::{Host, Order, Status};
-use crate::images::{Complete, Images};
+use crate::host::{Host, Status};
+use crate::images::Images;
+use crate::making::Making;
 use crate::scrollback::Scrollback;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::format;
@@ -20,8 +21,7 @@ use proxenos_abi::dom0_ops::args::DomainFlags;
 use proxenos_abi::io::domain_controller::CONTROL_RING_SIZE;
 use proxenos_rpc::{
     Bytes, CHUNK_COST, Call, Cause, ConsoleEnd, DomainId, Event, Exit, ExitReason, Failure, FromControl, Hello,
-    MAX_CHUNK, Nanos, OnCrash, Reply, Restart, ShutdownReason, Stage, Start, ToControl, Unreadable, VERSION, Version,
-    Welcome,
+    MAX_CHUNK, Nanos, OnCrash, Reply, Restart, ShutdownReason, ToControl, Unreadable, VERSION, Version, Welcome,
 };
 
 /// Our own number of a domain, which it keeps when it is started again.
@@ -47,10 +47,12 @@ pub enum Work {
 
 /// The control domain.
 pub struct Server<H: Host> {
-    host: H,
-    channels: Vec<Channel>,
+    pub(crate) host: H,
+    pub(crate) channels: Vec<Channel>,
     images: Images,
-    domains: BTreeMap<Serial, Domain<H::Link>>,
+    pub(crate) domains: BTreeMap<Serial, Domain<H::Link>>,
+    /// Domains that are being built, in turn.
+    pub(crate) makings: Vec<Making<H>>,
     last_serial: u64,
     /// Guests whose control interface is to be looked at, in turn.
     rung: VecDeque<Serial>,
@@ -75,6 +77,7 @@ impl<H: Host> Server<H> {
             channels: (0..channels).map(|_| Channel::default()).collect(),
             images: Images::new(images),
             domains: BTreeMap::new(),
+            makings: Vec::new(),
             last_serial: 0,
             rung: VecDeque::new(),
             exits: VecDeque::new(),
@@ -108,7 +111,7 @@ impl<H: Host> Server<H> {
         }
     }
 
-    fn ring(&mut self, serial: Serial) {
+    pub(crate) fn ring(&mut self, serial: Serial) {
         if !self.rung.contains(&serial) {
             self.rung.push_back(serial);
         }
@@ -141,6 +144,7 @@ impl<H: Host> Server<H> {
             }
         }
         self.start_again();
+        self.make();
         for channel in 0..self.channels.len() {
             self.listen(channel);
             self.show_consoles(channel);
@@ -148,7 +152,8 @@ impl<H: Host> Server<H> {
         self.pass_deadlines();
         self.forget_ended();
         let unheard = self.channels.iter().any(|channel| !channel.wants_input() && channel.has_room_for_output());
-        if unheard || self.is_changed || !self.rung.is_empty() { Work::Left } else { Work::Done }
+        let is_left = unheard || self.is_changed || !self.rung.is_empty() || !self.makings.is_empty();
+        if is_left { Work::Left } else { Work::Done }
     }
 
     /// Whether the machine is to end when all has been sent.
@@ -281,69 +286,28 @@ impl<H: Host> Server<H> {
     /// Starts domains again whose time it is.
     fn start_again(&mut self) {
         let now = self.host.now();
-        let due = |domain: &Domain<H::Link>| matches!(domain.life, Life::Restarting(at, _) if at <= now);
-        let due: Vec<_> = self.domains.iter().filter(|(_, domain)| due(domain)).map(|(&serial, _)| serial).collect();
-        for serial in due {
-            if let Err(failure) = self.restart(serial) {
-                let Some(domain) = self.domains.get_mut(&serial) else { continue };
-                domain.console.push(format!("\r\n[proxenos: not started again: {failure}]\r\n").as_bytes());
-                self.stay_down(serial);
+        let due = |(&serial, domain): (&Serial, &Domain<H::Link>)| match &domain.life {
+            Life::Restarting(at, exit) if *at <= now => Some((serial, exit.clone())),
+            _ => None,
+        };
+        let due: Vec<_> = self.domains.iter().filter_map(due).collect();
+        for (serial, exit) in due {
+            if let Err(failure) = self.begin_making(serial, Some(exit)) {
+                self.finish_making(serial, Err(failure));
             }
         }
     }
 
     /// A domain that was to be started again is not: how it ended.
-    fn stay_down(&mut self, serial: Serial) -> Option<Exit> {
+    pub(crate) fn stay_down(&mut self, serial: Serial) -> Option<Exit> {
         let domain = self.domains.get_mut(&serial)?;
-        let Life::Restarting(_, exit) = &domain.life else { return None };
+        let (Life::Restarting(_, exit) | Life::Building(Some(exit))) = &domain.life else { return None };
         let exit = Exit { restarted: false, ..exit.clone() };
         domain.life = Life::Ended(exit.clone());
         if let Some((_, told)) = self.exits.iter_mut().rev().find(|(whose, _)| *whose == serial) {
             *told = exit.clone();
         }
         Some(exit)
-    }
-
-    /// Builds a domain again that is gone, and lets it run.
-    fn restart(&mut self, serial: Serial) -> Result<(), Failure> {
-        let gone = || Failure::new(Cause::NoSuchDomain, "it is gone");
-        let domain = self.domains.get(&serial).ok_or_else(gone)?;
-        let built = build(
-            &mut self.host,
-            &domain.config,
-            Start::Running,
-            &domain.kernel,
-            domain.ramdisk.as_deref(),
-            &mut |_, _, _| {},
-        )?;
-        let id = built.id;
-        let now = self.host.now();
-        let domain = self.domains.get_mut(&serial).ok_or_else(gone)?;
-        domain.start_again(built, now);
-        for channel in &mut self.channels {
-            let viewers =
-                channel.open.iter().filter(|call| matches!(&call.wait, Wait::Console(v) if v.domain == serial));
-            let viewers: Vec<_> = viewers.map(|call| call.id).collect();
-            for call in viewers {
-                channel.event(call, Event::Restarted(DomainId(id.0)));
-            }
-        }
-        // What it did before it was known here is to be looked at.
-        self.ring(serial);
-        Ok(())
-    }
-
-    /// Builds a new domain.
-    fn create(&mut self, order: Complete, progress: &mut dyn FnMut(Stage, u64, u64)) -> Result<Serial, Failure> {
-        let Complete { config, kernel, ramdisk } = order;
-        let built = build(&mut self.host, &config, config.start, &kernel, ramdisk.as_deref(), progress)?;
-        let now = self.host.now();
-        self.last_serial += 1;
-        let serial = Serial(self.last_serial);
-        self.domains.insert(serial, Domain::new(built, config, kernel, ramdisk, now));
-        // What it did before it was known here is to be looked at.
-        self.ring(serial);
-        Ok(serial)
     }
 
     /// Looks at what clients have sent, as long as there is room for answers.
@@ -429,34 +393,4 @@ impl<H: Host> Server<H> {
             self.domains.remove(serial);
         }
     }
-}
-
-/// Builds a domain as a configuration says, and lets it run if it is to. What fails leaves no domain.
-fn build<H: Host>(
-    host: &mut H,
-    config: &proxenos_rpc::Config,
-    start: Start,
-    kernel: &crate::images::Stored,
-    ramdisk: Option<&crate::images::Stored>,
-    progress: &mut dyn FnMut(Stage, u64, u64),
-) -> Result<crate::Built<H::Link>, Failure> {
-    let order = Order {
-        kernel: kernel.bytes(),
-        ramdisk: ramdisk.map_or(&[], |ramdisk| ramdisk.bytes()),
-        memory: config.memory,
-        memory_limit: config.memory_limit.unwrap_or(config.memory),
-        cpu: config.cpu,
-        command_line: config.cmdline.as_bytes(),
-    };
-    let built = host.build(&order, progress)?;
-    let id = built.id;
-    let scheduled = config.sched.map_or(Ok(()), |sched| host.set_domain_sched(id, sched));
-    let started = scheduled.and_then(|()| if start == Start::Running { host.unpause(id) } else { Ok(()) });
-    if let Err(failure) = started {
-        drop(built);
-        // What is not as it was asked for is not left lying about.
-        let _ = host.destroy(id);
-        return Err(failure);
-    }
-    Ok(built)
 }

@@ -2,6 +2,7 @@
 
 mod guests;
 mod hostile;
+mod making;
 mod random;
 
 use super::*;
@@ -59,8 +60,28 @@ impl Played {
     }
 }
 
+/// A domain of the played host that is being built.
+struct Build {
+    host: Played,
+    /// 0 when it is built.
+    id: u16,
+    pieces: u64,
+}
+
+/// Pieces in which domains are built.
+const PIECES: u64 = 200;
+
+impl Drop for Build {
+    fn drop(&mut self) {
+        if self.id != 0 {
+            self.host.0.borrow_mut().domains.remove(&self.id);
+        }
+    }
+}
+
 impl Host for Played {
     type Link = Page;
+    type Build = Build;
 
     fn now(&self) -> Nanos {
         Nanos(self.0.borrow().now)
@@ -79,18 +100,34 @@ impl Host for Played {
         Some(Status { id: DomId(*id), flags, memory, memory_limit, cpu_time: Nanos(5), shared_info_frame: 9 })
     }
 
-    fn build(&mut self, order: &Order<'_>, progress: &mut dyn FnMut(Stage, u64, u64)) -> Result<Built<Page>, Failure> {
+    fn begin_build(&mut self, order: &Order<'_>) -> Result<Begun<Build>, Failure> {
         let mut world = self.0.borrow_mut();
         if let Some(cause) = world.no_build {
             return Err(Failure::new(cause, "no"));
         }
-        (0..200).for_each(|done| progress(Stage::Copy, done, 200));
         world.last += 1;
         let (id, page) = (world.last, Page::new());
-        let fake =
-            Fake { flags: DomainFlags::PAUSED, memory: order.memory, limit: order.memory_limit, page: page.clone() };
+        let fake = Fake { flags: DomainFlags::PAUSED, memory: order.memory, limit: order.memory_limit, page };
         world.domains.insert(id, fake);
-        Ok(Built { id: DomId(id), arch: Arch::X86_64, link: page })
+        let build = Build { host: self.clone(), id, pieces: 0 };
+        Ok(Begun { id: DomId(id), arch: Arch::X86_64, build })
+    }
+
+    fn go_on(&mut self, build: &mut Build, _: &Order<'_>) -> Result<Step<Page>, Failure> {
+        if let Some(cause) = self.0.borrow().no_build {
+            return Err(Failure::new(cause, "no"));
+        }
+        if build.pieces == PIECES {
+            let page = self.page(build.id);
+            build.id = 0;
+            return Ok(Step::Built(page));
+        }
+        build.pieces += 1;
+        Ok(Step::More { stage: Stage::Copy, done: build.pieces, total: PIECES })
+    }
+
+    fn own_memory(&self) -> ControlMemory {
+        ControlMemory { used: 1, heap: 2, left: 3 }
     }
 
     fn pause(&mut self, id: DomId) -> Result<(), Failure> {
@@ -202,21 +239,26 @@ impl Bench {
         for turns in 0.. {
             assert!(turns < 10_000, "there is always work");
             let work = self.server.turn();
-            for (channel, decoder) in self.decoders.iter_mut().enumerate() {
-                loop {
-                    let bytes = self.server.channel(channel).unsent().to_vec();
-                    if bytes.is_empty() {
-                        break;
-                    }
-                    self.server.channel(channel).sent(bytes.len());
-                    let mut input = &bytes[..];
-                    while let Some(message) = decoder.next::<FromControl>(&mut input) {
-                        self.arrived.push_back((channel, message.expect("a whole message")));
-                    }
-                }
-            }
+            self.take_all();
             if work == Work::Done {
                 break;
+            }
+        }
+    }
+
+    /// Takes everything that is to be sent.
+    fn take_all(&mut self) {
+        for (channel, decoder) in self.decoders.iter_mut().enumerate() {
+            loop {
+                let bytes = self.server.channel(channel).unsent().to_vec();
+                if bytes.is_empty() {
+                    break;
+                }
+                self.server.channel(channel).sent(bytes.len());
+                let mut input = &bytes[..];
+                while let Some(message) = decoder.next::<FromControl>(&mut input) {
+                    self.arrived.push_back((channel, message.expect("a whole message")));
+                }
             }
         }
     }

@@ -1,6 +1,7 @@
 //! The domain builder: where everything lies at a domain's start of day, and putting it there.
 //!
-//! [`Layout::plan`] is arithmetic; [`populate`] writes through [`DomainMemory`] into frames that nobody else uses yet.
+//! [`Layout::plan`] is arithmetic; [`populate`], or [`Populating`] piece by piece, writes through [`DomainMemory`] into
+//! frames that nobody else uses yet.
 //! Promises: the nine points of the comment "Start-of-day memory layout" in `xen.h`, for both architectures, with the
 //! region starting where Xen 2.0 starts it (at `VIRT_BASE`, or at the image's lowest page, not rounded down). Nothing
 //! is validated or pinned here: the caller hands the page tables to the paging code as it would a guest's. No lock is
@@ -13,7 +14,7 @@ mod registers;
 mod tests;
 
 pub use memory::DomainMemory;
-pub use populate::{FrameContents, StartOfDay, populate};
+pub use populate::{FrameContents, Pages, Populating, Source, StartOfDay, populate};
 pub use registers::{InitialState, initial_state};
 
 use crate::kernel::{Image, guest_may_use};

@@ -300,6 +300,35 @@ fn clean_frames_are_not_cleared_again() {
 }
 
 #[test]
+fn it_comes_to_the_same_in_pieces() {
+    for (arch, base) in BASES {
+        let request = Request { kind: DomainKind::Ordinary, ..request(0x1_2345, 2048) };
+        let whole = build(arch, base, &request, 77);
+        let file = Recipe::small(arch, base).build();
+        let image = Image::parse(&file).unwrap();
+        let module: Vec<u8> = (0..request.module_bytes).map(|i| (i * 7) as u8).collect();
+        let start = StartOfDay {
+            shared_info: SHARED_INFO,
+            flags: StartInfoFlags::PRIVILEGED | StartInfoFlags::INITDOMAIN,
+            controller: Port(3),
+            command_line: b"root=/dev/ram0",
+        };
+        let source = Source { layout: &whole.layout, image: &image, module: &module, start: &start };
+        for most in [1, 3, 40] {
+            let mut machine = Frames::new(request.pages + 16, frames(request.pages, 77));
+            machine.bytes.fill(0xee);
+            let mut populating = Populating::begin(&machine, FrameContents::Unknown, &source).unwrap();
+            let mut pieces = 1;
+            while populating.go_on(&mut machine, &source, Pages(most)).unwrap().is_none() {
+                pieces += 1;
+            }
+            assert!(machine.bytes == whole.machine.bytes, "{arch:?}, {most} pages at a time");
+            assert!(pieces > 2048 / most && pieces < 2300, "{pieces} pieces of {most}");
+        }
+    }
+}
+
+#[test]
 fn frames_beyond_reach_are_refused_before_anything_is_written() {
     let file = Recipe::small(Arch::X86_32, 0xc000_0000).build();
     let image = Image::parse(&file).unwrap();

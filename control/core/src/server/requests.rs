@@ -4,6 +4,7 @@ use super::{Serial, Server};
 use crate::channel::{Open, Viewer, Wait};
 use crate::domain::{Domain, Input, Life};
 use crate::host::{Host, Status};
+use crate::images::Complete;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::vec::Vec;
@@ -12,9 +13,8 @@ use proxenos_abi::dom0_ops::args::DomainFlags;
 use proxenos_abi::io::domain_controller::ShutdownMessage;
 use proxenos_rpc::{
     Attached, Bytes, Call, CallId, Cause, Config, ConsoleEnd, ConsoleMode, Context, Deadline, DomainId, Event, Exit,
-    ExitReason, Failure, HostInfo, Image, Info, Kib, List, Log, LogPart, MAX_CHUNK, MAX_CREDIT, MAX_LIST, MAX_PROGRESS,
-    MAX_RECORDS, Name, Nanos, Note, OnCrash, Reply, Request, Restart, ShutdownReason, State, Subject, Text, TracePart,
-    UploadId,
+    ExitReason, Failure, HostInfo, Image, Info, Kib, List, Log, LogPart, MAX_CHUNK, MAX_CREDIT, MAX_LIST, MAX_RECORDS,
+    Name, Nanos, Note, OnCrash, Reply, Request, Restart, ShutdownReason, State, Subject, Text, TracePart, UploadId,
 };
 
 /// What a viewer may send before it hears of credit.
@@ -74,7 +74,7 @@ impl<H: Host> Server<H> {
             Request::Upload { upload, part, offset, bytes } => {
                 self.images.take(number, upload, part, offset, &bytes).map(|()| Reply::Done)?
             }
-            Request::CreateFinish { upload } => self.create_finish(number, id, upload)?,
+            Request::CreateFinish { upload } => return self.create_finish(number, upload),
             Request::CreateAbort { upload } => self.images.abort(number, upload).map(|()| Reply::Done)?,
             Request::ConsoleAttach { domain, replay, credit, mode } => {
                 return self.attach(number, id, &domain, replay, credit, mode);
@@ -89,7 +89,7 @@ impl<H: Host> Server<H> {
             }
             Request::Shutdown { domain, reason, wait } => return self.shut_down(&domain, reason, wait),
             Request::Destroy(subject) => Reply::Exit(self.destroy(&subject)?),
-            Request::Reset(subject) => self.reset(&subject)?,
+            Request::Reset(subject) => return self.reset(&subject),
             Request::SetMemory { domain, memory } => return self.set_memory(&domain, memory),
             Request::SetMemoryLimit { domain, limit } => {
                 let target = self.find(&domain)?;
@@ -130,6 +130,7 @@ impl<H: Host> Server<H> {
             }
             Request::WaitExit(subject) => return self.wait_exit(&subject),
             Request::HostStop => self.stop(),
+            Request::ControlMemory => Reply::ControlMemory(self.host.own_memory()),
         }))
     }
 
@@ -258,7 +259,7 @@ impl<H: Host> Server<H> {
         Reply::Domains { at: self.host.now(), domains, more }
     }
 
-    fn describe(&self, subject: &Subject) -> Result<Info, Failure> {
+    pub(crate) fn describe(&self, subject: &Subject) -> Result<Info, Failure> {
         let target = self.find(subject)?;
         let gone = || failure(Cause::NoSuchDomain, "the domain is gone");
         self.status(target.id).map(|status| self.info(&status)).ok_or_else(gone)
@@ -266,8 +267,10 @@ impl<H: Host> Server<H> {
 
     /// All that is known of a domain.
     fn info(&self, status: &Status) -> Info {
-        let ours = self.domains.values().find(|domain| domain.id == status.id && domain.is_there());
-        let serial = self.domains.iter().find(|(_, domain)| domain.id == status.id && domain.is_there());
+        let is_it = |domain: &Domain<H::Link>| domain.id == status.id && domain.has_number();
+        let serial = self.domains.iter().find(|(_, domain)| is_it(domain));
+        let ours = serial.map(|(_, domain)| domain);
+        let is_building = ours.is_some_and(|domain| matches!(domain.life, Life::Building(_)));
         let is_viewer = |call: &&Open| match (&call.wait, serial) {
             (Wait::Console(viewer), Some((serial, _))) => viewer.domain == *serial,
             _ => false,
@@ -280,7 +283,7 @@ impl<H: Host> Server<H> {
             id: DomainId(status.id.0),
             name: name.unwrap_or_else(|| Name::new("unnamed").expect("a name")),
             arch: ours.map_or(proxenos_rpc::Arch::X86_64, |domain| domain.arch),
-            state: state(status.flags),
+            state: if is_building { State::Building } else { state(status.flags) },
             memory: status.memory,
             memory_limit: status.memory_limit,
             cpu: status.flags.cpu().into(),
@@ -323,19 +326,17 @@ impl<H: Host> Server<H> {
         Ok(Reply::Upload { upload, kernel, ramdisk })
     }
 
-    fn create_finish(&mut self, number: usize, id: CallId, upload: UploadId) -> Result<Reply, Failure> {
-        let order = self.images.finish(number, upload)?;
-        let mut progress = Vec::new();
-        let built = self.create(order, &mut |stage, done, total| {
-            if progress.len() < MAX_PROGRESS as usize {
-                progress.push(Event::Progress { stage, done, total });
-            }
-        });
-        for event in progress {
-            self.channels[number].event(id, event);
+    fn create_finish(&mut self, number: usize, upload: UploadId) -> Result<Outcome, Failure> {
+        let Complete { config, kernel, ramdisk } = self.images.finish(number, upload)?;
+        let now = self.host.now();
+        self.last_serial += 1;
+        let serial = Serial(self.last_serial);
+        self.domains.insert(serial, Domain::new(config, kernel, ramdisk, now));
+        if let Err(failure) = self.begin_making(serial, None) {
+            self.domains.remove(&serial);
+            return Err(failure);
         }
-        let domain = self.domains[&built?].id;
-        Ok(Reply::Domain(Box::new(self.describe(&Subject::Id(DomainId(domain.0)))?)))
+        Ok(Outcome::Wait(Wait::Creation(serial)))
     }
 
     fn attach(
@@ -441,18 +442,25 @@ impl<H: Host> Server<H> {
             Subject::Id(id) => domain.id.0 == id.0,
             Subject::Name(name) => domain.config.name == *name,
         };
-        let waits = |domain: &Domain<H::Link>| matches!(domain.life, Life::Restarting(..));
+        let waits = |domain: &Domain<H::Link>| matches!(domain.life, Life::Restarting(..) | Life::Building(Some(_)));
         let (&serial, _) = self.domains.iter().find(|(_, domain)| waits(domain) && is_meant(domain))?;
+        self.makings.retain(|making| making.serial != serial);
         self.stay_down(serial)
     }
 
-    fn reset(&mut self, subject: &Subject) -> Result<Reply, Failure> {
+    fn reset(&mut self, subject: &Subject) -> Result<Outcome, Failure> {
         let serial = self.ours(subject)?;
-        self.ended(serial, ExitReason::Destroyed);
-        self.restart(serial)
-            .map_err(|why| failure(why.cause, &format!("it was ended, and not started again: {why}")))?;
-        let id = self.domains[&serial].id;
-        Ok(Reply::Domain(Box::new(self.describe(&Subject::Id(DomainId(id.0)))?)))
+        let ended = self.ended(serial, ExitReason::Destroyed);
+        let exit = ended.ok_or_else(|| failure(Cause::NoSuchDomain, "the domain is gone"))?;
+        let exit = Exit { restarted: true, ..exit };
+        if let Some(domain) = self.domains.get_mut(&serial) {
+            domain.life = Life::Restarting(exit.at, exit.clone());
+        }
+        if let Err(why) = self.begin_making(serial, Some(exit)) {
+            self.unmade(serial, &why);
+            return Err(failure(why.cause, &format!("it was ended, and not started again: {why}")));
+        }
+        Ok(Outcome::Wait(Wait::Creation(serial)))
     }
 
     fn log(&mut self, log: Log, from: u64) -> Reply {
@@ -488,7 +496,7 @@ impl<H: Host> Server<H> {
         match self.ours(subject) {
             Ok(serial) => match &self.domains[&serial].life {
                 Life::Kept(exit) | Life::Ended(exit) => Ok(Outcome::Now(Reply::Exit(exit.clone()))),
-                Life::Live | Life::Restarting(..) => Ok(Outcome::Wait(Wait::Exit(serial))),
+                Life::Building(_) | Life::Live | Life::Restarting(..) => Ok(Outcome::Wait(Wait::Exit(serial))),
             },
             Err(failure) => {
                 let is_meant = |exit: &Exit| match subject {
@@ -504,6 +512,7 @@ impl<H: Host> Server<H> {
     fn stop(&mut self) -> Reply {
         let serials: Vec<_> =
             self.domains.iter().filter(|(_, domain)| domain.is_there()).map(|(&serial, _)| serial).collect();
+        self.makings.clear();
         for serial in serials {
             self.ended(serial, ExitReason::Destroyed);
         }
