@@ -105,7 +105,7 @@ fn nothing_comes_once_the_end_has_begun() {
     let id = world.create::<X86_64>(Arch::X86_64, 4);
     let dom = world.find(id);
     dom.max_pages.store(100, Relaxed);
-    *dom.ending.lock() = Ending::Going { vcpu: Box::new(Vcpu::new()), teardown: Teardown::Begun };
+    *dom.ending.lock() = Ending::Going { vcpu: Box::new(Vcpu::new()), open: None, teardown: Teardown::Begun };
     assert!(!dom.run_state().contains(RunState::DYING), "or the test proves nothing");
     assert_eq!(life::feed(&world.host, &dom, 8, &mut Poll::begin()), Err(Hungry::NoMemory));
     let list = [0, world.guests[0].va(DATA).0, 1, 0, id.0.into(), 0];
