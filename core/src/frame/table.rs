@@ -47,6 +47,16 @@ impl FrameTable {
         self.above_first_mib.get(usize::try_from(mfn.0.wrapping_sub(FIRST_RAM_FRAME.0)).ok()?)
     }
 
+    /// The first frame from `from` on that `owner` owns, of so many; if none is, the one behind those, or behind all there are.
+    #[must_use]
+    pub fn next_of(&self, owner: DomId, from: Mfn, most: u64) -> Mfn {
+        let end = from.0.saturating_add(most).min(self.len());
+        let range = usize::try_from(from.0).ok().zip(usize::try_from(end).ok());
+        let looked_at = range.and_then(|(from, end)| self.frames.get(from..end)).unwrap_or_default();
+        let found = looked_at.iter().position(|info| info.refs().owner() == owner);
+        Mfn(from.0 + found.unwrap_or(looked_at.len()) as u64)
+    }
+
     /// Takes a reference to a frame owned by `owner`.
     #[inline]
     pub fn get(&self, mfn: Mfn, owner: DomId) -> Result<&'static FrameInfo, RefError> {

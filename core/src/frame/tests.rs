@@ -169,3 +169,16 @@ fn a_partial_table_keeps_its_references_its_owner_and_its_mark() {
     frame.set_partial(7, Condition::Condemned);
     assert_eq!((frame.put_type(|| 0), frame.type_word().partial()), (TypeRest::Last, None));
 }
+
+#[test]
+fn the_next_frame_of_an_owner_is_found_or_the_look_ends() {
+    let records: &'static [FrameInfo] = (0..20).map(|_| FrameInfo::reserved()).collect::<alloc::vec::Vec<_>>().leak();
+    let table = FrameTable::new(records);
+    records[7].assign(DomId(1));
+    records[9].assign(DomId(2));
+    records[19].assign(DomId(1));
+    let next = |from, most| table.next_of(DomId(1), Mfn(from), most).0;
+    assert_eq!([next(0, 100), next(7, 100), next(8, 100), next(20, 100)], [7, 7, 19, 20]);
+    assert_eq!([next(0, 7), next(0, 8), next(8, 3), next(8, 0)], [7, 7, 11, 8]);
+    assert_eq!(table.next_of(DomId(3), Mfn(0), u64::MAX), Mfn(20));
+}
