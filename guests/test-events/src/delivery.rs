@@ -8,10 +8,10 @@ use core::arch::asm;
 use core::sync::atomic::{AtomicU32, Ordering};
 use proxenos_guest::abi::context::TrapFlags;
 use proxenos_guest::abi::event_channel::EvtchnAllocUnbound;
-use proxenos_guest::abi::{DomId, GuestVirt, Port};
+use proxenos_guest::abi::{DomId, GuestArch, GuestVirt, Port};
 use proxenos_guest::test::section;
-use proxenos_guest::traps::{self, Outcome};
-use proxenos_guest::{TrapFrame, arch, attempt, check, check_eq, events, hypercall, probe, shared_info};
+use proxenos_guest::traps::{self, Outcome, vector};
+use proxenos_guest::{Arch, TrapFrame, arch, attempt, check, check_eq, events, hypercall, probe, shared_info};
 
 static HANDLED: AtomicU32 = AtomicU32::new(0);
 static MASK_IN_HANDLER: AtomicU32 = AtomicU32::new(0);
@@ -71,6 +71,7 @@ fn deliver_between((from, to): (Port, Port)) {
     unmasking_in_memory(from, to);
     with_an_exception(from, to);
     registers_survive(from, to);
+    callback_into_nothing(from);
     check_eq!(events::close(from), Ok(()));
     check_eq!(events::close(to), Ok(()));
     events::clear(to);
@@ -230,4 +231,32 @@ fn registers_survive(from: Port, to: Port) {
         check_eq!(handled() - before, round + 1);
     }
     check!(!shared_info::is_pending(to));
+}
+
+/// The callback is where nothing is mapped: the frame is pushed all the same, and entering it is the kernel's own fault, which its
+/// handler may mend.
+fn callback_into_nothing(from: Port) {
+    // An x86_32 kernel may name what is the hypervisor's, where there is nothing for it either.
+    const PLACES: &[u64] = if cfg!(target_arch = "x86") { &[0x20, 0xfd00_0000, 0xffff_fff0] } else { &[0x20] };
+    section("a callback where nothing is");
+    fn mend(frame: &mut TrapFrame) -> Outcome {
+        if !PLACES.contains(&frame.ip().raw()) {
+            return Outcome::NotMine;
+        }
+        frame.set_ip(arch::event_callback());
+        Outcome::Handled
+    }
+    traps::set_handler(vector::PAGE_FAULT, mend);
+    let failsafe = (Arch::FLAT_GUESTOS_CS, arch::failsafe_callback());
+    for at in PLACES.iter().cycle().take(12).map(|&at| GuestVirt(at)) {
+        // SAFETY: nothing is there, which the handler knows.
+        check_eq!(unsafe { hypercall::set_callbacks((Arch::FLAT_GUESTOS_CS, at), failsafe) }, Ok(()));
+        let (before, traps) = (handled(), traps::count());
+        check_eq!(events::send(from), Ok(()));
+        check_eq!((handled() - before, traps::count().wrapping_sub(traps)), (1, 1), "a fault, then the event");
+        check_eq!((traps::last_trap().ip, traps::last_trap().fault_address), (at, at), "its address");
+        check_eq!(shared_info::upcall_mask().load(Ordering::SeqCst), 0, "unmasked again");
+    }
+    traps::clear_handler(vector::PAGE_FAULT);
+    events::install().expect("the callbacks");
 }

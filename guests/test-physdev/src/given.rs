@@ -9,7 +9,7 @@ use proxenos_guest::abi::mmu::UpdateVaFlags;
 use proxenos_guest::abi::{DomId, Errno, Mfn, Virq};
 use proxenos_guest::pte::{Pte, PteFlags};
 use proxenos_guest::test::section;
-use proxenos_guest::{check_eq, events, hypercall, memory};
+use proxenos_guest::{boot, check_eq, events, hypercall, memory};
 
 static ENDED: AtomicU32 = AtomicU32::new(0);
 
@@ -54,5 +54,8 @@ pub fn run() {
         };
         check_eq!(mapped, Err(Errno::EINVAL), "frame {frame:#x}");
     }
-    lines::of_one(&edu);
+    match boot::option("shared") {
+        Some(_) => lines::shared(&edu),
+        None => lines::of_one(&edu),
+    }
 }

@@ -9,7 +9,7 @@ use proxenos_guest::abi::physdev::{IrqStatusFlags, IrqStatusQuery, PhysdevOp};
 use proxenos_guest::abi::{Errno, Pirq, Port};
 use proxenos_guest::hypercall::event_channel_op;
 use proxenos_guest::test::section;
-use proxenos_guest::{check, check_eq, events, hypercall, memory, shared_info};
+use proxenos_guest::{check, check_eq, events, hypercall, memory, println, shared_info};
 
 /// Interrupts seen.
 static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -58,6 +58,40 @@ pub fn of_one(edu: &Edu) {
     storm(edu);
     closed_in_flight(edu);
     while_waiting(edu);
+}
+
+/// Interrupts by a line that another domain's device has too, while that interrupts all the time: each is told of all of them, answers
+/// each, and misses none of its own.
+pub fn shared(edu: &Edu) {
+    const OWN: u32 = 300;
+    section("a line that others have too");
+    let port = handle(edu.line, BindPirqFlags::WILL_SHARE);
+    let (mut own, mut others) = (0, 0);
+    let mut answer = || {
+        COUNT.store(0, Ordering::Relaxed);
+        let whose = if edu.acknowledge() { &mut own } else { &mut others };
+        *whose += 1;
+        notify();
+    };
+    for _ in 0..OWN {
+        // The other's turn: what comes in it is the other's.
+        check_eq!(hypercall::sched_yield(), Ok(()));
+        while seen_any() {
+            answer();
+        }
+        edu.raise();
+        events::wait_until(seen_any);
+        answer();
+    }
+    check_eq!(own, OWN, "of its own, each once");
+    println!("{own} of its own, {others} of the other's");
+    check!(others > 0, "it is told of the other's");
+    // What it does not answer any more keeps the line from nobody.
+    check_eq!(events::close(port), Ok(()));
+}
+
+fn seen_any() -> bool {
+    COUNT.load(Ordering::Relaxed) > 0
 }
 
 /// Binds a line that is not to be shared; what came of it.

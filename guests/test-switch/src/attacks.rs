@@ -4,8 +4,11 @@ use crate::ends;
 use crate::relay;
 use core::sync::atomic::{AtomicU32, Ordering};
 use proxenos_guest::abi::event_channel::{EvtchnOp, EvtchnSend};
-use proxenos_guest::abi::hypercall::{MulticallEntry, SchedOp};
+use proxenos_guest::abi::hypercall::{MulticallEntry, SchedOp, VmAssistCommand, VmAssistType};
+use proxenos_guest::abi::mmu::MmuExtCommand;
 use proxenos_guest::abi::{DomId, GuestArch, GuestVirt, Hypercall, Port, Virq};
+use proxenos_guest::memory::{self, Range, tables};
+use proxenos_guest::pte::{Pte, PteFlags};
 use proxenos_guest::test::section;
 use proxenos_guest::{Arch, Word, check, check_eq, events, hypercall, shared_info, time};
 
@@ -83,7 +86,33 @@ pub fn shut() {
     let _ = unsafe { hypercall::multicall(&mut list) };
 }
 
-/// Domain 0, beside [`shut`] and [`callback_unmapped`].
+/// A page table is found bad by a call in the midst of a multicall: what follows in the list is not done.
+pub fn bad_list() {
+    proxenos_guest::init();
+    check_eq!(hypercall::vm_assist(VmAssistCommand::Enable, VmAssistType::WritablePagetables), Ok(()));
+    let range = Range::new(1);
+    let page = memory::alloc_frame().expect("a frame");
+    while events::send(STORM).is_err() {}
+    ends::take_leave();
+    let request = EvtchnOp::new(EvtchnSend { local_port: STORM });
+    let flush = memory::extended(MmuExtCommand::TlbFlush, 0, 0);
+    let call = |number: Hypercall, [first, second]: [Word; 2]| MulticallEntry::<Arch> {
+        op: number.raw() as Word,
+        args: [first, second, 0, 0, 0, 0, 0],
+    };
+    let send = || call(Hypercall::EventChannelOp, [&raw const request as usize as Word, 0]);
+    let closes = call(Hypercall::MmuUpdate, [&raw const flush as usize as Word, 1]);
+    let mut list = [send(), closes, send(), send()];
+    // Enough to have it opened, and a writable mapping of the top-level table.
+    for index in 0..12 {
+        range.write(index, Pte::new(page.mfn(), PteFlags::KERNEL_RW));
+    }
+    range.write(12, Pte::new(tables::root(), PteFlags::KERNEL_RW));
+    // SAFETY: calls that change no memory but the list's.
+    let _ = unsafe { hypercall::multicall(&mut list) };
+}
+
+/// Domain 0, beside [`shut`], [`callback_unmapped`] and [`bad_list`].
 pub fn run() {
     proxenos_guest::init();
     section("a shutdown within a list");
@@ -94,4 +123,10 @@ pub fn run() {
     check!(events::send(port).is_ok(), "its channel stays");
     section("a callback where nothing is");
     ends::dismiss_next(2, 1);
+    section("a page table found bad within a list");
+    let before = relay::received();
+    relay::counted(DomId(3), STORM);
+    events::wait_until(|| relay::received() == before + 1);
+    ends::dismiss_next(3, 2);
+    check_eq!(relay::received() - before, 2, "what stood before it was sent, and nothing behind it");
 }

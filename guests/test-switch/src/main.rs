@@ -43,6 +43,7 @@ fn main(_: &StartInfo) {
         Some("open-tables") => open_tables::part(),
         Some("bad-table") => open_tables::bad(),
         Some("quiet") => ends::quiet(),
+        Some("bad-list") => attacks::bad_list(),
         Some("unprivileged") => unprivileged::run(),
         Some("attacked") => attacks::run(),
         Some("stuck") => attacks::stuck(),
