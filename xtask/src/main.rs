@@ -161,12 +161,24 @@ struct BenchArgs {
     /// Only operations whose name contains this
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
-    /// Make the figures the new baseline
+    /// Make the figures the new baseline, and draw the plot and SPECIFICATION.md's table of it
     #[arg(long)]
     save: bool,
     /// Print the figures as JSON
     #[arg(long)]
     json: bool,
+    /// Measure twice, and fail where a digit differs
+    #[arg(long)]
+    repeat: bool,
+    /// Measure nothing: draw the plot and SPECIFICATION.md's table of the committed figures
+    #[arg(long, conflicts_with_all = ["save", "json", "filter", "arch", "repeat"])]
+    redraw: bool,
+    /// Say where the instructions of this one operation go, by function, in place of measuring
+    #[arg(long, value_name = "OP", conflicts_with_all = ["save", "json", "filter", "repeat", "redraw"])]
+    profile: Option<String>,
+    /// With --profile: each instruction as well, in the order in which they were executed
+    #[arg(long, requires = "profile")]
+    listing: bool,
     /// Measure this peer too, in the same emulator; with --save, make its figures the committed ones
     #[arg(long, value_name = "NAME")]
     peer: Option<bench::Peer>,

@@ -5,11 +5,15 @@
 //!
 //! A second domain of the same image is the one that turns and events go to.
 //!
-//! Command line: `only=NAME` measures that one, `rounds=N` so many times (default 8).
+//! Command line: `only=NAME` measures that one, `rounds=N` so many times (default 8); `only=memory` looks at nothing but when it began
+//! and what memory there is for domains. With `profile=yes` it says `bench waits` and waits for a key before it measures, and what is done many times
+//! over is not divided.
 #![no_std]
 #![no_main]
 
 mod calls;
+mod control;
+mod domains;
 mod entries;
 mod events;
 mod others;
@@ -20,10 +24,12 @@ mod ring3;
 mod traps;
 #[cfg(target_arch = "x86_64")]
 mod user64;
+mod wake;
+mod writable;
 
 use core::hint::black_box;
 use proxenos_guest::arch::read_tsc;
-use proxenos_guest::{StartInfo, boot, println};
+use proxenos_guest::{StartInfo, boot, hypercall, println};
 
 proxenos_guest::entry!(main);
 
@@ -31,24 +37,46 @@ proxenos_guest::entry!(main);
 const ROUNDS: usize = 8;
 
 fn main(_: &StartInfo) {
+    let began = read_tsc();
     proxenos_guest::init();
     if !boot::is_initial_domain() {
         others::partner();
     }
     let bench = Bench::new();
+    if boot::option("only") == Some("memory") {
+        println!("bench boot {began}");
+        println!("memory {}", control::free() + control::of_domains());
+        println!("bench done");
+        return;
+    }
+    if bench.profile {
+        wait_for_key();
+    }
     calls::run(&bench);
     paging::run(&bench);
     pins::run(&bench);
+    writable::run(&bench);
+    domains::run(&bench);
     events::run(&bench);
     traps::run(&bench);
     others::run(&bench);
     println!("bench done");
 }
 
+/// Lets who watches prepare for what comes.
+fn wait_for_key() {
+    println!("bench waits");
+    while hypercall::console_read(&mut [0]) != Ok(1) {
+        let _ = hypercall::sched_yield();
+    }
+}
+
 /// What all measurements have in common.
 pub struct Bench {
     only: Option<&'static str>,
     rounds: usize,
+    /// Whether somebody watches each instruction.
+    profile: bool,
     /// Cycles that a measurement of nothing takes.
     overhead: u64,
 }
@@ -56,10 +84,10 @@ pub struct Bench {
 impl Bench {
     fn new() -> Self {
         let rounds = boot::option("rounds").and_then(|rounds| rounds.parse().ok()).unwrap_or(ROUNDS).max(1);
-        let nothing = Self { only: None, rounds: ROUNDS, overhead: 0 };
+        let nothing = Self { only: None, rounds: ROUNDS, profile: false, overhead: 0 };
         let overhead = nothing.least("overhead", |_| (), |()| true);
         println!("bench overhead {overhead}");
-        Self { only: boot::option("only"), rounds, overhead }
+        Self { only: boot::option("only"), rounds, profile: boot::option("profile").is_some(), overhead }
     }
 
     /// Whether an operation is to be measured.
@@ -85,7 +113,15 @@ impl Bench {
     ) {
         if self.measures(name) {
             let cycles = self.least(name, prepare, operation).saturating_sub(self.overhead);
-            println!("bench {name} {}", (cycles + count / 2) / count);
+            let count = if self.profile { 1 } else { count };
+            self.report(name, (cycles + count / 2) / count);
+        }
+    }
+
+    /// Prints what was found of an operation.
+    pub fn report(&self, name: &str, value: u64) {
+        if self.measures(name) {
+            println!("bench {name} {value}");
         }
     }
 

@@ -2,13 +2,15 @@
 //! mapping, as a kernel's frames have: its type stays what it is.
 
 use crate::Bench;
-use crate::entries::{Window, frames, writable};
-use proxenos_guest::Arch;
-use proxenos_guest::abi::Mfn;
-use proxenos_guest::abi::mmu::{MmuCommand, MmuUpdate, UpdateVaFlags};
-use proxenos_guest::hypercall::mmu_update;
-use proxenos_guest::memory::{flush_page, flush_tlb, request, update_va_mapping, write_entry};
+use crate::entries::{Window, frame, frames, writable};
+use core::cell::Cell;
+use proxenos_guest::abi::hypercall::DomMemOp;
+use proxenos_guest::abi::mmu::{MmuCommand, MmuExtCommand, MmuUpdate, UpdateVaFlags};
+use proxenos_guest::abi::{DomId, GuestWord, Mfn};
+use proxenos_guest::hypercall::{dom_mem_op, mmu_update};
+use proxenos_guest::memory::{extended, flush_page, flush_tlb, request, update, update_va_mapping, write_entry};
 use proxenos_guest::pte::Pte;
+use proxenos_guest::{Arch, Word};
 
 /// Entries in the long list.
 const MANY: usize = 128;
@@ -22,6 +24,34 @@ pub fn run(bench: &Bench) {
     single_pages(bench, &window, list);
     bench.measure("tlb-flush", |_| (), |()| flush_tlb().is_ok());
     bench.measure("invlpg", |_| (), |()| flush_page(window.at).is_ok());
+    // SAFETY: caches hold nothing that memory does not get.
+    bench.measure("cache-flush", |_| (), |()| unsafe { update(extended(MmuExtCommand::FlushCache, 0, 0)) }.is_ok());
+    exchange_of_frames(bench);
+}
+
+/// A frame given back, and another asked for: as many as before, of which one is nowhere mapped.
+fn exchange_of_frames(bench: &Bench) {
+    if !bench.measures("memory-decrease-increase") {
+        return;
+    }
+    let given = frame();
+    // SAFETY: a fresh page, to which nothing refers.
+    unsafe { update_va_mapping(given.virt(), Pte::NONE, UpdateVaFlags::INVLPG) }.expect("a page of ours");
+    let extent = Cell::new([Word::from_u64_truncating(given.mfn().raw())]);
+    let take = |op, list: &mut [Word; 1]| {
+        // SAFETY: the frame is nowhere mapped.
+        let done = unsafe { dom_mem_op(op, list, 0, DomId::SELF) };
+        done == Ok(1)
+    };
+    bench.measure(
+        "memory-decrease-increase",
+        |_| extent.get(),
+        |mut list| {
+            let done = take(DomMemOp::DecreaseReservation, &mut list) && take(DomMemOp::IncreaseReservation, &mut list);
+            extent.set(list);
+            done
+        },
+    );
 }
 
 fn change(window: &Window, page: usize, entry: Pte) -> MmuUpdate<Arch> {

@@ -1,4 +1,4 @@
-//! Figures: what the guest prints, the committed baseline, and what they are compared with.
+//! Figures: what the guest prints, and the committed baseline.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,8 +10,6 @@ use crate::guest_meta::Arch;
 
 /// The committed baseline, beside the guest's manifest.
 const BASELINE: &str = "baseline.json";
-/// Budgets and peers, there too.
-const REFERENCE: &str = "reference.toml";
 /// How the guest's lines begin: a name and a number follow.
 const PREFIX: &str = "bench ";
 /// The guest's last line.
@@ -39,6 +37,27 @@ pub fn parse(console: &str) -> Result<Figures> {
     Ok(figures)
 }
 
+/// What a measurement of nothing took; 0 if the guest does not say.
+pub fn overhead(console: &str) -> u64 {
+    let line = console.lines().find_map(|line| line.strip_prefix(PREFIX)?.strip_prefix(OVERHEAD));
+    line.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+}
+
+/// Reads a committed file; none if it is not there.
+pub fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_str(&text).map(Some).with_context(|| format!("{} is not as it should be", path.display()))
+}
+
+/// Writes one.
+pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)? + "\n";
+    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
 /// What figures were when somebody was content with them.
 #[derive(Debug, Default, Deserialize, Serialize)]
 pub struct Baseline {
@@ -51,19 +70,12 @@ pub struct Baseline {
 impl Baseline {
     /// Reads it; an empty one if there is none.
     pub fn read(dir: &Path) -> Result<Self> {
-        let path = dir.join(BASELINE);
-        if !path.exists() {
-            return Ok(Self::default());
-        }
-        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_str(&text).with_context(|| format!("{} is no baseline", path.display()))
+        Ok(read_json(&dir.join(BASELINE))?.unwrap_or_default())
     }
 
     /// Writes it.
     pub fn write(&self, dir: &Path) -> Result<()> {
-        let path = dir.join(BASELINE);
-        let text = serde_json::to_string_pretty(self)? + "\n";
-        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+        write_json(&dir.join(BASELINE), self)
     }
 
     /// What it says of an operation.
@@ -81,43 +93,6 @@ impl Baseline {
     }
 }
 
-/// Budgets and peers.
-#[derive(Debug)]
-pub struct Reference(BTreeMap<String, Operation>);
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Operation {
-    #[serde(default)]
-    budget: BTreeMap<Arch, u64>,
-    #[serde(default)]
-    xen: BTreeMap<Arch, u64>,
-}
-
-impl Reference {
-    /// Reads the file.
-    pub fn read(dir: &Path) -> Result<Self> {
-        let path = dir.join(REFERENCE);
-        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        Self::parse(&text).with_context(|| format!("{} is not as it should be", path.display()))
-    }
-
-    /// Reads its text.
-    pub fn parse(text: &str) -> Result<Self> {
-        Ok(Self(toml::from_str(text)?))
-    }
-
-    /// What an operation may cost.
-    pub fn budget(&self, arch: Arch, name: &str) -> Option<u64> {
-        self.0.get(name)?.budget.get(&arch).copied()
-    }
-
-    /// What it costs under the Xen that has such guests.
-    pub fn xen(&self, arch: Arch, name: &str) -> Option<u64> {
-        self.0.get(name)?.xen.get(&arch).copied()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,6 +101,7 @@ mod tests {
     fn figures_are_read_off_a_console() {
         let figures = parse("(px) boot\nbench overhead 3\nbench null 63\nother\nbench done\n").expect("whole");
         assert_eq!(figures, Figures::from([("null".to_owned(), 63)]));
+        assert_eq!(overhead("(px) boot\nbench overhead 3\n"), 3);
         assert!(parse("bench null 63\n").is_err(), "it did not end");
         assert!(parse("bench null x\nbench done\n").is_err());
         assert!(parse("bench null 1\nbench null 2\nbench done\n").is_err());
@@ -153,14 +129,5 @@ mod tests {
         Baseline::default().updated("c".to_owned(), figures).write(dir.path()).expect("writable");
         let read = Baseline::read(dir.path()).expect("just written");
         assert_eq!((read.compiler.as_str(), read.figure(Arch::X86_64, "null")), ("c", Some(60)));
-    }
-
-    #[test]
-    fn a_misspelt_reference_is_refused() {
-        assert!(Reference::parse("[null]\nbudgte = { x86_32 = 1 }").is_err());
-        let reference = Reference::parse("[a]\nbudget = { x86_64 = 2 }\nxen = { x86_64 = 9 }").expect("valid");
-        assert_eq!(reference.budget(Arch::X86_64, "a"), Some(2));
-        assert_eq!(reference.budget(Arch::X86_32, "a"), None);
-        assert_eq!((reference.xen(Arch::X86_64, "a"), reference.xen(Arch::X86_32, "a")), (Some(9), None));
     }
 }

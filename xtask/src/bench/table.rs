@@ -2,7 +2,8 @@
 
 use comfy_table::{CellAlignment, Table};
 
-use super::Row;
+use super::reference::{Peer, Unit};
+use super::row::Row;
 
 /// Prints all rows.
 pub fn print(rows: &[Row]) {
@@ -15,10 +16,11 @@ fn table(rows: &[Row]) -> Table {
     table.set_header([
         "operation",
         "arch",
-        "instructions",
+        "now",
         "baseline",
         "budget",
-        "Xen",
+        Peer::Xen2.name(),
+        Peer::Xen4.name(),
         "Xen/ours",
         "cycles",
         "verdict",
@@ -26,22 +28,27 @@ fn table(rows: &[Row]) -> Table {
     for row in rows {
         table.add_row(cells(row));
     }
-    for column in table.column_iter_mut().skip(2).take(6) {
+    for column in table.column_iter_mut().skip(2).take(7) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table
 }
 
-fn cells(row: &Row) -> [String; 9] {
+fn cells(row: &Row) -> [String; 10] {
     let number = |number: Option<u64>| number.map_or_else(String::new, |number| number.to_string());
-    let ratio = row.xen.map_or_else(String::new, |xen| format!("{:.1}", xen as f64 / row.instructions.max(1) as f64));
+    let ratio = row.ratio().map_or_else(String::new, |ratio| format!("{ratio:.1}"));
+    let name = match row.unit {
+        Unit::Instructions => row.name.clone(),
+        Unit::Bytes => format!("{} (bytes)", row.name),
+    };
     [
-        row.name.clone(),
+        name,
         row.arch.to_string(),
-        row.instructions.to_string(),
+        row.now.to_string(),
         number(row.baseline),
         number(row.budget),
-        number(row.xen),
+        number(row.xen_2_0),
+        number(row.xen_4_17),
         ratio,
         number(row.cycles),
         verdict(row),
@@ -54,8 +61,8 @@ fn verdict(row: &Row) -> String {
     if row.breaks_budget() {
         words.push("over budget".to_owned());
     }
-    if let Some(before) = row.baseline.filter(|&before| before > 0 && before != row.instructions) {
-        let percent = 100.0 * (row.instructions as f64 - before as f64) / before as f64;
+    if let Some(before) = row.baseline.filter(|&before| before > 0 && before != row.now) {
+        let percent = 100.0 * (row.now as f64 - before as f64) / before as f64;
         let word = if row.regressed() { "regressed " } else { "" };
         words.push(format!("{word}{percent:+.1} %"));
     }
@@ -72,10 +79,12 @@ mod tests {
         let row = Row {
             name: "null".to_owned(),
             arch: Arch::X86_64,
-            instructions: 66,
+            unit: Unit::Instructions,
+            now: 66,
             baseline: Some(60),
             budget: Some(60),
-            xen: Some(277),
+            xen_2_0: None,
+            xen_4_17: Some(277),
             cycles: None,
         };
         let text = table(&[row]).to_string();
