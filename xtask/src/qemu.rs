@@ -198,6 +198,8 @@ impl Vm {
             Boot::Peer { hypervisor, kernel } => {
                 let mut module = link(links, "domain0", kernel)?.into_os_string();
                 module.push(format!(" {}", self.cmdline.replace(',', ",,")).trim_end());
+                // Its own path is part of what the loader copies: no longer in one checkout than in another.
+                let hypervisor = link(links, "hypervisor", hypervisor)?;
                 command.arg("-kernel").arg(hypervisor).arg("-initrd").arg(module);
                 command.args(["-append", &self.hv_args]);
             }
@@ -345,7 +347,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let kernel = dir.path().join("guest");
         std::fs::write(&kernel, "").expect("writable");
-        let mut peer = vm(Machine::Pc, Boot::Peer { hypervisor: "xen".into(), kernel });
+        let mut peer = vm(Machine::Pc, Boot::Peer { hypervisor: kernel.clone(), kernel });
         peer.hv_args = "console=com1".to_owned();
         let command = peer.command(dir.path()).expect("valid");
         let tail = ["-initrd".to_owned(), format!("{}/domain0 a=1,,2 b", dir.path().display())];
