@@ -54,8 +54,11 @@ pub fn command(args: &BenchArgs) -> Result<u8> {
         docs::redraw(workspace.root(), &guest.dir)?;
         return Ok(0);
     }
-    qemu::need()?;
     let catalogue = Catalogue::read(&guest.dir)?;
+    if let Some(operation) = &args.profile {
+        catalogue.has(operation)?;
+    }
+    qemu::need()?;
     let archs: Vec<Arch> = args.arch.map_or_else(|| Arch::ALL.to_vec(), |arch| vec![arch]);
     let toolchain = Toolchain::bare_metal(&workspace)?;
     let wanted: Vec<_> = archs.iter().map(|arch| (*arch, vec![guest])).collect();

@@ -87,15 +87,17 @@ impl Catalogue {
     }
 
     /// # Errors
+    /// If there is no such operation: those that there are.
+    pub fn has(&self, name: &str) -> Result<()> {
+        let names: Vec<&str> = self.operations().map(|operation| operation.name.as_str()).collect();
+        ensure!(names.contains(&name), "{CATALOGUE} has no operation `{name}`; there are: {}", names.join(", "));
+        Ok(())
+    }
+
+    /// # Errors
     /// If a figure belongs to no operation.
     pub fn knows(&self, figures: &Figures) -> Result<()> {
-        for name in figures.keys() {
-            ensure!(
-                self.operations().any(|operation| operation.name == *name),
-                "{CATALOGUE} has no operation `{name}`"
-            );
-        }
-        Ok(())
+        figures.keys().try_for_each(|name| self.has(name))
     }
 }
 
@@ -188,5 +190,6 @@ mod tests {
         assert_eq!((a.budget.get(&Arch::X86_64), a.budget.get(&Arch::X86_32), a.unit), (Some(&2), None, Unit::Bytes));
         assert!(catalogue.knows(&Figures::from([("a".to_owned(), 1)])).is_ok());
         assert!(catalogue.knows(&Figures::from([("b".to_owned(), 1)])).is_err());
+        assert!(catalogue.has("b").expect_err("none").to_string().ends_with("there are: a"));
     }
 }

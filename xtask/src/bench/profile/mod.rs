@@ -44,6 +44,9 @@ pub fn command(operation: &str, images: &BTreeMap<Arch, Images>, listing: bool) 
             console::note(&format!("the guest counted {}, the log has {}", figure + overhead, round.len()));
         }
     }
-    ensure!(found, "no architecture has an operation `{operation}`: see guests/bench/reference.toml");
+    ensure!(
+        found,
+        "`{operation}` is nothing that the guest measures by reading the counter twice: there is nothing to look at"
+    );
     Ok(())
 }
