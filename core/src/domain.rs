@@ -150,6 +150,13 @@ impl Domain {
         self.privileges.contains(Privileges::CONTROL)
     }
 
+    /// Whether it drives devices, all of them or some that it was given: who does may have what their drivers need, memory in one piece and caches
+    /// written back (2.0's DF_PHYSDEV).
+    #[must_use]
+    pub fn drives_devices(&self) -> bool {
+        self.privileges.contains(Privileges::DEVICES) || self.granted.has_any()
+    }
+
     /// Counts frames that it is about to be given as its own; false, and nothing is counted, if those were more than it may have.
     #[must_use]
     pub fn reserve_pages(&self, pages: u32) -> bool {

@@ -9,7 +9,7 @@
 pub(crate) mod quick;
 
 use crate::addr::{DomId, FRAMES_BELOW_4G, GuestVirt, MachineAddr, Mfn};
-use crate::domain::{Arch, Domain, Privileges};
+use crate::domain::{Arch, Domain};
 use crate::event::EventDomains;
 use crate::frame::FrameType;
 use crate::grant;
@@ -302,7 +302,7 @@ impl Batch {
                 Ok(())
             }
             MmuExtCommand::FlushCache => {
-                if !caller.dom.privileges.contains(Privileges::DEVICES) {
+                if !caller.dom.drives_devices() {
                     return Err(Refused);
                 }
                 caller.host.hw.flush_caches();

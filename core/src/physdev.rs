@@ -109,7 +109,7 @@ impl<'a, H: PciConfig> Bus<'a, H> {
 
     /// The device that a request names, if there is one and the domain has it.
     fn device(&self, bus: u32, device: u32, function: u32) -> Result<PciAddress, Errno> {
-        if !self.has_right() && !self.dom.granted.has_any() {
+        if !self.dom.drives_devices() {
             return Err(Errno::EPERM);
         }
         let at = PciAddress::new(bus, device, function).ok_or(Errno::EINVAL)?;
@@ -181,7 +181,7 @@ impl<'a, H: PciConfig> Bus<'a, H> {
     /// A bit for each bus that has a device of the domain's. Buses are found from bus 0 on, through bridges.
     fn root_buses(&self) -> [u32; 8] {
         let mut has_device = [0; 8];
-        if !self.has_right() && !self.dom.granted.has_any() {
+        if !self.dom.drives_devices() {
             return has_device;
         }
         let bit = |bus: u32| (bus as usize / 32, 1 << (bus % 32));

@@ -216,6 +216,14 @@ impl Unfinished {
         Some(self.remove(found))
     }
 
+    /// A domain is ended: whoever was creating it and comes back begins anew, since the number may be another's by then.
+    pub fn forget_creation(&mut self, id: DomId) {
+        let is_of_it = |kept: &(Call, Progress)| kept.1 == Progress::Create(id);
+        while let Some(found) = self.calls[..self.count].iter().flatten().position(is_of_it) {
+            let _: Progress = self.remove(found);
+        }
+    }
+
     fn remove(&mut self, index: usize) -> Progress {
         let (_, progress) = self.calls[index].take().expect("one of those that there are");
         self.calls[index..self.count].rotate_left(1);

@@ -17,7 +17,7 @@
 //! Locks: the paging lock of the domain whose frames these are, to unpin; never while guest memory is touched.
 
 use crate::addr::{DomId, GuestVirt, Mfn};
-use crate::domain::{Arch, Domain, Privileges};
+use crate::domain::{Arch, Domain};
 use crate::event::EventDomains;
 use crate::frame_alloc::MAX_ORDER;
 use crate::host::{Hardware, Host};
@@ -130,7 +130,7 @@ fn increase<P: Personality, H: Hardware>(
     index: u64,
     order: Order,
 ) -> Option<()> {
-    if order.0 > 0 && !caller.dom.privileges.contains(Privileges::DEVICES) {
+    if order.0 > 0 && !caller.dom.drives_devices() {
         return None;
     }
     let host = caller.host;

@@ -32,8 +32,7 @@ pub(super) fn create<P: Personality, H: Hardware>(
     let host = caller.host;
     let pages = pages_of_kib(argument.memory_kb.to_u64());
     let begun = match caller.vcpu.unfinished.take(&call) {
-        // Nobody but a domain that was never built can be what was begun then, if its number was ever another's since.
-        Some(Progress::Create(id)) => host.domains.find(id).filter(|dom| dom.run_state().contains(RunState::UNBUILT)),
+        Some(Progress::Create(id)) => host.domains.find(id),
         _ => None,
     };
     let dom = match begun {
@@ -112,12 +111,13 @@ pub(super) fn pages_of_kib(kib: u64) -> u32 {
 }
 
 /// `DOM0_DESTROYDOMAIN`: when this returns 0, the domain has no memory but what others map of it.
-pub(super) fn destroy<H: Hardware>(caller: &Caller<'_, H>, argument: DestroyDomain) -> Result<u64, Stop> {
+pub(super) fn destroy<H: Hardware>(caller: &mut Caller<'_, H>, argument: DestroyDomain) -> Result<u64, Stop> {
     let dom = other(caller, argument.domain)?;
     // Its end is the machine's.
     if dom.id == DomId::DOM0 {
         return Err(Errno::EINVAL.into());
     }
+    caller.vcpu.unfinished.forget_creation(dom.id);
     life::end(caller.host, &dom, &mut Poll::begin())?;
     caller.host.hw.trace(|| Event::DomainRemoved(dom.id));
     life::reap(caller.host);

@@ -53,7 +53,7 @@ impl Granted {
     }
 
     /// Whether there is any.
-    pub(super) fn has_any(&self) -> bool {
+    pub(crate) fn has_any(&self) -> bool {
         !self.0.lock().is_empty()
     }
 
@@ -195,9 +195,9 @@ mod tests {
         assert_eq!(read(&bus, &dom, (0, 0, 0), 0x10, 4), Err(Errno::EPERM), "not given yet");
         let span = |port, width| Span { port: crate::ports::IoPort(port), width };
         use crate::ports::Width::{Byte, Long, Word};
-        assert!(!dom.granted.covers(span(0xc000, Byte)) && !dom.granted.has_ports());
+        assert!(!dom.granted.covers(span(0xc000, Byte)) && !dom.granted.has_ports() && !dom.drives_devices());
         dom.granted.0.lock().push(device);
-        assert!(dom.granted.has_ports());
+        assert!(dom.granted.has_ports() && dom.drives_devices());
         for (port, width, given) in [
             (0xbfff, Byte, false),
             (0xbfff, Word, false),

@@ -226,3 +226,29 @@ fn iopl<A: Control>(arch: Arch) {
         world.unmap_foreign();
     }
 }
+
+/// A creation that made way, and whose domain was ended before it went on, begins anew: the number is another's by then.
+#[test]
+fn a_creation_does_not_go_on_with_another_domain() {
+    let mut world = world(Arch::X86_64);
+    let create = |domain: u16, pages: u64| CreateDomain::<X86_64> {
+        memory_kb: word(4 * pages),
+        cpu: u32::MAX,
+        domain: DomId(domain),
+        ..CreateDomain::default()
+    };
+    let large = Dom0Op::new(create(0, 60));
+    world.host.hw.preempt_every(1);
+    assert_eq!(world.try_once(&large), Answer::Again);
+    world.host.hw.preempt_every(0);
+    let begun = world.host.domains.all().last().expect("it is begun").id;
+    assert_eq!(world.destroy(begun), OK);
+    assert_eq!(world.tell(create(begun.0, PAGES)), OK);
+    let other = world.find(begun);
+    let (result, made) = world.dom0_op(&large);
+    let made: CreateDomain<X86_64> = made.argument();
+    assert_eq!(result, OK);
+    assert_ne!({ made.domain }, begun);
+    assert_eq!(other.total_pages.load(Relaxed), PAGES as u32, "it was given nothing");
+    assert_eq!(world.find(made.domain).total_pages.load(Relaxed), 60);
+}
