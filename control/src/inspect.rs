@@ -3,7 +3,6 @@
 use crate::build::frames_of;
 use crate::dom0::{op_with_memory, refused};
 use crate::map::Window;
-use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -43,14 +42,72 @@ fn read_context<A: GuestArch>(id: DomId) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
+/// A domain's frames by its own numbers, kept for the next piece of the same memory: to list them takes long. They are
+/// as they were; whether one still is, is looked up.
+pub struct Known {
+    /// Whose.
+    pub id: DomId,
+    /// How many it had.
+    pages: u64,
+    /// By pfn.
+    frames: Vec<(u64, Mfn)>,
+}
+
+impl Known {
+    /// The frame with a number, or why it may be that there is none.
+    fn find(&self, pfn: u64) -> Found {
+        let Ok(at) = self.frames.binary_search_by_key(&pfn, |(pfn, _)| *pfn) else { return Found::Nothing };
+        let (_, frame) = self.frames[at];
+        if memory::machine_to_phys(frame) == Some(pfn) { Found::Frame(frame) } else { Found::Outdated }
+    }
+}
+
+/// What a look for a frame came to.
+enum Found {
+    Frame(Mfn),
+    Nothing,
+    /// The domain has changed its frames.
+    Outdated,
+}
+
+/// The frame with one of a domain's numbers, by what is known of it, which is brought up to date if it must be.
+fn numbered(known: &mut Option<Known>, id: DomId, pfn: u64) -> Result<Option<Mfn>, Failure> {
+    let info = GetDomainInfo::<X86_64> { domain: id, ..GetDomainInfo::default() };
+    let info = crate::dom0::op(info).map_err(|errno| refused("looking at the domain", errno))?;
+    let pages = info.tot_pages.to_u64();
+    if let Some(known) = known.as_ref().filter(|known| known.id == id && known.pages == pages) {
+        match known.find(pfn) {
+            Found::Frame(frame) => return Ok(Some(frame)),
+            Found::Nothing => return Ok(None),
+            Found::Outdated => {}
+        }
+    }
+    // One of both is enough at a time.
+    *known = None;
+    let listed = frames_of(id, pages)?;
+    let mut frames = Vec::new();
+    let out_of_memory = |_| Failure::new(Cause::OutOfMemory, "the control domain has no memory for the list of frames");
+    frames.try_reserve_exact(listed.len()).map_err(out_of_memory)?;
+    frames.extend(listed.into_iter().filter_map(|mfn| Some((memory::machine_to_phys(Mfn(mfn))?, Mfn(mfn)))));
+    frames.sort_unstable_by_key(|(pfn, _)| *pfn);
+    let found = match known.insert(Known { id, pages, frames }).find(pfn) {
+        Found::Frame(frame) => Some(frame),
+        Found::Nothing | Found::Outdated => None,
+    };
+    Ok(found)
+}
+
 /// Up to `len` bytes of a domain's memory, as far as they are there.
-pub fn read_memory(id: DomId, arch: Arch, space: AddressSpace, address: u64, len: usize) -> Result<Vec<u8>, Failure> {
+pub fn read_memory(
+    known: &mut Option<Known>,
+    id: DomId,
+    arch: Arch,
+    space: AddressSpace,
+    address: u64,
+    len: usize,
+) -> Result<Vec<u8>, Failure> {
     let mut window = Window::new().map_err(|errno| refused("looking into the domain", errno))?;
     let mut bytes = Vec::new();
-    let frames = match space {
-        AddressSpace::PseudoPhysical => frames_of_now(id)?,
-        AddressSpace::Virtual => BTreeMap::new(),
-    };
     let root = match space {
         AddressSpace::Virtual => Some(root(id, arch)?),
         AddressSpace::PseudoPhysical => None,
@@ -59,7 +116,7 @@ pub fn read_memory(id: DomId, arch: Arch, space: AddressSpace, address: u64, len
         let Some(at) = address.checked_add(bytes.len() as u64) else { break };
         let frame = match root {
             Some(root) => walk(&mut window, id, arch, root, at),
-            None => frames.get(&(at / PAGE_SIZE as u64)).copied(),
+            None => numbered(known, id, at / PAGE_SIZE as u64)?,
         };
         let offset = (at % PAGE_SIZE as u64) as usize;
         let part = (len - bytes.len()).min(PAGE_SIZE - offset);
@@ -70,14 +127,6 @@ pub fn read_memory(id: DomId, arch: Arch, space: AddressSpace, address: u64, len
         return Err(Failure::new(Cause::BadAddress, &format!("nothing of the domain's is at {address:#x}")));
     }
     Ok(bytes)
-}
-
-/// The frames that a domain has, by the numbers that the machine-to-physical table has for them.
-fn frames_of_now(id: DomId) -> Result<BTreeMap<u64, Mfn>, Failure> {
-    let info = GetDomainInfo::<X86_64> { domain: id, ..GetDomainInfo::default() };
-    let info = crate::dom0::op(info).map_err(|errno| refused("looking at the domain", errno))?;
-    let frames = frames_of(id, info.tot_pages.to_u64())?;
-    Ok(frames.into_iter().filter_map(|mfn| Some((memory::machine_to_phys(Mfn(mfn))?, Mfn(mfn)))).collect())
 }
 
 /// The top-level page table that the domain's virtual CPU has loaded.

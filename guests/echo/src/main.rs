@@ -11,9 +11,10 @@
 //!
 //! It ends when its controller asks for it, with the reason that is asked for, and has the size that it is asked to have.
 //!
-//! On its command line: `exit=N` ends at once with reason N; and of guests that mean harm, each for ever: `flood` writes
-//! as fast as it can; `corrupt` writes nonsense over its control interface; `indices` writes there what lies just beyond
-//! what makes sense, and moves backwards; `stall` answers nothing and reads nothing.
+//! On its command line: `when` says what time it was when it began; `exit=N` ends at once with reason N; and of guests
+//! that mean harm, each for ever: `flood` writes as fast as it can; `corrupt` writes nonsense over its control interface;
+//! `indices` writes there what lies just beyond what makes sense, and moves backwards; `stall` answers nothing and reads
+//! nothing.
 #![no_std]
 #![no_main]
 
@@ -22,7 +23,7 @@ use proxenos_guest::abi::Port;
 use proxenos_guest::abi::io::domain_controller::{CONTROL_MSG_BYTES, ControlIf};
 use proxenos_guest::abi::shared_info::CONTROL_IF_OFFSET;
 use proxenos_guest::shutdown::{Reason, asked, shutdown};
-use proxenos_guest::{StartInfo, balloon, boot, console, events, hypercall, println, shared_info};
+use proxenos_guest::{StartInfo, balloon, boot, console, events, hypercall, println, shared_info, time};
 
 proxenos_guest::entry!(main);
 
@@ -32,6 +33,7 @@ const LINE: usize = 200;
 fn main(si: &StartInfo) {
     // No trap table: a fault is the end.
     shared_info::map().expect("the shared page can be mapped");
+    let began = time::system_time();
     events::install().expect("the callbacks can be installed");
     let controller = Port(si.domain_controller_evtchn.into());
     events::set_handler(controller, |_| {});
@@ -43,6 +45,10 @@ fn main(si: &StartInfo) {
         "corrupt" => corrupt(controller),
         "indices" => indices(controller),
         "stall" => stall(),
+        "when" => {
+            println!("began at {began}");
+            converse();
+        }
         _ => match boot::option("exit").and_then(|reason| reason.parse().ok()) {
             Some(reason) => shutdown(Reason(reason)),
             None => converse(),
