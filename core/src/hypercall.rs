@@ -469,6 +469,13 @@ fn decode(number: u64) -> Option<Hypercall> {
     u32::try_from(number).ok().and_then(Hypercall::from_raw)
 }
 
+/// Whether `sched_op(op)` is a yield, which asks for nothing but another domain's turn.
+#[inline]
+#[must_use]
+pub const fn is_yield(op: u64) -> bool {
+    op as u32 & SCHEDOP_CMDMASK == SchedOp::Yield.raw()
+}
+
 /// `xen_version(command)`: command 0 is the only one. It concerns nobody, so it needs no caller.
 #[inline]
 #[must_use]

@@ -51,6 +51,65 @@ impl Ratio {
     }
 }
 
+/// A moment of the wall clock, as guests are told of it: since 1970-01-01 00:00:00 UTC.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct WallClock {
+    /// Whole seconds.
+    pub sec: u32,
+    /// Microseconds since the last of them.
+    pub usec: u32,
+}
+
+impl WallClock {
+    const fn at(wall_ns: u64) -> Self {
+        Self { sec: (wall_ns / NS_PER_SEC) as u32, usec: (wall_ns % NS_PER_SEC / 1000) as u32 }
+    }
+}
+
+/// A second of the wall clock, remembered: moments within it cost no division.
+#[derive(Clone, Copy, Debug)]
+pub struct Second {
+    at_zero: DateAtZero,
+    /// System time at its beginning. It may lie before the boot, so it wraps.
+    began: u64,
+    sec: u32,
+}
+
+impl Default for Second {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Second {
+    /// The first of 1970, if the machine had booted with it.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { at_zero: DateAtZero(0), began: 0, sec: 0 }
+    }
+
+    /// The wall clock at a system time, which becomes the remembered second.
+    #[inline]
+    pub fn wall_clock(&mut self, at_zero: DateAtZero, system_ns: u64) -> WallClock {
+        let into = system_ns.wrapping_sub(self.began);
+        if at_zero == self.at_zero && into < NS_PER_SEC {
+            return WallClock { sec: self.sec, usec: into as u32 / 1000 };
+        }
+        self.remember(at_zero, system_ns)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn remember(&mut self, at_zero: DateAtZero, system_ns: u64) -> WallClock {
+        let wall = WallClock::at(system_ns.saturating_add_signed(at_zero.0));
+        // Where the clock stands still, at the ends of its range, nothing can be derived from a beginning.
+        if let Some(wall_ns) = system_ns.checked_add_signed(at_zero.0) {
+            *self = Self { at_zero, began: system_ns.wrapping_sub(wall_ns % NS_PER_SEC), sec: wall.sec };
+        }
+        wall
+    }
+}
+
 /// A moment, as guests are told of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Moment {
@@ -60,8 +119,8 @@ pub struct Moment {
     pub hz: u64,
     /// System time: nanoseconds since the machine booted.
     pub system_ns: u64,
-    /// Wall clock: nanoseconds since 1970-01-01 00:00:00 UTC.
-    pub wall_ns: u64,
+    /// Wall clock.
+    pub wall: WallClock,
     /// Domain virtual time: nanoseconds that the domain has run.
     pub domain_ns: u64,
 }
@@ -80,6 +139,7 @@ pub fn read_timeouts(memory: &impl MachineMemory, shared_info: Mfn) -> Timeouts 
 }
 
 /// Writes a moment, between the two versions. The guest may have scribbled on the page: the versions still end equal.
+#[inline(always)]
 pub fn write_moment(memory: &impl MachineMemory, shared_info: Mfn, moment: &Moment) {
     let (version1, version2) =
         (field(shared_info, SharedInfo::TIME_VERSION1), field(shared_info, SharedInfo::TIME_VERSION2));
@@ -88,8 +148,8 @@ pub fn write_moment(memory: &impl MachineMemory, shared_info: Mfn, moment: &Mome
     memory.store64(field(shared_info, SharedInfo::CPU_FREQ), moment.hz);
     memory.store64(field(shared_info, SharedInfo::TSC_TIMESTAMP), moment.tsc);
     memory.store64(field(shared_info, SharedInfo::SYSTEM_TIME), moment.system_ns);
-    memory.store32(field(shared_info, SharedInfo::WC_SEC), (moment.wall_ns / NS_PER_SEC) as u32);
-    memory.store32(field(shared_info, SharedInfo::WC_USEC), (moment.wall_ns % NS_PER_SEC / 1000) as u32);
+    memory.store32(field(shared_info, SharedInfo::WC_SEC), moment.wall.sec);
+    memory.store32(field(shared_info, SharedInfo::WC_USEC), moment.wall.usec);
     memory.store64(field(shared_info, SharedInfo::DOMAIN_TIME), moment.domain_ns);
     memory.store32(version2, next);
 }
@@ -100,10 +160,11 @@ pub fn write_date(memory: &impl MachineMemory, shared_info: Mfn, at_zero: DateAt
     let (version1, version2) =
         (field(shared_info, SharedInfo::TIME_VERSION1), field(shared_info, SharedInfo::TIME_VERSION2));
     let wall_ns = memory.load64(field(shared_info, SharedInfo::SYSTEM_TIME)).saturating_add_signed(at_zero.0);
+    let wall = WallClock::at(wall_ns);
     let next = memory.load32(version1).wrapping_add(1);
     memory.store32(version1, next);
-    memory.store32(field(shared_info, SharedInfo::WC_SEC), (wall_ns / NS_PER_SEC) as u32);
-    memory.store32(field(shared_info, SharedInfo::WC_USEC), (wall_ns % NS_PER_SEC / 1000) as u32);
+    memory.store32(field(shared_info, SharedInfo::WC_SEC), wall.sec);
+    memory.store32(field(shared_info, SharedInfo::WC_USEC), wall.usec);
     memory.store32(version2, next);
 }
 
@@ -118,7 +179,7 @@ mod tests {
         tsc: 77,
         hz: 2_400_000_000,
         system_ns: 5_000_000_123,
-        wall_ns: 1_100_000_000_654_321_999,
+        wall: WallClock::at(1_100_000_000_654_321_999),
         domain_ns: 42,
     };
 
@@ -165,6 +226,27 @@ mod tests {
     }
 
     proptest! {
+        /// Whatever was remembered, at whatever dates and times it is asked.
+        #[test]
+        fn a_remembered_second_says_what_a_division_says(
+            asked in proptest::collection::vec(
+                (prop_oneof![Just(0i64), Just(1_100_000_000_654_321_999), -3_000_000_000i64..3_000_000_000, any::<i64>()],
+                 prop_oneof![0u64..4_000_000_000, any::<u64>()],
+                 proptest::collection::vec(0u64..700_000_000, 1..5)),
+                1..20,
+            ),
+        ) {
+            let mut second = Second::new();
+            for (at_zero, begin, steps) in asked {
+                let mut now = begin;
+                for step in steps {
+                    let expected = WallClock::at(now.saturating_add_signed(at_zero));
+                    prop_assert_eq!(second.wall_clock(DateAtZero(at_zero), now), expected, "{} at {}", at_zero, now);
+                    now = now.saturating_add(step);
+                }
+            }
+        }
+
         /// Against the exact product, for rates from 1 MHz to 10 GHz and up to a century.
         #[test]
         fn ratios_are_exact_to_a_nanosecond(hz in 1_000_000u64..10_000_000_000, ns in 0u64..3_200_000_000_000_000_000) {

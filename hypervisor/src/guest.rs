@@ -11,6 +11,7 @@
 //! | [`host`] | the machine's memory as `core` knows it |
 //! | [`sched`] | who runs, and until when |
 //! | [`switch`] | the context switch |
+//! | [`hand_over`] | the short way of a yield |
 //! | [`calls`] | hypercalls: the fast path of `int 0x82` and `syscall` |
 //! | [`syscall`] | where `syscall` arrives |
 //! | [`user`] | x86_64 applications: the way to them, and back by `syscall` |
@@ -35,6 +36,7 @@ mod deliver;
 mod end;
 mod faults;
 mod fpu;
+mod hand_over;
 mod host;
 mod hw;
 mod int80;
@@ -174,6 +176,35 @@ impl CpuLocal {
     /// Makes a domain the one that runs here.
     #[expect(clippy::mut_from_ref, reason = "the contents of a cell, to which nobody else has a reference yet")]
     fn install(&self, running: Box<Running>) -> &mut Running {
+        self.note_running(&running);
+        // SAFETY: nothing of a guest's runs on this CPU, so there is no other reference, and nothing to be dropped.
+        unsafe {
+            let place = self.running.get();
+            debug_assert!((*place).is_none());
+            place.write(Some(running));
+            (*place).as_deref_mut().expect("it has just been put there")
+        }
+    }
+
+    /// [`uninstall`](Self::uninstall) and [`install`](Self::install): makes a domain the one that runs here in place of another.
+    ///
+    /// # Safety
+    /// No reference to the other is used any more.
+    #[expect(clippy::mut_from_ref, reason = "the contents of a cell, to which nobody else has a reference yet")]
+    #[inline(always)]
+    unsafe fn exchange(&self, running: Box<Running>) -> (&mut Running, Option<Box<Running>>) {
+        self.note_running(&running);
+        // SAFETY: as the caller promises.
+        unsafe {
+            let place = &mut *self.running.get();
+            let old = place.replace(running);
+            (place.as_deref_mut().expect("it has just been put there"), old)
+        }
+    }
+
+    /// What the entries and the traps in between want to know of who is to run here.
+    #[inline(always)]
+    fn note_running(&self, running: &Running) {
         self.domain.set(Some((running.host, NonNull::from(&*running.dom))));
         self.shared.set(running.shared);
         match running.dom.arch {
@@ -182,13 +213,6 @@ impl CpuLocal {
         }
         self.note_assists(&running.dom);
         self.vcpu.set(&raw const running.vcpu);
-        // SAFETY: nothing of a guest's runs on this CPU, so there is no other reference, and nothing to be dropped.
-        unsafe {
-            let place = self.running.get();
-            debug_assert!((*place).is_none());
-            place.write(Some(running));
-            (*place).as_deref_mut().expect("it has just been put there")
-        }
     }
 
     /// Takes back the domain that runs here.

@@ -12,7 +12,7 @@ pub(super) fn raise<D: EventDomain, M: MachineMemory>(domain: &D, memory: &M, po
 }
 
 /// Delivers a virtual interrupt to a domain: to the port it is bound to, else to port 0.
-#[inline]
+#[inline(always)]
 pub fn raise_virq<D: EventDomain, M: MachineMemory>(domain: &D, memory: &M, virq: Virq) {
     raise(domain, memory, domain.events().virq_port(virq));
 }

@@ -24,7 +24,7 @@
 //! Its CPU's [`RunQueue`](super::RunQueue) owns it.
 
 use super::heap::Heap;
-use super::{Pick, Policy, SHORTEST, SchedError, Share, Slot, Span, Time};
+use super::{HandOver, Pick, Policy, SHORTEST, SchedError, Share, Slot, Span, Time};
 use alloc::vec::Vec;
 use core::num::NonZeroU32;
 
@@ -382,6 +382,27 @@ impl Policy for Bvt {
         let until = self.pausing.first().map_or(until, |(ends, _)| ends.min(until));
         let until = if let Warp::Pausing(ends) = self.entities[next.index()].warp { ends.min(until) } else { until };
         Pick { next: Some(next), until: Some(until) }
+    }
+
+    /// Plain is where nobody warps, or will: then whoever waits is in one heap, by AVT, and its first comes next.
+    #[inline(always)]
+    fn hand_over(&mut self, from: Slot, ran: Span, now: Time) -> Option<HandOver> {
+        // (The current one is ready.)
+        if self.current != Some(from) || !self.warped.is_empty() || !self.pausing.is_empty() {
+            return None;
+        }
+        let (least, to) = self.plain.first()?;
+        let next = self.entities.get(to.index())?.params.advance;
+        let entity = self.entities.get_mut(from.index()).filter(|entity| entity.warp == Warp::Off)?;
+        let ran = u128::from(ran.0) * u128::from(entity.params.advance.get());
+        entity.avt = Virtual(entity.avt.0 + ran as i128).max(least);
+        let avt = entity.avt;
+        self.current = Some(to);
+        self.plain.replace_first(from, avt);
+        // Whoever is first now is not before the one that was.
+        let rival = self.plain.first()?.0;
+        let lead = u64::try_from(rival.0 - least.0).unwrap_or(u64::MAX);
+        Some(HandOver { to, until: now + (Span(lead / u64::from(next.get())) + self.allowance) })
     }
 
     fn repick(&self, woken: Slot, running: Option<Slot>, now: Time) -> Option<Time> {

@@ -5,7 +5,7 @@
 use super::atropos::{Atropos, AtroposParams};
 use super::bvt::{Bvt, BvtParams};
 use super::round_robin::RoundRobin;
-use super::{Pick, Policy, SchedError, Share, Slot, Span, Time};
+use super::{HandOver, Pick, Policy, SchedError, Share, Slot, Span, Time};
 use proxenos_abi::DomId;
 use proxenos_abi::sched_ctl::SchedulerId;
 
@@ -124,6 +124,13 @@ impl Policy for Chosen {
     #[inline(always)]
     fn pick(&mut self, yields: Option<Slot>, now: Time) -> Pick {
         whichever!(self, policy => policy.pick(yields, now))
+    }
+
+    #[inline(always)]
+    fn hand_over(&mut self, from: Slot, ran: Span, now: Time) -> Option<HandOver> {
+        // The others have no short way.
+        let Self::Bvt(policy) = self else { return None };
+        policy.hand_over(from, ran, now)
     }
 
     fn repick(&self, woken: Slot, running: Option<Slot>, now: Time) -> Option<Time> {

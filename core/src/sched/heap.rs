@@ -36,6 +36,11 @@ impl<K: Ord + Copy> Heap<K> {
     }
 
     #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
+    #[inline]
     pub fn contains(&self, slot: Slot) -> bool {
         self.place[slot.index()] != NOWHERE
     }
@@ -62,7 +67,7 @@ impl<K: Ord + Copy> Heap<K> {
     }
 
     /// Puts a slot that is not in the heap into the place of one that is.
-    #[inline]
+    #[inline(always)]
     pub fn replace(&mut self, out: Slot, slot: Slot, key: K) {
         let at = core::mem::replace(&mut self.place[out.index()], NOWHERE);
         self.order[usize::from(at)] = (key, slot);
@@ -72,6 +77,19 @@ impl<K: Ord + Copy> Heap<K> {
         }
     }
 
+    /// [`replace`](Self::replace) of the first, which there is.
+    #[inline(always)]
+    pub fn replace_first(&mut self, slot: Slot, key: K) {
+        let Some(first) = self.order.first_mut() else { return };
+        let (_, out) = core::mem::replace(first, (key, slot));
+        self.place[out.index()] = NOWHERE;
+        self.place[slot.index()] = 0;
+        if self.order.len() > 1 {
+            self.settle(0);
+        }
+    }
+
+    #[inline(never)]
     fn settle(&mut self, at: usize) {
         if at > 0 && self.order[at].0 < self.order[(at - 1) / 2].0 { self.rise(at) } else { self.sink(at) }
     }

@@ -139,6 +139,15 @@ pub struct Pick {
     pub until: Option<Time>,
 }
 
+/// A turn that was given to another ([`RunQueue::hand_over`]).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HandOver {
+    /// Who runs now.
+    pub to: Slot,
+    /// When to ask again at the latest.
+    pub until: Time,
+}
+
 /// What a change means for the CPU whose queue it happened to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use]
@@ -238,6 +247,12 @@ pub trait Policy {
     fn charge(&mut self, slot: Slot, ran: Span, now: Time);
     /// What is to run, and until when. `yields` has given up its turn: it is picked only if there is no other.
     fn pick(&mut self, yields: Option<Slot>, now: Time) -> Pick;
+    /// What charging `from`, which runs, with `ran` and a [`pick`](Self::pick) to which it yields come to, if it is ready still and the case
+    /// a plain one; `None`, and nothing has changed, if not.
+    fn hand_over(&mut self, from: Slot, ran: Span, now: Time) -> Option<HandOver> {
+        let _ = (from, ran, now);
+        None
+    }
     /// When to pick after `woken` was woken while `running` runs; `None`: no sooner than was planned.
     fn repick(&self, woken: Slot, running: Option<Slot>, now: Time) -> Option<Time>;
     /// Changes a virtual CPU's parameters.

@@ -4,7 +4,7 @@
 //! the time from its pick to the next, and for no time twice; a slot that is vacant is refused, or ignored where
 //! there is nothing to refuse. The owner of the queue serialises its use.
 
-use super::{MAX_VCPUS, Pick, Policy, Repick, SchedError, Share, Slot, Span, Time};
+use super::{HandOver, MAX_VCPUS, Pick, Policy, Repick, SchedError, Share, Slot, Span, Time};
 use alloc::vec::Vec;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -154,6 +154,21 @@ impl<P: Policy> RunQueue<P> {
         self.charge(now);
         let yields = self.running.filter(|&running| self.state(running) == State::Ready);
         self.set_running(yields, now)
+    }
+
+    /// [`pick_other`](Self::pick_other) where that is plain: the one that runs is ready, and so is another. `None`, and nothing has
+    /// changed, if it is not, or if the policy has to think about it.
+    #[inline(always)]
+    pub fn hand_over(&mut self, now: Time) -> Option<HandOver> {
+        let from = self.running?;
+        let entry = self.entries.get_mut(from.index())?;
+        let ran = now.since(self.since);
+        let turn = self.policy.hand_over(from, ran, now)?;
+        entry.ran = entry.ran + ran;
+        self.running = Some(turn.to);
+        self.since = self.since.max(now);
+        self.until = Some(turn.until);
+        Some(turn)
     }
 
     #[inline]

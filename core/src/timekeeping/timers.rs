@@ -66,8 +66,17 @@ struct Turn {
     next_tick: u64,
 }
 
+/// A turn of a domain that asks for nothing but ticks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PlainTurn {
+    /// When its first tick is due, in system time.
+    pub next_tick: u64,
+    /// Its virtual time at the beginning.
+    pub domain_ns: u64,
+}
+
 /// A domain's timers.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Timers {
     /// While it runs.
     turn: Option<Turn>,
@@ -91,17 +100,34 @@ impl Timers {
     }
 
     /// The domain begins to run, unless it does already.
+    #[inline]
     pub fn resume(&mut self, now: u64) {
         self.turn.get_or_insert(Turn { since: now, next_tick: now.saturating_add(TICK_NS) });
     }
 
+    /// The domain begins to run, and did not, if it asks for nothing but ticks: [`resume`](Self::resume),
+    /// [`take_due`](Self::take_due), of which nothing comes, and when to look [next](Self::next). `None`, and nothing has changed, if it
+    /// asks for more.
+    #[inline(always)]
+    pub fn begin_plain_turn(&mut self, now: u64, timer: Option<u64>, timeouts: Timeouts) -> Option<PlainTurn> {
+        if !self.asks_for_nothing(timer, timeouts) {
+            return None;
+        }
+        debug_assert!(self.turn.is_none(), "it is paused");
+        let next_tick = now.saturating_add(TICK_NS);
+        self.turn = Some(Turn { since: now, next_tick });
+        Some(PlainTurn { next_tick, domain_ns: self.ran_before })
+    }
+
     /// It ceases to run, if it does.
+    #[inline]
     pub fn pause(&mut self, now: u64) {
         self.ran_before = self.domain_time(now);
         self.turn = None;
     }
 
     /// Its virtual time: what it has run, in nanoseconds.
+    #[inline]
     #[must_use]
     pub fn domain_time(&self, now: u64) -> u64 {
         let this_turn = self.turn.map_or(0, |turn| now.saturating_sub(turn.since));
@@ -170,6 +196,7 @@ impl Timers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::format;
     use proptest::prelude::*;
 
     const NONE: Timeouts = Timeouts { system: 0, domain: 0 };
@@ -290,6 +317,26 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Resume => {
+                        // Either way.
+                        let mut plain = timers.clone();
+                        plain.pause(now);
+                        let (mut long, before, mut left) = (plain.clone(), plain.clone(), timer);
+                        long.resume(now);
+                        let due = long.take_due(now, &mut left, asked);
+                        match plain.begin_plain_turn(now, timer, asked) {
+                            // At the very end a tick comes at once.
+                            Some(turn) if now < u64::MAX => {
+                                prop_assert_eq!((due, left), (Due::Later, timer));
+                                prop_assert_eq!(Some(turn.next_tick), long.next(left, asked));
+                                prop_assert_eq!(turn.domain_ns, long.domain_time(now));
+                                prop_assert_eq!(format!("{plain:?}"), format!("{long:?}"));
+                            }
+                            Some(_) => {}
+                            None => {
+                                prop_assert!(timer.is_some() || asked != NONE || before.system.fired | before.domain.fired != 0);
+                                prop_assert_eq!(format!("{plain:?}"), format!("{before:?}"));
+                            }
+                        }
                         timers.resume(now);
                         since.get_or_insert(now);
                     }

@@ -3,7 +3,8 @@
 //! Everything is asked once, on the boot CPU; others are taken to be alike. No lock.
 
 use core::arch::asm;
-use proxenos_core::speculation::{Branches, Capabilities, Cpu, Has, OnSwitch, Policy, Vendor, decide};
+use core::sync::atomic::{AtomicBool, Ordering};
+use proxenos_core::speculation::{Branches, Capabilities, Cpu, FpuSwitch, Has, OnSwitch, Policy, Vendor, decide};
 use raw_cpuid::native_cpuid::cpuid_count;
 use raw_cpuid::{CpuId, CpuIdResult, Hypervisor};
 use spin::Once;
@@ -21,6 +22,8 @@ const L1D_FLUSH: u64 = 1 << 0;
 const AUTOMATIC_IBRS: u64 = 1 << 21;
 
 static POLICY: Once<Policy> = Once::new();
+/// The policy has nothing done when another domain's turn comes.
+static SWITCHES_PLAINLY: AtomicBool = AtomicBool::new(false);
 
 /// What is done here.
 #[must_use]
@@ -73,6 +76,8 @@ fn leaf(number: u32) -> CpuIdResult {
 
 /// Sets on this CPU what is set once.
 pub fn apply() {
+    let plainly = policy().on_switch.is_empty() && policy().fpu != FpuSwitch::Eager;
+    SWITCHES_PLAINLY.store(plainly, Ordering::Relaxed);
     // SAFETY: the policy names only what CPUID says is there; predictions are all that it changes.
     unsafe {
         match policy().branches {
@@ -98,6 +103,13 @@ pub fn report() {
             policy.leaks
         );
     }
+}
+
+/// Whether neither [`enter_domain`] nor the FPU's part (`guest::fpu::enter`) would do anything. A constant of the boot's; false before
+/// [`apply`].
+#[inline]
+pub fn switches_plainly() -> bool {
+    SWITCHES_PLAINLY.load(Ordering::Relaxed)
 }
 
 /// This CPU goes over to a domain: nothing of the last one's is left in it to be found by speculation, as far as that can be had.

@@ -38,14 +38,24 @@ pub fn begin_to_walk() {
 /// The upper slots of the table are the hypervisor's; whatever it leads to is validated.
 #[inline]
 pub unsafe fn load_root(l4: Mfn) {
-    debug_assert!(Cpu::current().tlb.walks(), "a CPU that rests loads a guest's tables");
+    // SAFETY: as the caller promises.
+    unsafe { load_root_of(Cpu::current(), l4) }
+}
+
+/// As [`load_root`], of this CPU (`cpu`).
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+pub unsafe fn load_root_of(cpu: &Cpu, l4: Mfn) {
+    debug_assert!(cpu.tlb.walks(), "a CPU that rests loads a guest's tables");
     let time = CLOCK.begin();
     // SAFETY: as the caller promises.
     unsafe { asm!("mov cr3, {}", in(reg) l4.addr().0, options(nostack, preserves_flags)) }
-    Cpu::current().tlb.flushed(time);
+    cpu.tlb.flushed(time);
 }
 
-/// As [`load_root`], of this CPU (`cpu`), without moving the clock, which all CPUs share: the flush counts as older than it is,
+/// The same without moving the clock, which all CPUs share: the flush counts as older than it is,
 /// which may cost another.
 ///
 /// # Safety

@@ -11,7 +11,7 @@
 //! [`CpuLocal::attention`]: super::CpuLocal
 
 use super::hw::Hw;
-use super::{CpuLocal, audit, leave, quick, timer, trace, user};
+use super::{CpuLocal, audit, hand_over, leave, quick, timer, trace, user};
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::percpu::{Cpu, Pending};
 use core::arch::global_asm;
@@ -20,7 +20,7 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 use proxenos_abi::hypercall::AUDIT_CALL;
 use proxenos_abi::{Errno, Hypercall, X86_32, X86_64};
 use proxenos_core::domain::Arch;
-use proxenos_core::hypercall::{answer, xen_version};
+use proxenos_core::hypercall::{answer, is_yield, xen_version};
 use proxenos_core::personality::Personality;
 use proxenos_core::preempt::Answer;
 use proxenos_core::trace::Event;
@@ -133,6 +133,8 @@ extern "C" fn handle<P: CallRegisters, const N: u32>(frame: &mut TrapFrame) -> u
         | Hypercall::Multicall
         | Hypercall::EventChannelOp
         | Hypercall::Dom0Op => {}
+        Hypercall::SchedOp if is_yield(args[0]) => return yield_to_others::<P>(frame),
+        Hypercall::SchedOp => return carry_out_at_length::<P>(frame, number),
         _ => return carry_out::<P>(frame, number),
     }
     let cpu = quick::cpu_of(frame);
@@ -148,6 +150,23 @@ extern "C" fn handle<P: CallRegisters, const N: u32>(frame: &mut TrapFrame) -> u
     result
 }
 
+/// `sched_op(yield)`. Page tables are closed where another domain's turn is about to come; giving up the CPU changes nothing where there
+/// is nobody to have it.
+#[inline(always)]
+fn yield_to_others<P: CallRegisters>(frame: &mut TrapFrame) -> u64 {
+    let cpu = quick::cpu_of(frame);
+    // SAFETY: the one reference of this entry; it ends with this function.
+    let Some(run) = (unsafe { cpu.local.running() }) else {
+        return carry_out_at_length::<P>(frame, Hypercall::SchedOp);
+    };
+    run.vcpu.call_made_way = false;
+    run.vcpu.reschedule = !cpu.local.alone.get();
+    if run.vcpu.reschedule || !run.dom.run_state().is_empty() {
+        cpu.local.attention.store(1, Ordering::Relaxed);
+    }
+    0
+}
+
 /// Carries out a call to which there was no quick answer. Out of the way of those to which there is.
 #[inline(never)]
 fn carry_out_at_length<P: CallRegisters>(frame: &mut TrapFrame, number: Hypercall) -> u64 {
@@ -156,6 +175,7 @@ fn carry_out_at_length<P: CallRegisters>(frame: &mut TrapFrame, number: Hypercal
         Hypercall::Multicall => carry_out::<P>(frame, Hypercall::Multicall),
         Hypercall::EventChannelOp => carry_out::<P>(frame, Hypercall::EventChannelOp),
         Hypercall::Dom0Op => carry_out::<P>(frame, Hypercall::Dom0Op),
+        Hypercall::SchedOp => carry_out::<P>(frame, Hypercall::SchedOp),
         _ => carry_out::<P>(frame, Hypercall::UpdateVaMapping),
     }
 }
@@ -202,10 +222,13 @@ fn again<P: Personality>(cpu: &Cpu, frame: &mut TrapFrame, number: Hypercall) ->
 
 /// A call left something to do. The frame is complete.
 extern "C" fn leave_after_call(frame: &mut TrapFrame) {
-    let cpu = Cpu::current();
+    let cpu = quick::cpu_of(frame);
     cpu.local.attention.store(0, Ordering::Relaxed);
     // SAFETY: the one reference of this entry: the handler's has ended.
-    let Some(run) = (unsafe { cpu.local.running() }) else { crate::fault::report_trap(frame) };
+    let Some(mut run) = (unsafe { cpu.local.running() }) else { crate::fault::report_trap(frame) };
+    if run.vcpu.reschedule {
+        run = hand_over::attempt(cpu, run, frame);
+    }
     leave(cpu, run, frame);
 }
 
@@ -371,6 +394,7 @@ unsafe extern "C" {
     static page_fault_entry_iret: u8;
     static system_call_iret: u8;
     static application_iret: u8;
+    static resume_from_iret: u8;
 }
 
 /// Whether an address is one of the `iretq`s by which guests are entered: a fault there is the guest's.
@@ -383,6 +407,7 @@ pub fn enters_guest(rip: u64) -> bool {
         &raw const page_fault_entry_iret,
         &raw const system_call_iret,
         &raw const application_iret,
+        &raw const resume_from_iret,
     ]
     .iter()
     .any(|at| at.addr() as u64 == rip)

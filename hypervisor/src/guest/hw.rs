@@ -278,6 +278,13 @@ pub(super) fn load_root_of_mode(cpu: &Cpu, l4: Mfn) {
     unsafe { tlb::load_root_without_a_tick(cpu, l4) }
 }
 
+/// Loads what the domain that is to run here walks, on this CPU (`cpu`).
+#[inline(always)]
+pub(super) fn load_root_of_next(cpu: &Cpu, l4: Mfn) {
+    // SAFETY: as in `load_root`.
+    unsafe { tlb::load_root_of(cpu, l4) }
+}
+
 impl CpuTables for Hw {
     fn load_root(&self, l4: Mfn) {
         // SAFETY: `core` passes a validated L4 table, or one of its own making, whose upper slots are the hypervisor's.

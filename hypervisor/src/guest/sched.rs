@@ -212,6 +212,7 @@ pub enum Turn {
 
 impl Running {
     /// Whether it cannot go on now. Within a multicall, what follows a call that waits is done first.
+    #[inline]
     pub fn must_stop(&self) -> bool {
         let state = self.dom.run_state();
         let finishes_first = state == RunState::BLOCKED && self.vcpu.call_made_way;
@@ -263,6 +264,23 @@ pub fn reconsider(cpu: &Cpu, run: &mut Running, now: u64) -> Turn {
     }
 }
 
+/// What [`reconsider`] comes to where a domain yields and nobody has been woken or told of: who runs next, taken out of its seat.
+/// `None`, and nothing has changed, where that takes more than a look at who waits.
+///
+/// Who is ready, and whose alarm comes first, is as it was when it was last [noted](note), or another CPU has changed it meanwhile: then
+/// this one is about to be told.
+#[inline(always)]
+pub fn hand_over(cpu: &Cpu, now: u64) -> Option<Box<Running>> {
+    let own = own(cpu);
+    if own.of.woken.may_have_any() {
+        return None;
+    }
+    let seats = own.of.seats.lock();
+    let turn = own.queue.lock().hand_over(Time(now))?;
+    picked(cpu, own.of, Pick { next: Some(turn.to), until: Some(turn.until) });
+    Some(seats.unpark(turn.to))
+}
+
 /// Looks at the queue while this CPU idles: who is to run, taken out of its seat.
 pub fn pick(cpu: &Cpu, now: u64) -> Option<Box<Running>> {
     let own = own(cpu);
@@ -276,6 +294,7 @@ pub fn pick(cpu: &Cpu, now: u64) -> Option<Box<Running>> {
     pick.next.map(|slot| seats.unpark(slot))
 }
 
+#[inline]
 fn picked(cpu: &Cpu, of: &OfCpu, pick: Pick) {
     cpu.local.turn_ends.set(pick.until.map_or(u64::MAX, |at| at.0));
     let home = pick.next.map_or(NOBODY, |slot| Home { cpu: id(cpu), slot }.to_bits());
@@ -349,6 +368,7 @@ pub fn sound_alarms(cpu: &Cpu, now: &Now) {
 
 impl Seats {
     /// Takes a domain that was picked out of its seat.
+    #[inline(always)]
     fn unpark(&self, slot: Slot) -> Box<Running> {
         let seat = self.by_slot[slot.index()].as_ref().expect("who was picked has a seat");
         seat.parked.lock().take().expect("who was picked does not run elsewhere")
@@ -356,6 +376,7 @@ impl Seats {
 }
 
 /// Puts a domain whose turn has ended into its seat. Nothing of it is left in this CPU.
+#[inline(always)]
 pub fn park(running: Box<Running>) {
     let seat = running.seat.clone().expect("who ran has a seat");
     *seat.parked.lock() = Some(running);

@@ -7,14 +7,15 @@
 //!
 //! No lock: what is in a CPU is that CPU's, what is in [`Running`] its owner's.
 
-use super::{CpuLocal, Running, deliver, faults, fpu, syscall};
+use super::{CpuLocal, Running, deliver, fpu, hw, syscall};
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::gdt;
 use crate::cpu::percpu::Cpu;
 use crate::cpu::speculation;
 use crate::cpu::tlb;
 use crate::ex_table;
-use core::arch::asm;
+use core::arch::{asm, global_asm};
+use core::mem::offset_of;
 use proxenos_abi::{Selector, X86_32, X86_64};
 use proxenos_core::bounce::DataSegments;
 use proxenos_core::domain::Arch;
@@ -22,7 +23,6 @@ use proxenos_core::machine::CpuTables;
 use proxenos_core::personality::Personality;
 use proxenos_image::builder::InitialState;
 use x86_64::VirtAddr;
-use x86_64::registers::model_specific::{FsBase, GsBase, KernelGsBase, Msr};
 
 /// A domain's state that is in the CPU while it runs, apart from what its [`Vcpu`](proxenos_core::vcpu::Vcpu) knows anyway.
 #[derive(Clone, Debug)]
@@ -39,6 +39,7 @@ pub struct Context {
 
 /// Bases of the segments fs and gs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
 pub struct Bases {
     /// Of fs.
     pub fs: VirtAddr,
@@ -75,26 +76,52 @@ impl Context {
     }
 }
 
+/// The registers of [`Bases`], in its order, have numbers one behind the other.
+const FIRST_BASE: u32 = 0xc000_0100;
+
 impl Bases {
-    /// Those in this CPU. (A register's own value is canonical, which the library would look at each time.)
-    #[inline]
-    fn read() -> Self {
-        let base = |register: Msr| {
-            // SAFETY: every 64-bit CPU has the three; reading them changes nothing.
-            VirtAddr::new_truncate(unsafe { register.read() })
-        };
-        Self { fs: base(FsBase::MSR), gs: base(GsBase::MSR), other_gs: base(KernelGsBase::MSR) }
+    /// Takes those in this CPU. (By halves, as the registers are read: to put them together would cost as much again.)
+    #[inline(always)]
+    fn take(&mut self) {
+        // SAFETY: every 64-bit CPU has the three, and reading them changes nothing. What is in them is canonical, as a `VirtAddr` is.
+        unsafe {
+            asm!(
+                "rdmsr", "mov [{to}], eax", "mov [{to} + 4], edx",
+                "inc ecx", "rdmsr", "mov [{to} + 8], eax", "mov [{to} + 12], edx",
+                "inc ecx", "rdmsr", "mov [{to} + 16], eax", "mov [{to} + 20], edx",
+                to = in(reg) core::ptr::from_mut(self),
+                inout("ecx") FIRST_BASE => _, out("eax") _, out("edx") _,
+                options(nostack)
+            );
+        }
+    }
+
+    /// Makes them this CPU's.
+    #[inline(always)]
+    fn load(&self) {
+        // SAFETY: the three are the guest's, which the hypervisor makes no use of, and are given canonical addresses.
+        unsafe {
+            asm!(
+                "mov eax, [{from}]", "mov edx, [{from} + 4]", "wrmsr", "inc ecx",
+                "mov eax, [{from} + 8]", "mov edx, [{from} + 12]", "wrmsr", "inc ecx",
+                "mov eax, [{from} + 16]", "mov edx, [{from} + 20]", "wrmsr",
+                from = in(reg) core::ptr::from_ref(self),
+                inout("ecx") FIRST_BASE => _, out("eax") _, out("edx") _,
+                options(nostack)
+            );
+        }
     }
 }
 
 /// The domain that ran here no longer does: `run` gets what is the guest's. Its page tables and descriptor tables are still this
 /// CPU's, until [`load`] or [`unload`]. None of its page tables is open.
+#[inline(always)]
 pub fn save(local: &CpuLocal, run: &mut Running, frame: &TrapFrame) {
     let context = &mut run.context;
     copy_frame(frame, &mut context.frame);
-    context.data = faults::data_selectors();
+    take_data_segments(&mut context.data);
     if run.dom.arch == Arch::X86_64 {
-        context.bases = Bases::read();
+        context.bases.take();
     }
     fpu::save(&mut run.vcpu.fpu, &mut context.fpu);
     local.breakpoints.set(run.vcpu.debug.control() != 0);
@@ -103,29 +130,43 @@ pub fn save(local: &CpuLocal, run: &mut Running, frame: &TrapFrame) {
 /// Makes a domain the one that this CPU's tables and registers are of. `frame` becomes what it goes on with.
 #[inline]
 pub fn load(cpu: &Cpu, run: &mut Running, frame: &mut TrapFrame) {
+    let loaded = load_all_but_frame(cpu, run);
+    load_frame(run, frame, loaded);
+}
+
+/// [`load`], but for the frame: general registers, and where the domain stands.
+#[inline(always)]
+pub fn load_all_but_frame(cpu: &Cpu, run: &mut Running) -> Loaded {
+    let arch = run.dom.arch;
     let local = &cpu.local;
     let root = run.dom.paging.lock().cpu_root().expect("a domain that can run has a page-table base");
     cpu.tlb.begin_to_walk();
-    run.host.hw.load_root(root);
+    hw::load_root_of_next(cpu, root);
     run.vcpu.segments.load(run.host, &run.dom);
-    if local.syscall.replace(Some(run.dom.arch)) != Some(run.dom.arch) {
-        syscall::allow(run.dom.arch);
+    if local.syscall.replace(Some(arch)) != Some(arch) {
+        syscall::allow(arch);
     }
     if run.vcpu.debug.control() != 0 || local.breakpoints.get() {
         run.host.hw.load_breakpoints(&run.vcpu.debug);
     }
-    speculation::enter_domain();
-    fpu::enter(&mut run.vcpu.fpu, &run.context.fpu);
-    copy_frame(&run.context.frame, frame);
-    let data = run.context.data;
-    map_local_segments(run, &data);
-    let loaded = load_data_segments(&data);
-    if run.dom.arch == Arch::X86_64 {
-        FsBase::write(run.context.bases.fs);
-        GsBase::write(run.context.bases.gs);
-        KernelGsBase::write(run.context.bases.other_gs);
+    if !speculation::switches_plainly() {
+        speculation::enter_domain();
+        fpu::enter(&mut run.vcpu.fpu, &run.context.fpu);
     }
+    map_local_segments(run);
+    let loaded = load_data_segments(&run.context.data);
+    if arch == Arch::X86_64 {
+        run.context.bases.load();
+    }
+    loaded
+}
+
+/// What [`load_all_but_frame`] has left out.
+#[inline]
+pub fn load_frame(run: &mut Running, frame: &mut TrapFrame, loaded: Loaded) {
+    copy_frame(&run.context.frame, frame);
     if loaded == Loaded::Partly {
+        let data = run.context.data;
         deliver::segments_refused(run, frame, data);
     }
 }
@@ -136,6 +177,73 @@ pub fn unload(cpu: &Cpu) {
     // SAFETY: the CPU's own table, which was filled when its area was built, and is never unmapped.
     unsafe { gdt::load(cpu.area().gdt()) }
 }
+
+/// [`load_frame`] and the way back to the guest at once: registers are loaded from where they were saved. What is on the stack is
+/// forgotten: nothing that needs to be dropped may be alive there.
+///
+/// # Safety
+/// As for [`resume_guest`](crate::cpu::entry::resume_guest), of the frame in the domain's context, all of which but that frame
+/// has been [loaded](load_all_but_frame). `frame` is where this CPU has that of a guest.
+#[inline(always)]
+pub unsafe fn resume_saved(run: &mut Running, frame: &mut TrapFrame) -> ! {
+    // SAFETY: as the caller promises.
+    unsafe { resume_from(&raw mut run.context.frame, frame) }
+}
+
+unsafe extern "C" {
+    fn resume_from(saved: *mut TrapFrame, frame: *mut TrapFrame) -> !;
+}
+
+// What `iretq` loads goes to this CPU's stack, where a fault of its own finds the stack below it and its handler the five words. The
+// general registers are popped from where they are; what may come in between (an NMI, a machine check) has a stack of its own. The word
+// behind the last of them, which means nothing in a frame that is saved, says where the stack goes on.
+global_asm!(
+    ".pushsection .text.entry, \"ax\", @progbits",
+    ".balign 16",
+    ".globl resume_from",
+    "resume_from:",
+    "   movq {rip}(%rdi), %rax",
+    "   movq {cs}(%rdi), %rcx",
+    "   movq {rflags}(%rdi), %rdx",
+    "   movq {rsp}(%rdi), %r8",
+    "   movq {ss}(%rdi), %r9",
+    "   movq %rax, {rip}(%rsi)",
+    "   movq %rcx, {cs}(%rsi)",
+    "   movq %rdx, {rflags}(%rsi)",
+    "   movq %r8, {rsp}(%rsi)",
+    "   movq %r9, {ss}(%rsi)",
+    "   addq ${rip}, %rsi",
+    "   movq %rsi, {vector}(%rdi)",
+    "   movq %rdi, %rsp",
+    "   popq %r15",
+    "   popq %r14",
+    "   popq %r13",
+    "   popq %r12",
+    "   popq %rbp",
+    "   popq %rbx",
+    "   popq %r11",
+    "   popq %r10",
+    "   popq %r9",
+    "   popq %r8",
+    "   popq %rax",
+    "   popq %rcx",
+    "   popq %rdx",
+    "   popq %rsi",
+    "   popq %rdi",
+    "   popq %rsp",
+    ".globl resume_from_iret",
+    "resume_from_iret:",
+    "   iretq",
+    ".popsection",
+    rip = const offset_of!(TrapFrame, rip),
+    cs = const offset_of!(TrapFrame, cs),
+    rflags = const offset_of!(TrapFrame, rflags),
+    rsp = const offset_of!(TrapFrame, rsp),
+    ss = const offset_of!(TrapFrame, ss),
+    vector = const offset_of!(TrapFrame, vector),
+    options(att_syntax)
+);
+const _: () = assert!(offset_of!(TrapFrame, vector) == 15 * 8 && offset_of!(TrapFrame, r15) == 0);
 
 /// Copies a frame, by words: what the compiler calls for so many bytes copies single ones, on the CPUs that do that fast.
 #[inline]
@@ -154,17 +262,23 @@ fn copy_frame(from: &TrapFrame, to: &mut TrapFrame) {
 
 /// The pages of the LDT that data selectors name are mapped, where the guest has them: the CPU could not ask for them in the
 /// midst of a switch.
-fn map_local_segments(run: &mut Running, data: &DataSegments) {
-    let all = [data.ds, data.es, data.fs, data.gs];
-    if all.iter().any(|selector| selector.is_local()) {
-        match run.dom.arch {
-            Arch::X86_32 => map_local_segments_of::<X86_32>(run, all),
-            Arch::X86_64 => map_local_segments_of::<X86_64>(run, all),
-        }
+#[inline(always)]
+fn map_local_segments(run: &mut Running) {
+    let DataSegments { ds, es, fs, gs } = run.context.data;
+    if Selector(ds.0 | es.0 | fs.0 | gs.0).is_local() {
+        map_some_local_segments(run, [ds, es, fs, gs]);
     }
 }
 
 #[cold]
+#[inline(never)]
+fn map_some_local_segments(run: &mut Running, all: [Selector; 4]) {
+    match run.dom.arch {
+        Arch::X86_32 => map_local_segments_of::<X86_32>(run, all),
+        Arch::X86_64 => map_local_segments_of::<X86_64>(run, all),
+    }
+}
+
 fn map_local_segments_of<P: Personality>(run: &mut Running, all: [Selector; 4]) {
     for selector in all.into_iter().filter(|selector| selector.is_local()) {
         // Where there is none, loading the selector fails, and the guest is told.
@@ -174,14 +288,36 @@ fn map_local_segments_of<P: Personality>(run: &mut Running, all: [Selector; 4]) 
 
 /// Whether all data segments could be loaded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Loaded {
+pub enum Loaded {
+    /// They could.
     All,
     /// Those that could not are null.
     Partly,
 }
 
+/// Takes the data selectors in this CPU.
+#[inline(always)]
+fn take_data_segments(into: &mut DataSegments) {
+    // SAFETY: reads four registers, into fields of 16 bits, of which each is as long as what such a `mov` writes.
+    unsafe {
+        asm!(
+            "mov word ptr [{into} + {ds}], ds",
+            "mov word ptr [{into} + {es}], es",
+            "mov word ptr [{into} + {fs}], fs",
+            "mov word ptr [{into} + {gs}], gs",
+            into = in(reg) core::ptr::from_mut(into),
+            ds = const offset_of!(DataSegments, ds),
+            es = const offset_of!(DataSegments, es),
+            fs = const offset_of!(DataSegments, fs),
+            gs = const offset_of!(DataSegments, gs),
+            options(nostack, preserves_flags)
+        );
+    }
+}
+
 /// Loads the segment registers that `iretq` does not. The guest may have changed its tables since it loaded them last, so each may
 /// fail; such a register is made null.
+#[inline(always)]
 fn load_data_segments(data: &DataSegments) -> Loaded {
     let failed: u32;
     // SAFETY: the selectors name descriptors of the guest's tables, which were checked, and the hypervisor uses none of the four
@@ -189,26 +325,27 @@ fn load_data_segments(data: &DataSegments) -> Loaded {
     unsafe {
         asm!(
             "xor {failed:e}, {failed:e}",
-            "2: mov ds, {ds:e}",
-            "3: mov es, {es:e}",
-            "4: mov fs, {fs:e}",
-            "5: mov gs, {gs:e}",
+            "2: mov ds, word ptr [{data} + {ds}]",
+            "3: mov es, word ptr [{data} + {es}]",
+            "4: mov fs, word ptr [{data} + {fs}]",
+            "5: mov gs, word ptr [{data} + {gs}]",
             "6:",
             ".pushsection .text.fixup, \"ax\", @progbits",
-            "12: xor {ds:e}, {ds:e}", "mov {failed:e}, 1", "jmp 2b",
-            "13: xor {es:e}, {es:e}", "mov {failed:e}, 1", "jmp 3b",
-            "14: xor {fs:e}, {fs:e}", "mov {failed:e}, 1", "jmp 4b",
-            "15: xor {gs:e}, {gs:e}", "mov {failed:e}, 1", "jmp 5b",
+            "12: xor {failed:e}, {failed:e}", "mov ds, {failed:e}", "inc {failed:e}", "jmp 3b",
+            "13: xor {failed:e}, {failed:e}", "mov es, {failed:e}", "inc {failed:e}", "jmp 4b",
+            "14: xor {failed:e}, {failed:e}", "mov fs, {failed:e}", "inc {failed:e}", "jmp 5b",
+            "15: xor {failed:e}, {failed:e}", "mov gs, {failed:e}", "inc {failed:e}", "jmp 6b",
             ".popsection",
             ex_table!("2b", "12b"),
             ex_table!("3b", "13b"),
             ex_table!("4b", "14b"),
             ex_table!("5b", "15b"),
             failed = out(reg) failed,
-            ds = inout(reg) u64::from(data.ds.0) => _,
-            es = inout(reg) u64::from(data.es.0) => _,
-            fs = inout(reg) u64::from(data.fs.0) => _,
-            gs = inout(reg) u64::from(data.gs.0) => _,
+            data = in(reg) core::ptr::from_ref(data),
+            ds = const offset_of!(DataSegments, ds),
+            es = const offset_of!(DataSegments, es),
+            fs = const offset_of!(DataSegments, fs),
+            gs = const offset_of!(DataSegments, gs),
             options(nostack)
         );
     }

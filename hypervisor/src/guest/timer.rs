@@ -16,12 +16,14 @@ use crate::time::{self, Now};
 use proxenos_abi::Virq;
 use proxenos_core::event;
 use proxenos_core::timekeeping::timers::{Due, Timeouts, Timers};
-use proxenos_core::timekeeping::{self, Moment};
+use proxenos_core::timekeeping::{self, Moment, Second};
 
 /// A domain's timers. They belong to the CPU that runs it.
 #[derive(Debug)]
 pub struct Timer {
     timers: Timers,
+    /// The last second of the wall clock that it was told.
+    second: Second,
     /// It has run before.
     began: bool,
 }
@@ -29,7 +31,7 @@ pub struct Timer {
 impl Timer {
     /// The timers of a domain that has not run yet.
     pub const fn new() -> Self {
-        Self { timers: Timers::new(), began: false }
+        Self { timers: Timers::new(), second: Second::new(), began: false }
     }
 }
 
@@ -46,7 +48,31 @@ pub fn resume(run: &mut Running, now: &Now) {
     }
 }
 
+/// A domain's turn has begun at once behind another's: [`resume`], and [`program_for`] behind it.
+#[inline(always)]
+pub fn resume_and_program(cpu: &Cpu, run: &mut Running, now: &Now) {
+    let timeouts = timeouts(run);
+    if run.timer.began
+        && let Some(turn) = run.timer.timers.begin_plain_turn(now.ns, run.vcpu.timer, timeouts)
+    {
+        run.vcpu.timer_changed = false;
+        write_clock_at(run, now, turn.domain_ns);
+        event::raise_virq(&*run.dom, &run.host.hw, Virq::Timer);
+        program_own(cpu, turn.next_tick, now);
+    } else {
+        resume_and_program_at_length(cpu, run, now);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn resume_and_program_at_length(cpu: &Cpu, run: &mut Running, now: &Now) {
+    resume(run, now);
+    program_for(cpu, run, now);
+}
+
 /// A domain's turn has ended: its virtual time stands still, and so do its ticks.
+#[inline]
 pub fn pause(run: &mut Running, now: u64) {
     run.timer.timers.pause(now);
 }
@@ -80,24 +106,33 @@ pub fn defer(run: &mut Running, cpu: &Cpu) {
 }
 
 /// What the domain asks for in its page.
+#[inline]
 fn timeouts(run: &Running) -> Timeouts {
     timekeeping::read_timeouts(&run.host.hw, run.dom.shared_info)
 }
 
 /// Sends VIRQ_TIMER, with a fresh clock.
-fn send(run: &Running, now: &Now) {
+#[inline]
+fn send(run: &mut Running, now: &Now) {
     write_clock(run, now);
     event::raise_virq(&*run.dom, &run.host.hw, Virq::Timer);
 }
 
 /// All from one reading: guests carry the time on from there, and must not get ahead.
-fn write_clock(run: &Running, now: &Now) {
+fn write_clock(run: &mut Running, now: &Now) {
+    let domain_ns = run.timer.timers.domain_time(now.ns);
+    write_clock_at(run, now, domain_ns);
+}
+
+/// The same, where it is known how long the domain has run.
+#[inline(always)]
+fn write_clock_at(run: &mut Running, now: &Now, domain_ns: u64) {
     let moment = Moment {
         tsc: now.tsc.0,
         hz: now.rate.0,
         system_ns: now.ns,
-        wall_ns: time::date_at(now.ns).0,
-        domain_ns: run.timer.timers.domain_time(now.ns),
+        wall: run.timer.second.wall_clock(time::date_at_zero(), now.ns),
+        domain_ns,
     };
     timekeeping::write_moment(&run.host.hw, run.dom.shared_info, &moment);
 }
@@ -107,7 +142,12 @@ fn write_clock(run: &Running, now: &Now) {
 /// One that is armed for an earlier time is left alone: it interrupts once in vain, and is then set to what comes next. So domains
 /// that change places many times a tick do not arm it each time.
 pub fn program_for(cpu: &Cpu, run: &Running, now: &Now) {
-    let own = run.timer.timers.next(run.vcpu.timer, timeouts(run)).unwrap_or(u64::MAX);
+    program_own(cpu, run.timer.timers.next(run.vcpu.timer, timeouts(run)).unwrap_or(u64::MAX), now);
+}
+
+/// The same, where it is known what comes next for who runs.
+#[inline(always)]
+fn program_own(cpu: &Cpu, own: u64, now: &Now) {
     let at = own.min(cpu.local.turn_ends.get()).min(cpu.local.alarm.get());
     let armed = cpu.deadline();
     if !(now.ns < armed && armed <= at) {
@@ -120,6 +160,8 @@ pub fn program_for_nobody(local: &CpuLocal) {
     set(local.turn_ends.get().min(local.alarm.get()));
 }
 
+#[cold]
+#[inline(never)]
 fn set(at: u64) {
     match at {
         u64::MAX => time::cancel_deadline(),

@@ -31,11 +31,11 @@ pub fn deadline_has_passed() -> bool {
 /// UTC when [`now_ns`] was 0; 1970 as long as nobody has said.
 static DATE_AT_ZERO: AtomicI64 = AtomicI64::new(0);
 
-/// The date at a system time, in nanoseconds: what the real-time clock said at boot, to the second, or who set the date since.
+/// The date when the clock began: what the real-time clock said at boot, to the second, or who set the date since.
 #[inline]
 #[must_use]
-pub fn date_at(ns: u64) -> UnixNanos {
-    UnixNanos(ns.saturating_add_signed(DATE_AT_ZERO.load(Ordering::Relaxed)))
+pub fn date_at_zero() -> DateAtZero {
+    DateAtZero(DATE_AT_ZERO.load(Ordering::Relaxed))
 }
 
 /// Sets the date.

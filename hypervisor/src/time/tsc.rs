@@ -14,7 +14,7 @@ use crate::boot;
 use crate::cpu::features;
 use crate::options::{Kept, Skew};
 use core::arch::asm;
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use proxenos_core::timekeeping::clock::{Calibration, Line, Reading};
 use spin::{Mutex, Once};
 use x86_64::registers::model_specific::Msr;
@@ -41,6 +41,8 @@ const LINES: usize = 8;
 static CLOCK: [Once<Line>; LINES] = [const { Once::new() }; LINES];
 /// The last of them.
 static CURRENT: AtomicUsize = AtomicUsize::new(0);
+/// The same line itself, for who reads the clock.
+static NEWEST: AtomicPtr<Line> = AtomicPtr::new(core::ptr::null_mut());
 
 /// What the rate is measured against.
 struct Refinement {
@@ -129,13 +131,24 @@ pub fn to_ns(at: Tsc) -> u64 {
 /// The line that a value of the counter is on.
 #[inline]
 fn line_of(at: Tsc) -> &'static Line {
-    let newest = CURRENT.load(Ordering::Acquire);
-    let mut line = CLOCK[newest].get().expect("the clock is measured");
-    // A value that was read before the last line began is on the one before. (On none, it is from before the first instruction.)
-    if newest > 0 && !line.covers(at.0) {
-        line = CLOCK[newest - 1].get().expect("it was published first");
-    }
-    line
+    // SAFETY: null until there is a line, or one that is published: such a line never changes or moves.
+    let newest = unsafe { NEWEST.load(Ordering::Acquire).as_ref() };
+    let line = newest.expect("the clock is measured");
+    // A value that was read before the last line began is on the one before.
+    if line.covers(at.0) { line } else { line_before(line) }
+}
+
+/// The line before the newest. (There is none before the first: then the value is from before the first instruction.)
+#[cold]
+#[inline(never)]
+fn line_before(newest: &'static Line) -> &'static Line {
+    let lines = CLOCK.iter().filter_map(Once::get);
+    lines.take_while(|line| !core::ptr::eq(*line, newest)).last().unwrap_or(newest)
+}
+
+/// Makes a line the one that the clock is read by.
+fn use_line(line: &'static Line) {
+    NEWEST.store(core::ptr::from_ref(line).cast_mut(), Ordering::Release);
 }
 
 /// What the counter will be when [`now_ns`] is `ns`.
@@ -221,7 +234,7 @@ fn skewed(hz: Hz) -> Hz {
 fn publish_first(hz: Hz, source: &str) {
     let plausible = (10_000_000..100_000_000_000).contains(&hz.0);
     assert!(plausible, "the TSC cannot run at {} Hz, which is what the {source} says", hz.0);
-    CLOCK[0].call_once(|| Line::new(boot::first_tsc(), skewed(hz).0));
+    use_line(CLOCK[0].call_once(|| Line::new(boot::first_tsc(), skewed(hz).0)));
     let (mhz, rest) = (hz.0 / 1_000_000, hz.0 % 1_000_000 / 1000);
     log::info!("TSC: {mhz}.{rest:03} MHz by the {source}");
 }
@@ -243,8 +256,9 @@ fn measure_again(now: u64) {
     let Some(found) = calibration.refine(sample(|| reference.read())) else { return };
     let newest = CURRENT.load(Ordering::Acquire);
     let line = clock().bend(read().0, found.hz);
-    CLOCK[newest + 1].call_once(|| line);
+    let line = CLOCK[newest + 1].call_once(|| line);
     CURRENT.store(newest + 1, Ordering::Release);
+    use_line(line);
     log::debug!("TSC: {} Hz, give or take {}", found.hz, found.error);
     if newest + 2 == LINES {
         *refinement = None;

@@ -4,6 +4,7 @@ mod atropos;
 mod books;
 mod bvt;
 mod control;
+mod hand_over;
 mod placement;
 mod random;
 mod random_atropos;
@@ -14,8 +15,8 @@ use super::atropos::{AtroposParams, ExtraTime};
 use super::bvt::{BvtParams, Warping};
 use super::sim::{Behaviour, Load, Machine, Outcome, Run};
 use super::{
-    Affinity, Chosen, CpuId, Global, Params, Pick, Policy, Repick, RunQueue, SHORTEST, SchedError, Schedulers, Slot,
-    Span, Time,
+    Affinity, Chosen, CpuId, Global, HandOver, Params, Pick, Policy, Repick, RunQueue, SHORTEST, SchedError,
+    Schedulers, Slot, Span, Time,
 };
 use alloc::vec;
 use alloc::vec::Vec;
