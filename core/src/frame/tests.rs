@@ -172,7 +172,8 @@ fn a_partial_table_keeps_its_references_its_owner_and_its_mark() {
 
 #[test]
 fn the_next_frame_of_an_owner_is_found_or_the_look_ends() {
-    let records: &'static [FrameInfo] = (0..20).map(|_| FrameInfo::reserved()).collect::<alloc::vec::Vec<_>>().leak();
+    extern crate std;
+    let records = std::vec::Vec::from_iter((0..20).map(|_| FrameInfo::reserved())).leak();
     let table = FrameTable::new(records);
     records[7].assign(DomId(1));
     records[9].assign(DomId(2));
