@@ -1,5 +1,5 @@
 //! The peer of `guests/bench`: what the same operations cost a guest of today's Xen, as its domain 0 on x86_64. A line
-//! `bench NAME N` for each, with the names and the counting of that guest.
+//! `bench NAME N` for each, with the names, the loop, the application and the trapping instructions of that guest: its own files.
 //!
 //! It speaks the interface of Xen 4.17, and of that no more than it needs: ELF notes, the hypercall page, two-level event
 //! channels, and the calls that it times. It is no guest of Proxenos, and knows nothing of the SDK.
@@ -10,11 +10,16 @@
 #![no_main]
 
 mod abi;
+#[path = "../../bench/src/application.rs"]
+mod application;
 mod calls;
 mod console;
 mod domains;
 mod events;
 mod hypercall;
+#[path = "../../bench/src/instructions.rs"]
+mod instructions;
+#[path = "../../bench/src/measure.rs"]
 mod measure;
 mod memory;
 mod others;
@@ -41,7 +46,7 @@ fn main() {
         println!("bench done");
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::begin();
     calls::run(&bench);
     paging::run(&bench);
     pins::run(&bench);

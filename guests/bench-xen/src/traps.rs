@@ -6,9 +6,10 @@
 
 use crate::abi::{self, TrapInfo, call, shared_info};
 use crate::hypercall;
+use crate::instructions::{STORE_BYTES, UD2_BYTES, fnop, hlt, int3, int80, store, ud2};
 use crate::measure::Bench;
 use crate::memory::{self, Frame};
-use core::arch::{asm, global_asm};
+use core::arch::global_asm;
 
 /// The vector of `int 0x80`.
 pub const SYSTEM_CALL: u8 = 0x80;
@@ -17,10 +18,6 @@ const INVALID_OPCODE: u8 = 6;
 const DEVICE_NOT_AVAILABLE: u8 = 7;
 const GENERAL_PROTECTION: u8 = 13;
 pub const PAGE_FAULT: u8 = 14;
-/// Bytes of the store that faults.
-const STORE_BYTES: u64 = 3;
-/// Bytes of `ud2`.
-const UD2_BYTES: u64 = 2;
 
 /// How a handler goes back to the interrupted kernel.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -205,53 +202,4 @@ fn install(back: Return) {
     ];
     // SAFETY: each handler is made for its vector and for the one instruction below that raises it.
     assert!(unsafe { hypercall::set_trap_table(&table) }, "a trap table of ours");
-}
-
-/// A store that faults, and is skipped.
-#[inline(always)]
-fn store(to: u64) -> bool {
-    // SAFETY: `mov byte ptr [rcx], 0`, of STORE_BYTES bytes, to a page of ours that cannot be written: the handler
-    // skips it.
-    unsafe { asm!(".byte 0xc6, 0x01, 0x00", in("rcx") to) };
-    true
-}
-
-/// A breakpoint.
-#[inline(always)]
-fn int3((): ()) -> bool {
-    // SAFETY: the handler returns at once and changes no register.
-    unsafe { asm!("int3") };
-    true
-}
-
-/// A system call of old, from the kernel itself.
-#[inline(always)]
-fn int80((): ()) -> bool {
-    // SAFETY: as above.
-    unsafe { asm!("int 0x80") };
-    true
-}
-
-/// A privileged instruction of one byte, which is skipped.
-#[inline(always)]
-fn hlt((): ()) -> bool {
-    // SAFETY: the handler skips it.
-    unsafe { asm!("hlt") };
-    true
-}
-
-/// A use of the FPU that changes nothing of it.
-#[inline(always)]
-fn fnop((): ()) -> bool {
-    // SAFETY: the handler returns at once, to the same instruction.
-    unsafe { asm!("fnop") };
-    true
-}
-
-/// An invalid opcode, which is skipped.
-#[inline(always)]
-fn ud2((): ()) -> bool {
-    // SAFETY: the handler skips it.
-    unsafe { asm!("ud2") };
-    true
 }

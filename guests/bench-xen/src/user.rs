@@ -1,8 +1,9 @@
 //! What an application pays for a system call, an `int 0x80` and a page fault, to a kernel that returns at once.
 //!
-//! The application reads the time-stamp counter itself, on both sides, and comes back by a breakpoint.
+//! The application is that of `guests/bench`. It comes back by a breakpoint.
 
 use crate::abi::{self, MmuUpdate, call, mmuext};
+use crate::application::{OVERHEAD, application_fault, application_int80, application_page, application_syscall};
 use crate::hypercall;
 use crate::measure::Bench;
 use crate::memory::{self, Frame, KERNEL_RO, PAGE, USER, entry, pin};
@@ -12,16 +13,10 @@ use core::arch::global_asm;
 
 /// Where the application's code lies.
 const CODE: u64 = 0x100_0000_0000;
-/// Instructions that are counted besides the operation: a move, and the second look at the counter.
-const OVERHEAD: u64 = 2;
 /// Rounds, of which the shortest counts.
 const ROUNDS: usize = 8;
 
 unsafe extern "C" {
-    fn user_page();
-    fn user_syscall();
-    fn user_int80();
-    fn user_fault();
     fn user_system_call();
     fn user_return();
     fn user_skip_store();
@@ -33,7 +28,6 @@ unsafe extern "C" {
 global_asm!(
     r#"
     .text
-    .globl user_page, user_syscall, user_int80, user_fault
     .globl user_system_call, user_return, user_skip_store, user_back, user_call
     /* Runs the application from rdi on, and returns what it found. */
     user_call:
@@ -91,34 +85,6 @@ global_asm!(
         syscall
         ud2
 
-    .balign 4096
-    user_page:
-    user_syscall:
-        rdtsc
-        mov     ebx, eax
-        syscall
-        rdtsc
-        sub     eax, ebx
-        mov     esi, eax
-        int3
-    user_int80:
-        rdtsc
-        mov     ebx, eax
-        int     0x80
-        rdtsc
-        sub     eax, ebx
-        mov     esi, eax
-        int3
-    user_fault:
-        rdtsc
-        mov     ebx, eax
-        .byte   0xc6, 0x01, 0x00            /* mov byte ptr [rcx], 0 */
-        rdtsc
-        sub     eax, ebx
-        mov     esi, eax
-        int3
-    .balign 4096
-
     .data
     .balign 8
     user_sp:
@@ -133,8 +99,11 @@ global_asm!(
 
 /// Measures them. The trap table, the callbacks and the kernel's stack are others afterwards.
 pub fn run(bench: &Bench) {
-    let rows: [(&str, unsafe extern "C" fn()); 3] =
-        [("syscall-user", user_syscall), ("int80-user", user_int80), ("fault-pf-user", user_fault)];
+    let rows: [(&str, unsafe extern "C" fn()); 3] = [
+        ("syscall-user", application_syscall),
+        ("int80-user", application_int80),
+        ("fault-pf-user", application_fault),
+    ];
     if !rows.iter().any(|(name, _)| bench.measures(name)) {
         return;
     }
@@ -154,7 +123,7 @@ pub fn run(bench: &Bench) {
         assert!(hypercall::set_trap_table(&table), "a trap table of ours");
     }
     for (name, code) in rows.into_iter().filter(|(name, _)| bench.measures(name)) {
-        let entry = CODE + (address(code) - address(user_page));
+        let entry = CODE + (address(code) - address(application_page));
         // SAFETY: it comes back by the breakpoint. Events stay masked.
         let least = (0..ROUNDS).map(|_| unsafe { user_call(entry) }).min();
         println!("bench {name} {}", least.unwrap_or(0).saturating_sub(OVERHEAD));
@@ -166,7 +135,7 @@ fn map_application() {
     let root = Frame::new();
     root.make_read_only();
     assert!(pin(mmuext::PIN_L4_TABLE, root.mfn()), "an empty table is a table");
-    let page = memory::mfn_of(address(user_page) as usize);
+    let page = memory::mfn_of(address(application_page) as usize);
     let update = MmuUpdate { ptr: memory::entry_of(root.mfn(), CODE), val: entry(page, KERNEL_RO | USER) };
     // SAFETY: the entry was empty; the application's page is only read.
     assert!(unsafe { hypercall::mmu_update(&[update]) }, "a page of ours can be mapped");

@@ -3,7 +3,8 @@
 
 use crate::Bench;
 use crate::entries::{frame, writable};
-use core::arch::{asm, global_asm};
+use crate::instructions::{STORE_BYTES, UD2_BYTES, fnop, hlt, int3, int80, store, ud2};
+use core::arch::global_asm;
 use core::cell::UnsafeCell;
 use proxenos_guest::abi::context::{TrapFlags, TrapInfo};
 use proxenos_guest::abi::mmu::UpdateVaFlags;
@@ -16,10 +17,6 @@ use proxenos_guest::{Arch, TrapFrame, Word, boot, hypercall};
 
 /// The vector of `int 0x80`.
 pub const SYSTEM_CALL: u8 = 0x80;
-/// Bytes of the store that faults.
-const STORE_BYTES: u64 = 3;
-/// Bytes of `ud2`.
-const UD2_BYTES: u64 = 2;
 
 unsafe extern "C" {
     fn quick_upcall_entry();
@@ -152,8 +149,8 @@ pub fn run(bench: &Bench) {
     ];
     // SAFETY: each handler is made for its vector and for the one instruction below that raises it.
     unsafe { hypercall::set_trap_table(&quick) }.expect("a trap table of ours");
-    bench.measure("fault-pf", |_| hole.virt(), store);
-    bench.measure("fault-pf-ro", |_| read_only.virt(), store);
+    bench.measure("fault-pf", |_| hole.virt().raw(), store);
+    bench.measure("fault-pf-ro", |_| read_only.virt().raw(), store);
     bench.measure("fault-ud", |_| (), ud2);
     bench.measure("int3", |_| (), int3);
     bench.measure("int80", |_| (), int80);
@@ -171,7 +168,7 @@ pub fn run(bench: &Bench) {
     traps::install().expect("the SDK's own trap table");
     traps::set_handler(vector::PAGE_FAULT, |frame| skip(frame, STORE_BYTES));
     traps::set_handler(vector::INVALID_OPCODE, |frame| skip(frame, UD2_BYTES));
-    bench.measure("fault-pf-sdk", |_| hole.virt(), store);
+    bench.measure("fault-pf-sdk", |_| hole.virt().raw(), store);
     bench.measure("fault-ud-sdk", |_| (), ud2);
     traps::clear_handler(vector::PAGE_FAULT);
     traps::clear_handler(vector::INVALID_OPCODE);
@@ -181,53 +178,4 @@ pub fn run(bench: &Bench) {
 fn skip(frame: &mut TrapFrame, bytes: u64) -> Outcome {
     frame.set_ip(GuestVirt(frame.ip().raw() + bytes));
     Outcome::Handled
-}
-
-/// A store that faults, and is skipped.
-#[inline(always)]
-fn store(to: GuestVirt) -> bool {
-    // SAFETY: `mov byte ptr [ecx], 0` (rcx in 64-bit code), of STORE_BYTES bytes, to a page of ours that cannot be
-    // written: the handler skips it.
-    unsafe { asm!(".byte 0xc6, 0x01, 0x00", in("ecx") to.raw() as usize) };
-    true
-}
-
-/// A breakpoint.
-#[inline(always)]
-fn int3((): ()) -> bool {
-    // SAFETY: the handler returns at once and changes no register.
-    unsafe { asm!("int3") };
-    true
-}
-
-/// A system call of old, from the kernel itself.
-#[inline(always)]
-fn int80((): ()) -> bool {
-    // SAFETY: as above.
-    unsafe { asm!("int 0x80") };
-    true
-}
-
-/// A privileged instruction of one byte, which is skipped.
-#[inline(always)]
-fn hlt((): ()) -> bool {
-    // SAFETY: the handler skips it.
-    unsafe { asm!("hlt") };
-    true
-}
-
-/// A use of the FPU that changes nothing of it.
-#[inline(always)]
-fn fnop((): ()) -> bool {
-    // SAFETY: the handler returns at once, to the same instruction.
-    unsafe { asm!("fnop") };
-    true
-}
-
-/// An invalid opcode, which is skipped.
-#[inline(always)]
-fn ud2((): ()) -> bool {
-    // SAFETY: the handler skips it.
-    unsafe { asm!("ud2") };
-    true
 }

@@ -1,8 +1,9 @@
 //! What an application of an x86_64 kernel pays for a system call, an `int 0x80` and a page fault, to a kernel that returns at once.
 //!
-//! The application reads the time-stamp counter itself, on both sides, and comes back by a breakpoint.
+//! The application ([`crate::application`]) comes back by a breakpoint.
 
 use crate::Bench;
+use crate::application::{OVERHEAD, application_fault, application_int80, application_page, application_syscall};
 use crate::traps::SYSTEM_CALL;
 use core::arch::global_asm;
 use proxenos_guest::abi::context::{TrapFlags, TrapInfo};
@@ -15,16 +16,10 @@ use proxenos_guest::{Arch, arch, hypercall, memory, println};
 
 /// Where the application's code lies.
 const CODE: u64 = 0x100_0000_0000;
-/// Instructions that are counted besides the operation: a move, and the second look at the counter.
-const OVERHEAD: u64 = 2;
 /// Rounds, of which the shortest counts.
 const ROUNDS: usize = 8;
 
 unsafe extern "C" {
-    fn __user64_page();
-    fn __user64_syscall();
-    fn __user64_int80();
-    fn __user64_fault();
     fn __user64_system_call();
     fn __user64_return();
     fn __user64_skip_store();
@@ -35,7 +30,6 @@ unsafe extern "C" {
 global_asm!(
     r#"
     .text
-    .globl __user64_page, __user64_syscall, __user64_int80, __user64_fault
     .globl __user64_system_call, __user64_return, __user64_skip_store, __user64_back, __user64_call
     /* Runs the application from rdi on, and returns what it found. */
     __user64_call:
@@ -91,34 +85,6 @@ global_asm!(
         syscall
         ud2
 
-    .balign 4096
-    __user64_page:
-    __user64_syscall:
-        rdtsc
-        mov     ebx, eax
-        syscall
-        rdtsc
-        sub     eax, ebx
-        mov     esi, eax
-        int3
-    __user64_int80:
-        rdtsc
-        mov     ebx, eax
-        int     0x80
-        rdtsc
-        sub     eax, ebx
-        mov     esi, eax
-        int3
-    __user64_fault:
-        rdtsc
-        mov     ebx, eax
-        .byte   0xc6, 0x01, 0x00            /* mov byte ptr [rcx], 0 */
-        rdtsc
-        sub     eax, ebx
-        mov     esi, eax
-        int3
-    .balign 4096
-
     .data
     .balign 8
     __user64_sp:
@@ -137,13 +103,16 @@ fn address(code: unsafe extern "C" fn()) -> GuestVirt {
 
 /// Measures them. The trap table, the callbacks and the kernel's stack are others afterwards.
 pub fn run(bench: &Bench) {
-    let rows: [(&str, unsafe extern "C" fn()); 3] =
-        [("syscall-user", __user64_syscall), ("int80-user", __user64_int80), ("fault-pf-user", __user64_fault)];
+    let rows: [(&str, unsafe extern "C" fn()); 3] = [
+        ("syscall-user", application_syscall),
+        ("int80-user", application_int80),
+        ("fault-pf-user", application_fault),
+    ];
     if !rows.iter().any(|(name, _)| bench.measures(name)) {
         return;
     }
     let space = UserSpace::new().expect("memory for page tables");
-    let page = address(__user64_page);
+    let page = address(application_page);
     let entry = Pte::new(memory::machine_of(page).mfn(), PteFlags::KERNEL_RO);
     space.map(GuestVirt(CODE), entry).expect("a page of ours");
     space.activate().expect("a table of ours");

@@ -1,4 +1,6 @@
-//! What all measurements have in common.
+//! What all measurements have in common: the loop, and how it tells. `guests/bench-xen` is compiled with this very file, so that both
+//! count alike; what it stands on is each guest's own `platform`.
+#![allow(dead_code, reason = "not every guest uses all of it")]
 
 use crate::platform::{option, println, read_tsc};
 use core::hint::black_box;
@@ -10,18 +12,20 @@ const ROUNDS: usize = 8;
 pub struct Bench {
     only: Option<&'static str>,
     rounds: usize,
+    /// Whether somebody watches each instruction.
+    pub profile: bool,
     /// Cycles that a measurement of nothing takes.
     overhead: u64,
 }
 
 impl Bench {
     /// Reads the command line, and measures nothing.
-    pub fn new() -> Self {
+    pub fn begin() -> Self {
         let rounds = option("rounds").and_then(|rounds| rounds.parse().ok()).unwrap_or(ROUNDS).max(1);
-        let nothing = Self { only: None, rounds: ROUNDS, overhead: 0 };
+        let nothing = Self { only: None, rounds: ROUNDS, profile: false, overhead: 0 };
         let overhead = nothing.least("overhead", |_| (), |()| true);
         println!("bench overhead {overhead}");
-        Self { only: option("only"), rounds, overhead }
+        Self { only: option("only"), rounds, profile: option("profile").is_some(), overhead }
     }
 
     /// Whether an operation is to be measured.
@@ -47,6 +51,7 @@ impl Bench {
     ) {
         if self.measures(name) {
             let cycles = self.without_overhead(self.least(name, prepare, operation));
+            let count = if self.profile { 1 } else { count };
             self.report(name, (cycles + count / 2) / count);
         }
     }
