@@ -179,7 +179,8 @@ impl Vm {
                 command.args(["-append", &hypervisor_line(&self.hv_args, Some(&self.cmdline))]);
             }
             Boot::Multiboot { hypervisor, kernel, initrd, further } => {
-                command.arg("-kernel").arg(hypervisor);
+                // Its own path is part of what the loader copies: no longer in one checkout than in another.
+                command.arg("-kernel").arg(link(links, "hypervisor", hypervisor)?);
                 let mut modules = link(links, "domain0", kernel)?.into_os_string();
                 // A comma ends a module; a doubled one stands for itself.
                 modules.push(format!(" {}", self.cmdline.replace(',', ",,")).trim_end());
@@ -198,9 +199,7 @@ impl Vm {
             Boot::Peer { hypervisor, kernel } => {
                 let mut module = link(links, "domain0", kernel)?.into_os_string();
                 module.push(format!(" {}", self.cmdline.replace(',', ",,")).trim_end());
-                // Its own path is part of what the loader copies: no longer in one checkout than in another.
-                let hypervisor = link(links, "hypervisor", hypervisor)?;
-                command.arg("-kernel").arg(hypervisor).arg("-initrd").arg(module);
+                command.arg("-kernel").arg(link(links, "hypervisor", hypervisor)?).arg("-initrd").arg(module);
                 command.args(["-append", &self.hv_args]);
             }
             Boot::Iso(image) => {
@@ -326,7 +325,7 @@ mod tests {
         std::fs::write(&kernel, "").expect("writable");
         let links = tempfile::tempdir().expect("a directory");
         let boot = |initrd| Boot::Multiboot {
-            hypervisor: "px".into(),
+            hypervisor: kernel.clone(),
             kernel: kernel.clone(),
             initrd,
             further: vec![Module { kernel: kernel.clone(), line: "domain mem=8M -- x,y".to_owned() }],

@@ -46,7 +46,7 @@ fn main() {
         println!("bench done");
         return;
     }
-    let bench = Bench::new();
+    let bench = Bench::begin();
     calls::run(&bench);
     paging::run(&bench);
     pins::run(&bench);

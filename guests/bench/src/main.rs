@@ -44,7 +44,7 @@ fn main(_: &StartInfo) {
     if !boot::is_initial_domain() {
         others::partner();
     }
-    let bench = Bench::new();
+    let bench = Bench::begin();
     if boot::option("only") == Some("memory") {
         println!("bench boot {began}");
         println!("memory {}", control::free() + control::of_domains());

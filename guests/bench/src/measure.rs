@@ -20,7 +20,7 @@ pub struct Bench {
 
 impl Bench {
     /// Reads the command line, and measures nothing.
-    pub fn new() -> Self {
+    pub fn begin() -> Self {
         let rounds = option("rounds").and_then(|rounds| rounds.parse().ok()).unwrap_or(ROUNDS).max(1);
         let nothing = Self { only: None, rounds: ROUNDS, profile: false, overhead: 0 };
         let overhead = nothing.least("overhead", |_| (), |()| true);
