@@ -142,8 +142,8 @@ pub fn read_words<const N: usize>(from: GuestVirt) -> Result<[u64; N], BadPointe
 pub fn read_words_or_ones<const N: usize>(from: GuestVirt) -> [u64; N] {
     const { assert!(N == 1 || N == 2) };
     let mut words = [0; N];
-    // SAFETY: only reads, at the guest's addresses; a fault goes on behind the reads, with all ones.
     match &mut words[..] {
+        // SAFETY: only reads, at the guest's address; a fault goes on behind the read, with all ones.
         [one] => unsafe {
             asm!(
                 "2: mov {one}, [{at}]",
@@ -158,6 +158,7 @@ pub fn read_words_or_ones<const N: usize>(from: GuestVirt) -> [u64; N] {
                 options(nostack, preserves_flags, readonly)
             );
         },
+        // SAFETY: as above, of two reads.
         [one, other] => unsafe {
             asm!(
                 "2: mov {one}, [{at}]",
