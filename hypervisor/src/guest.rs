@@ -278,7 +278,7 @@ pub fn trap(frame: &mut TrapFrame) {
         Vector::TIMER => {}
         Vector::PAGE_FAULT => faults::page_fault(run, frame),
         Vector::GENERAL_PROTECTION => faults::general_protection(run, frame),
-        Vector(7) => faults::device_not_available(run, frame),
+        Vector::DEVICE_NOT_AVAILABLE => faults::device_not_available(run, frame),
         Vector::DEBUG => faults::debug(run, frame),
         vector if vector.0 < 32 => deliver::exception(run, frame, vector, frame.error_code as u32, None),
         Vector::SYSTEM_CALL => deliver::system_call(run, frame),

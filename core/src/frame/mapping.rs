@@ -7,7 +7,8 @@
 use super::FrameInfo;
 use super::FrameType::{Descriptor, Writable};
 use super::word::{
-    CROWDED, KIND, ONE_REF, ONE_TYPE, OWNER, REFS, STATE, TYPES, VALIDATED, kind_field, owner_field, type_count,
+    ALLOCATED, CROWDED, KIND, ONE_REF, ONE_TYPE, OWNER, REFS, STATE, TYPES, VALIDATED, kind_field, owner_field,
+    type_count,
 };
 use crate::addr::DomId;
 use crate::atomics::Ordering;
@@ -15,13 +16,18 @@ use crate::atomics::Ordering;
 /// Type counts from 2 on.
 const OTHERS: u64 = TYPES & !ONE_TYPE;
 
-/// How the word of a frame looks that is a domain's and writable memory, with room for more references.
+/// What is looked at of a frame that a domain owns and has not given up: it has references, and room for more.
+const OWNED: u64 = OWNER | ALLOCATED | CROWDED & REFS;
+
+/// How the word of a frame looks that is a domain's, and how if it is writable memory, with room for more references.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WritableOf {
     /// What is looked at.
     seen: u64,
     /// What must be found.
     wanted: u64,
+    /// What must be found of [`OWNED`], if it need not be writable memory.
+    owned: u64,
 }
 
 impl WritableOf {
@@ -29,7 +35,10 @@ impl WritableOf {
     #[inline]
     pub(crate) const fn domain(owner: DomId) -> Self {
         // A validated type has a count, and so has the frame then. Marks and partial tables are no writable memory's.
-        Self { seen: OWNER | KIND | STATE | CROWDED, wanted: owner_field(owner) | kind_field(Writable) | VALIDATED }
+        let wanted = owner_field(owner) | kind_field(Writable) | VALIDATED;
+        // A number that does not fit might spoil the very bit.
+        let owned = if owner_field(owner) & !OWNER == 0 { owner_field(owner) | ALLOCATED } else { u64::MAX };
+        Self { seen: OWNER | KIND | STATE | CROWDED, wanted, owned }
     }
 
     /// The same, in a form that a loop over many frames does not build anew for each.
@@ -55,6 +64,15 @@ impl FrameInfo {
         let next = now.wrapping_add(ONE_REF + ONE_TYPE);
         now & wanted.seen == wanted.wanted
             && self.word.compare_exchange_weak(now, next, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// As [`get`](Self::get), if nobody else is quicker and the owner has not given the frame up. False says nothing and changes
+    /// nothing.
+    #[inline(always)]
+    pub(crate) fn get_readable_quickly(&self, wanted: WritableOf) -> bool {
+        let now = self.word.load(Ordering::Relaxed);
+        now & OWNED == wanted.owned
+            && self.word.compare_exchange_weak(now, now + ONE_REF, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
     /// As [`get_writable`](Self::get_writable) where somebody else was quicker, or the frame was writable memory last and is

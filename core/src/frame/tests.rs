@@ -1,5 +1,7 @@
 //! One frame's word, request by request.
 
+use super::mapping::WritableOf;
+use super::word::{ALLOCATED, ONE_TYPE, VALIDATED};
 use super::*;
 
 fn frame() -> FrameInfo {
@@ -123,6 +125,37 @@ fn a_mapping_takes_and_gives_back_both_references_at_once() {
     assert!(frame.put_writable(6), "the last reference of all");
     assert!(!frame.get_writable(DomId(1)), "a frame without references is nobody's");
     assert_eq!(counts(), (0, 0, false));
+}
+
+/// Of whatever a frame may look like: where the quick way takes a reference, the slow one would have taken the same.
+#[test]
+fn the_quick_reference_of_a_reader_is_the_slow_one() {
+    let frame = frame();
+    let start = frame.word.load(Ordering::Relaxed);
+    let look = |word: u64, owner: DomId| {
+        let of = |get: &dyn Fn() -> bool| {
+            frame.word.store(word, Ordering::Relaxed);
+            (get(), frame.word.load(Ordering::Relaxed))
+        };
+        let quick = of(&|| frame.get_readable_quickly(WritableOf::domain(owner)));
+        let slow = of(&|| frame.get(owner).is_ok());
+        assert_eq!(quick, if quick.0 { slow } else { (false, word) }, "{word:#x} {owner:?}");
+        quick.0
+    };
+    assert!(look(start, DomId(1)), "the usual one");
+    assert!(look(start | VALIDATED | ONE_TYPE, DomId(1)));
+    assert!(!look(start, DomId(2)) && !look(start, DomId(0x8001)), "somebody else's");
+    assert!(!look(start | REFS, DomId(1)), "a count that is full");
+    assert!(!look(start & !REFS & !ALLOCATED, DomId(1)), "nobody's");
+    for bit in 0..64 {
+        for owner in [1, 2, 3, 0x7ff1, 0x8000, 0x8001, 0xffff] {
+            let word = start ^ 1 << bit;
+            // The owner's own reference is one.
+            if word & ALLOCATED == 0 || word & REFS != 0 {
+                look(word, DomId(owner));
+            }
+        }
+    }
 }
 
 #[test]

@@ -2,8 +2,9 @@
 //!
 //! Both are a scan of the table by lines of 64 bytes. A line in which nothing is present costs a few instructions; of an
 //! entry that maps a frame of the domain's own, writable memory already, each costs one exchange and, under shadows, one
-//! store: the shadow is written and cleared in the same pass, and comes and goes as frames of zeroes. Everything else goes
-//! the way of single entries ([`super::types`]), so that a scan comes to the same as entry by entry.
+//! store: the shadow is written and cleared in the same pass, and comes and goes as frames of zeroes. One that maps such a frame to
+//! be read costs a call besides. Everything else goes the way of single entries ([`super::types`]), so that a scan comes to the
+//! same as entry by entry.
 //!
 //! **Nobody changes the table meanwhile.** A frame that is being validated is no longer writable memory, and its mappings for
 //! writing are gone from the TLBs; one that ceases to be a table is typed until the scan is over. No CPU walks either. So an
@@ -140,9 +141,26 @@ impl<H: Hardware> Pager<'_, H> {
         if entry.present() { self.get_one::<F>(entry, index, shadow) } else { Ok(()) }
     }
 
+    /// Any other entry. What is written out for each entry of a line is what most tables are full of; an entry that maps a frame of the
+    /// domain's own to be read is not far behind.
     #[cold]
     #[inline(never)]
     fn get_one<F: Format>(&self, entry: Pte, index: usize, shadow: Mfn) -> Result<(), (usize, PagingError)> {
+        if entry.0 & (bits::RW | F::REFUSED | bits::UNCACHED) == 0
+            && let Some(info) = self.host.frames.above_first_mib(entry.mfn())
+            && info.get_readable_quickly(self.dom.own_writable)
+        {
+            if F::SHADOWED {
+                self.write_l1_shadow(shadow, index, entry);
+            }
+            return Ok(());
+        }
+        self.get_one_at_length::<F>(entry, index, shadow)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn get_one_at_length<F: Format>(&self, entry: Pte, index: usize, shadow: Mfn) -> Result<(), (usize, PagingError)> {
         self.get_l1_target::<F>(entry, Target::Own).map_err(|error| (index, error))?;
         if F::SHADOWED {
             self.write_l1_shadow(shadow, index, entry);
@@ -194,8 +212,14 @@ impl<H: Hardware> Pager<'_, H> {
         let quickly = !entry.writable()
             && self.host.frames.above_first_mib(entry.mfn()).is_some_and(|info| info.put_readable_quickly(stamp));
         if !quickly {
-            self.put_mapping(entry, stamp);
+            self.put_one_at_length(entry, stamp);
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn put_one_at_length(&self, entry: Pte, stamp: u32) {
+        self.put_mapping(entry, stamp);
     }
 }
 

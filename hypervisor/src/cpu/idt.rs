@@ -23,6 +23,8 @@ impl Vector {
     pub const DEBUG: Self = Self(1);
     /// Non-maskable interrupt.
     pub const NMI: Self = Self(2);
+    /// Device not available: the FPU is used while CR0.TS is set.
+    pub const DEVICE_NOT_AVAILABLE: Self = Self(7);
     /// Double fault.
     pub const DOUBLE_FAULT: Self = Self(8);
     /// Page fault.

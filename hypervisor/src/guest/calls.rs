@@ -392,6 +392,7 @@ unsafe extern "C" {
     static syscall_iret: u8;
     static exception_entry_iret: u8;
     static page_fault_entry_iret: u8;
+    static no_device_entry_iret: u8;
     static system_call_iret: u8;
     static application_iret: u8;
     static resume_from_iret: u8;
@@ -405,6 +406,7 @@ pub fn enters_guest(rip: u64) -> bool {
         &raw const syscall_iret,
         &raw const exception_entry_iret,
         &raw const page_fault_entry_iret,
+        &raw const no_device_entry_iret,
         &raw const system_call_iret,
         &raw const application_iret,
         &raw const resume_from_iret,

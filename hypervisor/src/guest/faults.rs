@@ -321,7 +321,7 @@ pub fn data_selectors() -> DataSegments {
 /// #NM in a guest.
 pub fn device_not_available(run: &mut Running, frame: &mut TrapFrame) {
     if fpu::device_not_available(&mut run.vcpu.fpu, &run.context.fpu) == DeviceNotAvailable::ForGuest {
-        deliver::exception(run, frame, Vector(7), 0, None);
+        deliver::exception(run, frame, Vector::DEVICE_NOT_AVAILABLE, 0, None);
     }
 }
 

@@ -108,6 +108,21 @@ pub fn device_not_available(fpu: &mut Fpu, state: &State) -> DeviceNotAvailable 
     }
 }
 
+/// Whether a #NM is one that the guest has asked for, and nothing else is due because of it: then [`note_told`] is all that
+/// [`device_not_available`] comes to.
+#[inline(always)]
+pub fn is_asked_for(fpu: &Fpu) -> bool {
+    fpu.loaded && fpu.guest_trap
+}
+
+/// The guest is told of such a #NM.
+#[inline(always)]
+pub fn note_told(fpu: &mut Fpu) {
+    // SAFETY: clears TS, nothing else; what is in the registers is the guest's.
+    unsafe { asm!("clts", options(nomem, nostack, preserves_flags)) }
+    fpu.guest_trap = false;
+}
+
 /// An image for FXRSTOR (Intel SDM vol. 1 §10.5): every register zero, control words as FNINIT and a reset leave them.
 #[derive(Clone, Debug)]
 #[repr(C, align(16))]

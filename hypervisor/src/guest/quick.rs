@@ -12,7 +12,7 @@
 //! whatever they or a call left to do was done before the guest went on. Only the repair of a page of the guest's stack may
 //! leave something, its domain's end, and says so ([`super::repair_access`]).
 
-use super::{CpuLocal, Running, faults, leave, user};
+use super::{CpuLocal, Running, faults, fpu, leave, user};
 use crate::cpu::entry::{TrapFrame, trap_entry};
 use crate::cpu::idt::Vector;
 use crate::cpu::percpu::Cpu;
@@ -153,6 +153,24 @@ extern "C" fn exception<P: Personality, I: Interrupted>(frame: &mut TrapFrame) -
         return enter::<P, I>(cpu, run, frame, &handler, &Cause::Plain);
     }
     Next::LongWay
+}
+
+/// #NM in a guest, which has an entry of its own: in the midst of the others it would cost them.
+extern "C" fn device_not_available<P: Personality, I: Interrupted>(frame: &mut TrapFrame) -> Next {
+    if frame.has_forbidden_flags() {
+        return Next::LongWay;
+    }
+    let cpu = cpu_of(frame);
+    // SAFETY: the one reference of this entry; it ends with this function.
+    let Some(run) = (unsafe { cpu.local.running() }) else { return Next::LongWay };
+    if !fpu::is_asked_for(&run.vcpu.fpu) {
+        return Next::LongWay;
+    }
+    let next = enter_handler::<P, I>(cpu, run, frame, Vector::DEVICE_NOT_AVAILABLE, &Cause::Plain);
+    if next == Next::Guest {
+        fpu::note_told(&mut run.vcpu.fpu);
+    }
+    next
 }
 
 /// An event waits for a guest that has made a call, and it takes upcalls. Of the frame, the general registers are not filled in: of
@@ -331,7 +349,8 @@ extern "C" fn leave_after_exception(frame: &mut TrapFrame) {
 /// From a frame to the CPU's own data, which lies right above it.
 pub(super) const LOCAL: usize = size_of::<TrapFrame>() + offset_of!(Cpu, local);
 
-// Exceptions: what the CPU and the vector's entry have pushed makes the top of a `TrapFrame`. The two entries differ in where they lead to only.
+// Exceptions: what the CPU and the vector's entry have pushed makes the top of a `TrapFrame`. The entries differ in where they
+// lead to only.
 global_asm!(
     ".pushsection .text.entry, \"ax\", @progbits",
     ".macro short_way name, short_32, short_64, short_application",
@@ -412,6 +431,7 @@ global_asm!(
     ".endm",
     "   short_way exception_entry, {exception_32}, {exception_64}, {exception_application}",
     "   short_way page_fault_entry, {page_fault_32}, {page_fault_64}, {page_fault_application}",
+    "   short_way no_device_entry, {no_device_32}, {no_device_64}, {no_device_application}",
     ".purgem short_way",
     // The long way. The frame is completed; what is nobody's need not be right there.
     ".Lexception_table_store:",
@@ -463,6 +483,9 @@ global_asm!(
     exception_32 = sym exception::<X86_32, SomeRing>,
     exception_64 = sym exception::<X86_64, Kernel>,
     exception_application = sym exception::<X86_64, Application>,
+    no_device_32 = sym device_not_available::<X86_32, SomeRing>,
+    no_device_64 = sym device_not_available::<X86_64, Kernel>,
+    no_device_application = sym device_not_available::<X86_64, Application>,
     page_fault_32 = sym page_fault::<X86_32, SomeRing>,
     page_fault_64 = sym page_fault::<X86_64, Kernel>,
     page_fault_application = sym page_fault::<X86_64, Application>,
