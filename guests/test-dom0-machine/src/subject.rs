@@ -73,6 +73,7 @@ pub fn run() {
     section("the subject");
     refused();
     check_eq!(configuration(0, 0, 0), Err(Errno::EPERM), "it has no device yet");
+    check!(!ports::flushes_caches());
     let page = memory::alloc_frame().expect("memory").virt().raw() as usize;
     // SAFETY: words of a frame of our own, which is mapped for good.
     let word = |offset: u64| unsafe { &*((page + offset as usize) as *const AtomicU32) };
@@ -114,6 +115,7 @@ pub fn run() {
         check_eq!(events::send(port), Ok(()));
         if poked == Wish::End as u32 {
             check!(configuration(0, 0, 0).is_ok(), "the device that it was given");
+            check!(ports::flushes_caches(), "which goes with devices");
             check_eq!(configuration(1, 0, 0), Err(Errno::EPERM), "another one");
             return;
         }

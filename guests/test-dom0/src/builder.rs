@@ -114,7 +114,7 @@ impl Context {
         unsafe { core::slice::from_raw_parts_mut(self.address() as usize as *mut u8, N) }
     }
 
-    /// What is told of a domain: its registers' instruction pointer, code selector, flags and page-table base.
+    /// What is told of a domain: some of its registers, flags and page-table base.
     pub fn of(self, domain: DomId, subject: Subject, version: Dom0Version) -> Result<Told, Errno> {
         self.bytes::<8192>().fill(0xaa);
         let asked = GetDomainInfo::<Arch> { domain, ctxt: word(self.address()), ..GetDomainInfo::default() };
@@ -123,25 +123,28 @@ impl Context {
             Subject::Narrow => {
                 const SIZE: usize = size_of::<FullExecutionContext<X86_32>>();
                 let c = FullExecutionContext::<X86_32>::ref_from_bytes(self.bytes::<SIZE>()).expect("as large");
-                let cpu = c.cpu_ctxt;
-                let (ds, cs) = match version {
-                    Dom0Version::V19 => (cpu.ds, cpu.cs),
+                let cpu = match version {
+                    Dom0Version::V19 => c.cpu_ctxt,
                     Dom0Version::V1A => {
-                        let cpu = ExecutionContextV1A::read_from_bytes(cpu.as_bytes()).expect("as large");
-                        (cpu.ds, cpu.cs)
+                        ExecutionContextV1A::read_from_bytes({ c.cpu_ctxt }.as_bytes()).expect("as large").into()
                     }
                 };
-                let ip = match version {
-                    Dom0Version::V19 => cpu.eip,
-                    Dom0Version::V1A => ExecutionContextV1A::read_from_bytes(cpu.as_bytes()).expect("as large").eip,
-                };
-                Told { flags: c.flags.into(), ip: ip.into(), cs: cs.into(), ds: ds.into(), base: c.pt_base.into() }
+                Told {
+                    flags: c.flags.into(),
+                    ip: cpu.eip.into(),
+                    sp: cpu.esp.into(),
+                    bx: cpu.ebx.into(),
+                    cs: cpu.cs.into(),
+                    ds: cpu.ds.into(),
+                    base: c.pt_base.into(),
+                }
             }
             Subject::Wide => {
                 const SIZE: usize = size_of::<FullExecutionContext<X86_64>>();
                 let c = FullExecutionContext::<X86_64>::ref_from_bytes(self.bytes::<SIZE>()).expect("as large");
                 let cpu = c.cpu_ctxt;
-                Told { flags: c.flags, ip: cpu.rip, cs: cpu.cs, ds: 0, base: c.pt_base }
+                let (ip, sp, bx, cs) = (cpu.rip, cpu.rsp, cpu.rbx, cpu.cs);
+                Told { flags: c.flags, ip, sp, bx, cs, ds: 0, base: c.pt_base }
             }
         })
     }
@@ -202,6 +205,8 @@ impl Context {
 pub struct Told {
     pub flags: u64,
     pub ip: u64,
+    pub sp: u64,
+    pub bx: u64,
     pub cs: u64,
     pub ds: u64,
     pub base: u64,

@@ -174,6 +174,8 @@ fn crashes(subject: Subject, program: Program, window: Window, context: Context)
     let context = context.of(built.id, subject, Dom0Version::V19).expect("it is there");
     let stands = subject.entry() + program.crashes_at(subject);
     check_eq!((context.ip, context.base), (stands, built.frames[0].addr().raw()));
+    let (bx, sp) = program.leaves(subject);
+    check_eq!((context.bx, context.sp), (bx.unwrap_or(context.bx), sp.unwrap_or(context.sp)));
     check_eq!(destroy(built.id), Ok(()));
 }
 

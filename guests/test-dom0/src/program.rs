@@ -109,6 +109,15 @@ impl Program {
         }
     }
 
+    /// What is in ebx (rbx) and esp (rsp) when it has crashed, where it has changed them.
+    pub const fn leaves(self, subject: Subject) -> (Option<u64>, Option<u64>) {
+        match self {
+            Self::CrashTwice => (None, Some(0x1000)),
+            Self::BadTable => (Some(subject.base() + 4096 * SPARE as u64 + 6 * 8), None),
+            _ => (None, None),
+        }
+    }
+
     /// Where it stands when it has crashed, from its beginning: the bytes before that.
     pub const fn crashes_at(self, subject: Subject) -> u64 {
         match (self, subject) {
