@@ -65,8 +65,13 @@ impl Shell {
 
     /// Looks at a domain until it is in that state.
     pub fn reaches(&self, name: &str, state: &str) {
+        self.until(name, || self.json(&["info", name])["state"] == state);
+    }
+
+    /// Waits until something is so with a domain.
+    pub fn until(&self, name: &str, mut is_so: impl FnMut() -> bool) {
         let until = Instant::now() + PATIENCE;
-        while self.json(&["info", name])["state"] != state {
+        while !is_so() {
             assert!(Instant::now() < until, "{name} is {}", self.json(&["info", name]));
             std::thread::sleep(Duration::from_millis(100));
         }
