@@ -11,7 +11,7 @@
 //! [`CpuLocal::attention`]: super::CpuLocal
 
 use super::hw::Hw;
-use super::{CpuLocal, audit, hand_over, leave, quick, timer, trace, user};
+use super::{CpuLocal, Running, audit, hand_over, leave, quick, timer, trace, user};
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::percpu::{Cpu, Pending};
 use core::arch::global_asm;
@@ -21,6 +21,7 @@ use proxenos_abi::hypercall::AUDIT_CALL;
 use proxenos_abi::{Errno, Hypercall, X86_32, X86_64};
 use proxenos_core::domain::Arch;
 use proxenos_core::hypercall::{answer, is_yield, xen_version};
+use proxenos_core::paging::Pager;
 use proxenos_core::personality::Personality;
 use proxenos_core::preempt::Answer;
 use proxenos_core::trace::Event;
@@ -150,8 +151,8 @@ extern "C" fn handle<P: CallRegisters, const N: u32>(frame: &mut TrapFrame) -> u
     result
 }
 
-/// `sched_op(yield)`. Page tables are closed where another domain's turn is about to come; giving up the CPU changes nothing where there
-/// is nobody to have it.
+/// `sched_op(yield)`. Page tables are closed here where there is nobody to have the CPU, and else on the way to another domain
+/// ([`hand_over`], `attend`); who has a bad one gets no further.
 #[inline(always)]
 fn yield_to_others<P: CallRegisters>(frame: &mut TrapFrame) -> u64 {
     let cpu = quick::cpu_of(frame);
@@ -160,8 +161,20 @@ fn yield_to_others<P: CallRegisters>(frame: &mut TrapFrame) -> u64 {
         return carry_out_at_length::<P>(frame, Hypercall::SchedOp);
     };
     run.vcpu.call_made_way = false;
-    run.vcpu.reschedule = !cpu.local.alone.get();
-    if run.vcpu.reschedule || !run.dom.run_state().is_empty() {
+    if cpu.local.alone.get() {
+        return yield_to_nobody(cpu, run);
+    }
+    run.vcpu.reschedule = true;
+    cpu.local.attention.store(1, Ordering::Relaxed);
+    0
+}
+
+/// A yield of the only one that can run here, which goes on.
+#[inline(never)]
+fn yield_to_nobody(cpu: &Cpu, run: &mut Running) -> u64 {
+    run.vcpu.reschedule = false;
+    drop(Pager::new(run.host, &run.dom).lock());
+    if !run.dom.run_state().is_empty() {
         cpu.local.attention.store(1, Ordering::Relaxed);
     }
     0
