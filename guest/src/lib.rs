@@ -43,6 +43,8 @@ pub mod console;
 #[cfg(not(test))]
 pub mod events;
 #[cfg(not(test))]
+pub mod foreign;
+#[cfg(not(test))]
 pub mod hypercall;
 #[cfg(not(test))]
 pub mod memory;

@@ -2,12 +2,10 @@
 
 use proxenos_guest::abi::dom0_ops::args::*;
 use proxenos_guest::abi::dom0_ops::{Dom0Argument, Dom0Op};
-use proxenos_guest::abi::mmu::UpdateVaFlags;
-use proxenos_guest::abi::{DomId, Errno, Mfn, PAGE_SIZE, Padded};
+use proxenos_guest::abi::{DomId, Errno, PAGE_SIZE, Padded};
 use proxenos_guest::arch::{Arch, Word};
+pub use proxenos_guest::foreign::Window;
 use proxenos_guest::hypercall;
-use proxenos_guest::memory::{self, Frame};
-use proxenos_guest::pte::{Pte, PteFlags};
 
 /// Makes a request.
 pub fn ask<T: Dom0Argument>(argument: T) -> Result<T, Errno> {
@@ -65,45 +63,6 @@ pub fn of_domains() -> u64 {
 }
 
 /// A page of ours at which others' frames can be mapped.
-#[derive(Clone, Copy)]
-pub struct Window(Frame);
-
-impl Window {
-    pub fn new() -> Self {
-        Self(memory::alloc_frame().expect("the domain has more memory than this needs"))
-    }
-
-    /// Maps a frame of another domain's.
-    pub fn show(self, domain: DomId, frame: Mfn) -> Result<(), Errno> {
-        let entry = Pte::new(frame, PteFlags::KERNEL_RW);
-        // SAFETY: no reference is held to the page.
-        unsafe { hypercall::update_va_mapping_otherdomain(self.0.virt(), entry, UpdateVaFlags::INVLPG, domain) }
-    }
-
-    /// Lets go of it.
-    pub fn close(self) {
-        // SAFETY: no reference is held to the page.
-        let closed = unsafe { hypercall::update_va_mapping(self.0.virt(), Pte::NONE, UpdateVaFlags::INVLPG) };
-        assert!(closed.is_ok(), "a page of ours can be unmapped");
-    }
-
-    /// Writes bytes into it.
-    pub fn write(self, offset: usize, bytes: &[u8]) {
-        assert!(offset + bytes.len() <= PAGE_SIZE, "within a page");
-        let at = (self.0.virt().raw() as usize + offset) as *mut u8;
-        for (index, byte) in bytes.iter().enumerate() {
-            // SAFETY: the page is mapped writable, and nothing of ours.
-            unsafe { at.add(index).write_volatile(*byte) }
-        }
-    }
-
-    /// A number in it: the lower half first.
-    pub fn number(self, offset: usize) -> u64 {
-        assert!(offset + size_of::<u64>() <= PAGE_SIZE, "within a page");
-        let half = |offset: usize| {
-            // SAFETY: the page is mapped.
-            u64::from(unsafe { ((self.0.virt().raw() as usize + offset) as *const u32).read_volatile() })
-        };
-        half(offset) | (half(offset + 4) << 32)
-    }
+pub fn window() -> Window {
+    Window::new().expect("the domain has more memory than this needs")
 }

@@ -4,7 +4,7 @@
 //! The domain has 4 MiB and does next to nothing: it notes the time-stamp counter with its first instruction, and waits for good.
 
 use crate::Bench;
-use crate::control::{Window, ask, create, destroy, frames, free, info, unpause, word};
+use crate::control::{Window, ask, create, destroy, frames, free, info, unpause, window, word};
 use core::cell::Cell;
 use proxenos_guest::abi::context::FullExecutionContext;
 use proxenos_guest::abi::dom0_ops::args::BuildDomain;
@@ -41,7 +41,7 @@ pub fn run(bench: &Bench) {
     if !names.iter().any(|name| bench.measures(name)) {
         return;
     }
-    let window = Window::new();
+    let window = window();
     if bench.measures("domain-create") {
         let last = Cell::new(None);
         let end_of_last = |_| end(last.take());

@@ -2,7 +2,7 @@
 //!
 //! The note lies in a page of the domain's own image, which domain 0 maps and reads.
 
-use crate::control::{Window, frames};
+use crate::control::{Window, frames, window};
 use core::arch::global_asm;
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -87,7 +87,7 @@ pub fn note_of(domain: DomId) -> Option<Window> {
     let count = frames(domain, list).ok()?;
     let is_it = |&&frame: &&Word| memory::machine_to_phys(Mfn(frame.to_u64())).is_some_and(|at| at.to_u64() == pfn);
     let frame = list[..count].iter().find(is_it)?;
-    let window = Window::new();
+    let window = window();
     window.show(domain, Mfn(frame.to_u64())).ok()?;
     Some(window)
 }

@@ -179,8 +179,8 @@ pub fn cost(window: Window, context: Context) {
         let built = build_larger(subject, Program::Stamp, window, context).expect("it can be built");
         check_eq!(unpause(built.id), Ok(()));
         check_eq!(window.show(built.id, built.counter()), Ok(()));
-        check!(eventually(|| window.stamp() >> 32 != 0 || window.stamp() != 0));
-        let spent = window.stamp().wrapping_sub(start);
+        check!(eventually(|| window.number(0) >> 32 != 0 || window.number(0) != 0));
+        let spent = window.number(0).wrapping_sub(start);
         proxenos_guest::println!("{subject:?}: {spent} instructions from its creation to its first");
         check!(spent < MOST_INSTRUCTIONS, "{spent} instructions");
         window.close();

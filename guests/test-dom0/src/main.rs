@@ -35,7 +35,7 @@ fn on_end(_: Port) {
 fn main(_: &StartInfo) {
     proxenos_guest::init();
     check!(events::handle_virq(Virq::DomExc, on_end).is_ok());
-    let (window, context) = (Window::new(), Context::new());
+    let (window, context) = (window(), Context::new());
     // What of the hypervisor's tables a number needs when it is given for the first time stays.
     for _ in 0..NUMBERS {
         check_eq!(create(Subject::Narrow, 0).and_then(destroy), Ok(()));
@@ -108,22 +108,22 @@ fn runs(subject: Subject, version: Dom0Version, window: Window, context: Context
     }
     check_eq!(flags(id) & (DomainFlags::PAUSED | DomainFlags::RUNNING), DomainFlags::PAUSED);
     check_eq!(window.show(id, built.counter()), Ok(()));
-    check_eq!(window.count(), 0);
+    check_eq!(window.word(0), 0);
     check_eq!(unpause(id), Ok(()));
-    check!(eventually(|| window.count() > 1000), "it runs");
+    check!(eventually(|| window.word(0) > 1000), "it runs");
     check!(!flags(id).contains(DomainFlags::PAUSED));
     // It is looked at while it runs, and goes on.
     let looked = context.of(id, subject, version).expect("it is there");
     check!((subject.entry()..subject.entry() + 8).contains(&looked.ip), "{:#x}", looked.ip);
-    let seen = window.count();
-    check!(eventually(|| window.count() != seen), "it goes on");
+    let seen = window.word(0);
+    check!(eventually(|| window.word(0) != seen), "it goes on");
     for _ in 0..20 {
         check_eq!(pause(id), Ok(()));
-        let seen = window.count();
-        check!((0..1000).all(|_| window.count() == seen), "it is stopped when the call returns");
+        let seen = window.word(0);
+        check!((0..1000).all(|_| window.word(0) == seen), "it is stopped when the call returns");
         check!(!flags(id).contains(DomainFlags::RUNNING));
         check_eq!(unpause(id), Ok(()));
-        check!(eventually(|| window.count() != seen), "it goes on");
+        check!(eventually(|| window.word(0) != seen), "it goes on");
     }
     let told = info(id).expect("it is there");
     check!({ told.cpu_time } > 0);
@@ -196,10 +196,10 @@ fn mapped(subject: Subject, window: Window, context: Context) {
     section("a domain that ends while a frame of it is mapped");
     let built = started(subject, Program::Count, window, context);
     check_eq!(window.show(built.id, built.counter()), Ok(()));
-    check!(eventually(|| window.count() > 0));
+    check!(eventually(|| window.word(0) > 0));
     check_eq!(destroy(built.id), Ok(()));
-    let seen = window.count();
-    check!((0..1000).all(|_| window.count() == seen));
+    let seen = window.word(0);
+    check!((0..1000).all(|_| window.word(0) == seen));
     let told = info(built.id).expect("it is there");
     check_eq!(({ told.tot_pages }.get(), told.domain), (1, built.id));
     check!(flags(built.id).contains(DomainFlags::DYING));

@@ -3,12 +3,11 @@
 use crate::builder::Subject;
 use proxenos_guest::abi::dom0_ops::args::*;
 use proxenos_guest::abi::dom0_ops::{Dom0Argument, Dom0Op, Dom0Version};
-use proxenos_guest::abi::mmu::{MmuExtCommand, UpdateVaFlags};
-use proxenos_guest::abi::{DomId, Errno, Mfn, Padded};
+use proxenos_guest::abi::mmu::MmuExtCommand;
+use proxenos_guest::abi::{DomId, Errno, Padded};
 use proxenos_guest::arch::{Arch, Word};
-use proxenos_guest::memory::{self, Frame};
-use proxenos_guest::pte::{Pte, PteFlags};
-use proxenos_guest::{boot, hypercall};
+pub use proxenos_guest::foreign::Window;
+use proxenos_guest::{boot, hypercall, memory};
 
 /// Makes a request of a version: its argument, with what was answered in it.
 pub fn ask_in<T: Dom0Argument>(version: Dom0Version, argument: T) -> Result<T, Errno> {
@@ -70,53 +69,12 @@ pub fn frames(domain: DomId, list: &mut [Word]) -> Result<usize, Errno> {
     Ok({ told.num_pfns }.to_u64() as usize)
 }
 
-/// A page of ours at which others' frames can be mapped.
-#[derive(Clone, Copy)]
-pub struct Window(Frame);
-
-impl Window {
-    pub fn new() -> Self {
-        Self(memory::alloc_frame().expect("domain 0 has memory"))
-    }
-
-    /// Maps a frame of another domain's.
-    pub fn show(self, domain: DomId, frame: Mfn) -> Result<(), Errno> {
-        let entry = Pte::new(frame, PteFlags::KERNEL_RW);
-        // SAFETY: no reference is held to the page.
-        unsafe { hypercall::update_va_mapping_otherdomain(self.0.virt(), entry, UpdateVaFlags::INVLPG, domain) }
-    }
-
-    /// Lets go of it.
-    pub fn close(self) {
-        // SAFETY: no reference is held to the page.
-        let closed = unsafe { hypercall::update_va_mapping(self.0.virt(), Pte::NONE, UpdateVaFlags::INVLPG) };
-        assert!(closed.is_ok(), "a page of ours can be unmapped");
-    }
-
-    /// Writes bytes into it.
-    pub fn write(self, offset: usize, bytes: &[u8]) {
-        assert!(offset + bytes.len() <= 4096, "within a page");
-        let at = (self.0.virt().raw() as usize + offset) as *mut u8;
-        for (index, byte) in bytes.iter().enumerate() {
-            // SAFETY: the page is mapped writable, and nothing of ours.
-            unsafe { at.add(index).write_volatile(*byte) }
-        }
-    }
-
-    /// Its first two words, as one.
-    pub fn stamp(self) -> u64 {
-        // SAFETY: the page is mapped.
-        unsafe { (self.0.virt().raw() as usize as *const u64).read_volatile() }
-    }
-
-    /// Its first word.
-    pub fn count(self) -> u32 {
-        // SAFETY: the page is mapped.
-        unsafe { (self.0.virt().raw() as usize as *const u32).read_volatile() }
-    }
-}
-
 /// The request that names a foreign domain.
 pub fn of(domain: DomId) -> proxenos_guest::abi::mmu::MmuUpdate<Arch> {
     memory::extended(MmuExtCommand::SetForeigndom, 0, u64::from(domain.0) << 8)
+}
+
+/// A page of ours at which others' frames can be mapped.
+pub fn window() -> Window {
+    Window::new().expect("domain 0 has memory")
 }
