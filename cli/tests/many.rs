@@ -47,7 +47,7 @@ fn destroy(shell: &Shell, names: &[String]) {
 }
 
 #[test]
-#[ignore = "needs built images"]
+#[ignore = "needs built images: cargo xtask test cli/"]
 fn five_hundred_guests() {
     let shell = Shell { dir: tempfile::tempdir().unwrap() };
     shell.text(&["host", "start", "--accel", "tcg", "--memory", "3G"]);

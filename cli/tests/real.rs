@@ -46,7 +46,7 @@ fn cpu_time(process: &str) -> (u64, u64) {
 /// change much. On one that does nothing else they take turns, so that this is what passes by the clock; it counts the
 /// whole run, not only up to the first line, though not the second that the guest sleeps through between its ticks.
 #[test]
-#[ignore = "needs built images"]
+#[ignore = "needs built images: cargo xtask test cli/"]
 fn hello_says_hello_within_its_bound() {
     const BOUND: u64 = 200;
     let shell = Shell { dir: tempfile::tempdir().unwrap() };
@@ -69,7 +69,7 @@ fn hello_says_hello_within_its_bound() {
 }
 
 #[test]
-#[ignore = "needs built images"]
+#[ignore = "needs built images: cargo xtask test cli/"]
 fn guests_live_and_end_as_their_files_say() {
     let shell = Shell { dir: tempfile::tempdir().unwrap() };
     start(&shell, &[]);
@@ -188,7 +188,7 @@ fn suspended(shell: &Shell, arch: &str) {
 }
 
 #[test]
-#[ignore = "needs built images"]
+#[ignore = "needs built images: cargo xtask test cli/"]
 fn three_hosts_have_three_schedulers() {
     let shell = Shell { dir: tempfile::tempdir().unwrap() };
     let on = |host: &'static str, args: &[&str]| shell.json(&[&["--host", host], args].concat());
@@ -240,7 +240,7 @@ fn three_hosts_have_three_schedulers() {
 }
 
 #[test]
-#[ignore = "needs built images"]
+#[ignore = "needs built images: cargo xtask test cli/"]
 fn what_is_listed_is_what_there_is() {
     let shell = Shell { dir: tempfile::tempdir().unwrap() };
     start(&shell, &["--cpus", "2", "--hv-args", "tbuf_size=4"]);
@@ -321,7 +321,7 @@ fn what_is_listed_is_what_there_is() {
 /// A crowd of both architectures that floods, writes nonsense, moves its indices, answers nothing, and ends without end;
 /// a witness in their midst is heard and answered at once, and so is everybody at the shell.
 #[test]
-#[ignore = "needs built images"]
+#[ignore = "needs built images: cargo xtask test cli/"]
 fn unruly_guests_harm_only_themselves() {
     let shell = Shell { dir: tempfile::tempdir().unwrap() };
     start(&shell, &["--cpus", "2"]);

@@ -110,7 +110,7 @@ const STOPPING: [usize; 2] = [14, 15];
 const PINNED: [usize; 2] = [16, 17];
 
 #[test]
-#[ignore = "needs built images: cargo xtask test session"]
+#[ignore = "needs built images: cargo xtask test cli/"]
 fn twenty_guests_are_what_was_asked_for() {
     let shell = Shell { dir: tempfile::tempdir().unwrap() };
     let dir = shell.dir.path().to_owned();
