@@ -83,7 +83,7 @@ use proxenos_core::preempt::Place;
 use proxenos_core::trace::{Event, IDLE};
 use proxenos_core::vcpu::Vcpu;
 use proxenos_image::builder::InitialState;
-use sched::{Seat, Turn};
+use sched::Turn;
 use switch::Context;
 use timer::Timer;
 use x86_64::VirtAddr;
@@ -99,8 +99,6 @@ pub struct Running {
     timer: Timer,
     /// The rest of its state: while it runs, what of that is not in the CPU.
     context: Context,
-    /// Where it waits between its turns, once it has a place in a run queue.
-    seat: Option<Arc<Seat>>,
 }
 
 /// What guest code keeps per CPU, in [`Cpu::local`].
@@ -303,7 +301,7 @@ impl Running {
 
     fn with(host: &'static Host<Hw>, dom: Arc<Domain>, context: Context) -> Box<Self> {
         let shared = layout::direct_frame(dom.shared_info);
-        Box::new(Self { host, dom, vcpu: Vcpu::new(), shared, timer: Timer::new(), context, seat: None })
+        Box::new(Self { host, dom, vcpu: Vcpu::new(), shared, timer: Timer::new(), context })
     }
 
     /// The guest as it makes a call: `frame` is where it stands behind it.

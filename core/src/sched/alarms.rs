@@ -27,15 +27,7 @@ impl Alarms {
     /// # Errors
     /// [`SchedError::OutOfMemory`].
     pub fn reserve(&mut self, last: Slot) -> Result<(), SchedError> {
-        self.reserve_slots(last.index() + 1)
-    }
-
-    /// Makes room for so many slots.
-    ///
-    /// # Errors
-    /// [`SchedError::OutOfMemory`].
-    pub fn reserve_slots(&mut self, slots: usize) -> Result<(), SchedError> {
-        self.0.reserve(slots)
+        self.0.reserve(last.index() + 1)
     }
 
     /// Sets the alarm of a slot that there is room for.

@@ -402,7 +402,7 @@ impl Policy for Bvt {
         // Whoever is first now is not before the one that was.
         let rival = self.plain.first()?.0;
         let lead = u64::try_from(rival.0 - least.0).unwrap_or(u64::MAX);
-        Some(HandOver { to, until: now + (Span(lead / u64::from(next.get())) + self.allowance) })
+        Some(HandOver { from, to, until: now + (Span(lead / u64::from(next.get())) + self.allowance) })
     }
 
     fn repick(&self, woken: Slot, running: Option<Slot>, now: Time) -> Option<Time> {

@@ -142,6 +142,8 @@ pub struct Pick {
 /// A turn that was given to another ([`RunQueue::hand_over`]).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HandOver {
+    /// Who ran.
+    pub from: Slot,
     /// Who runs now.
     pub to: Slot,
     /// When to ask again at the latest.

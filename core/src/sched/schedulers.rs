@@ -122,11 +122,18 @@ impl<P: Policy> Schedulers<P> {
     }
 
     /// Moves a virtual CPU to another physical CPU; one that is ready is ready there, and the answer is what that
-    /// means for the CPU. What it has run is kept, what it is owed or owes is not. May allocate.
+    /// means for the CPU. What it has run is kept, what it is owed or owes is not. May allocate. `arrive` is called with
+    /// its new place, before either CPU can pick it; it takes no lock of a queue's.
     ///
     /// # Errors
-    /// It runs; or its parameters are refused there. It stays where it was.
-    pub fn move_to(&self, home: Home, cpu: CpuId, now: Time) -> Result<(Home, Repick), SchedError> {
+    /// It runs; or its parameters are refused there, or `arrive` refuses. It stays where it was.
+    pub fn move_to(
+        &self,
+        home: Home,
+        cpu: CpuId,
+        now: Time,
+        arrive: impl FnOnce(Home) -> Result<(), SchedError>,
+    ) -> Result<(Home, Repick), SchedError> {
         let (from, to) = (self.mutex(home.cpu)?, self.mutex(cpu)?);
         if home.cpu == cpu {
             from.lock().params(home.slot)?;
@@ -143,10 +150,15 @@ impl<P: Policy> Schedulers<P> {
             return Err(SchedError::StillRuns);
         }
         let slot = to.insert(from.params(home.slot)?, now)?;
+        let new = Home { cpu, slot };
+        if let Err(error) = arrive(new) {
+            to.remove(slot)?;
+            return Err(error);
+        }
         let removed = from.take(home.slot)?;
         to.carry_over(slot, removed.ran);
         let repick = if removed.is_ready { to.wake(slot, now) } else { Repick::AsPlanned };
-        Ok((Home { cpu, slot }, repick))
+        Ok((new, repick))
     }
 
     /// Changes the scheduler's own parameters, on all CPUs.

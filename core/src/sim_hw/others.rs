@@ -50,7 +50,7 @@ impl Others {
     pub(super) fn migrate(&self, dom: &Domain, to: CpuId) -> Result<(), NotMoved> {
         let mut all = self.parked.lock();
         let parked = all.get_mut(&dom.id.0).ok_or(NotMoved::Running)?;
-        let (home, _) = self.schedulers.move_to(parked.home, to, Time(0)).map_err(NotMoved::Refused)?;
+        let (home, _) = self.schedulers.move_to(parked.home, to, Time(0), |_| Ok(())).map_err(NotMoved::Refused)?;
         parked.home = home;
         dom.set_home(home, |_, _| ());
         Ok(())

@@ -34,15 +34,15 @@ pub fn attempt(cpu: &'static Cpu, run: &'static mut Running, frame: &mut TrapFra
     if !run.dom.run_state().is_empty() {
         return run;
     }
-    let Some(next) = sched::hand_over(cpu, now.ns) else { return run };
+    let Some(turn) = sched::hand_over(cpu, now.ns) else { return run };
     run.vcpu.reschedule = false;
     switch::save(local, run, frame);
     timer::pause(run, now.ns);
     // SAFETY: the caller's reference has ended.
-    let (run, old) = unsafe { local.exchange(next) };
+    let (run, old) = unsafe { local.exchange(turn.next) };
     let loaded = switch::load_all_but_frame(cpu, run);
     if let Some(old) = old {
-        sched::park(old);
+        turn.seat.put(old);
     }
     timer::resume_and_program(cpu, run, &now);
     // As at the end of `attend` and in `leave`.

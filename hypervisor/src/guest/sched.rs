@@ -1,17 +1,22 @@
 //! Who runs on this CPU, and until when: the run queues of [`proxenos_core::sched`], and the domains in them.
 //!
 //! A domain has a place in one CPU's queue ([`Home`]). Its [`Running`] is the CPU's while it runs there; else it is parked in
-//! its [`Seat`], for any CPU to look at. Only a queue's own CPU wakes, puts to sleep and picks: others note whom it is to wake
+//! that slot's [`Seat`], for any CPU to look at. Only a queue's own CPU wakes, puts to sleep and picks: others note whom it is to wake
 //! ([`WakeSet`]) and [`ring`], so whoever sends an event takes no lock of a queue's.
 //!
 //! Whatever keeps a domain from running is in its run state. The CPU looks at that after it has taken what was noted, and again
 //! on each way back to a guest; whoever changes the state notes the domain behind that. So no wakeup is lost.
 //!
-//! Locks, in this order: a CPU's seats, its run queue; and, with either, a seat. Of two CPUs', which only
-//! who moves a domain holds together, the lower number's first.
+//! Who comes to a seat, or leaves it for good, is its CPU's alarms' and its queue's affair too, and is done under the lock of all three
+//! ([`Places`]). Whose turn begins or ends does so without: who is picked is nobody else's from then on, since neither a queue nor
+//! [`Places`] let go of the one that runs.
+//!
+//! Locks, in this order: a CPU's places, its run queue; and, with either, a seat, or a seat and then the queue, where the places' lock keeps
+//! others from the contrary. Of two CPUs', which only who moves a domain holds together, the lower number's first.
 
 mod moving;
 mod reach;
+mod seat;
 
 pub use moving::{choose_again, migrate, schedulers};
 
@@ -20,17 +25,17 @@ use crate::cpu::percpu::{Cpu, Pending};
 use crate::options;
 use crate::time::Now;
 use alloc::boxed::Box;
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering};
 use proxenos_abi::sched_ctl::SchedulerId;
 use proxenos_core::domain::{Domain, News, RunState};
 use proxenos_core::sched::{
-    Affinity, Alarms, Chosen, CpuId, Global, Home, Params, Pick, Repick, RunQueue, SchedError, Schedulers, Slot, Span,
+    Affinity, Alarms, Chosen, CpuId, Global, Home, MAX_VCPUS, Params, Pick, Repick, RunQueue, SchedError, Schedulers, Slot, Span,
     Time, WakeSet,
 };
 use proxenos_core::sync::{Mutex, MutexGuard};
 use proxenos_core::trace::Event;
+use seat::{Held, Seat};
 use spin::Once;
 
 static SCHEDULING: Once<Scheduling> = Once::new();
@@ -46,23 +51,19 @@ struct Scheduling {
 
 /// What belongs to one CPU's queue.
 pub struct OfCpu {
-    seats: Mutex<Seats>,
+    places: Mutex<Places>,
+    seats: Box<[Seat; MAX_VCPUS]>,
     /// Whom the CPU is to wake, or to look at.
     woken: WakeSet,
     /// Whose turn it is: their [`Home`], as bits. No home if the CPU idles.
     runs: AtomicU32,
 }
 
-/// The domains of a queue, by slot.
-struct Seats {
-    by_slot: Vec<Option<Arc<Seat>>>,
+/// What changes where a domain comes to a queue, or leaves it; and the alarms of those that wait.
+struct Places {
+    /// How many slots are domains', whether they sit or run.
+    taken: usize,
     alarms: Alarms,
-}
-
-/// A domain's place, whether it runs or not.
-pub struct Seat {
-    /// The domain, unless it runs.
-    parked: Mutex<Option<Box<Running>>>,
 }
 
 /// A CPU's own queue, and what belongs to it.
@@ -94,8 +95,35 @@ impl Scheduling {
         &self.cpus[usize::from(cpu.0)]
     }
 
+    fn seat(&self, home: Home) -> &Seat {
+        self.of(home.cpu).seat(home.slot)
+    }
+
     fn queue(&self, cpu: CpuId) -> MutexGuard<'_, RunQueue<Chosen>> {
         self.schedulers.queue(cpu).expect("a queue for each CPU")
+    }
+}
+
+impl OfCpu {
+    fn new() -> Self {
+        let seats: Vec<Seat> = (0..MAX_VCPUS).map(|_| Seat::EMPTY).collect();
+        Self {
+            places: Mutex::new(Places { taken: 0, alarms: Alarms::new() }),
+            seats: seats.try_into().unwrap_or_else(|_| unreachable!("as many as were made")),
+            woken: WakeSet::new(),
+            runs: AtomicU32::new(NOBODY),
+        }
+    }
+
+    #[inline(always)]
+    fn seat(&self, slot: Slot) -> &Seat {
+        &self.seats[slot.index()]
+    }
+
+    /// Takes a domain that was picked out of its seat.
+    #[inline(always)]
+    fn unpark(&self, slot: Slot) -> Box<Running> {
+        self.seat(slot).take().expect("who was picked sits there")
     }
 }
 
@@ -112,12 +140,7 @@ pub fn init(cpus: u16) {
     if let Some(Err(error)) = global.map(|global| schedulers.control(global)) {
         log::warn!("the scheduler's parameter is ignored: {error:?}");
     }
-    let of_cpu = |_| OfCpu {
-        seats: Mutex::new(Seats { by_slot: Vec::new(), alarms: Alarms::new() }),
-        woken: WakeSet::new(),
-        runs: AtomicU32::new(NOBODY),
-    };
-    SCHEDULING.call_once(|| Scheduling { schedulers, cpus: (0..cpus).map(of_cpu).collect() });
+    SCHEDULING.call_once(|| Scheduling { schedulers, cpus: (0..cpus).map(|_| OfCpu::new()).collect() });
 }
 
 /// This CPU is about to run domains.
@@ -146,14 +169,10 @@ pub fn set_interrupt(interrupt: fn(CpuId)) {
 pub fn reserve(params: Params, affinity: Affinity) -> Result<Home, SchedError> {
     let all = scheduling();
     let home = all.schedulers.place(params, affinity, now())?;
-    let mut seats = all.of(home.cpu).seats.lock();
-    if let Err(error) = seats.alarms.reserve(home.slot) {
-        drop(seats);
+    if let Err(error) = all.of(home.cpu).places.lock().alarms.reserve(home.slot) {
         release(home);
         return Err(error);
     }
-    let slots = seats.by_slot.len().max(home.slot.index() + 1);
-    seats.by_slot.resize_with(slots, || None);
     Ok(home)
 }
 
@@ -163,12 +182,13 @@ pub fn release(home: Home) {
 }
 
 /// Puts a domain into its place. It runs when it is its turn, unless its run state says otherwise.
-pub fn place(home: Home, mut running: Box<Running>) {
+pub fn place(home: Home, running: Box<Running>) {
     let dom = running.dom.clone();
-    let seat = Arc::new(Seat { parked: Mutex::new(None) });
-    running.seat = Some(seat.clone());
-    *seat.parked.lock() = Some(running);
-    scheduling().of(home.cpu).seats.lock().by_slot[home.slot.index()] = Some(seat);
+    let of = scheduling().of(home.cpu);
+    let mut places = of.places.lock();
+    places.taken += 1;
+    of.seat(home.slot).put(running);
+    drop(places);
     dom.set_home(home, told);
     told(&dom, News::RunState);
 }
@@ -230,9 +250,9 @@ pub fn is_due(cpu: &Cpu, run: &Running, pending: Pending, now: u64) -> bool {
 pub fn reconsider(cpu: &Cpu, run: &mut Running, now: u64) -> Turn {
     let (own, time) = (own(cpu), Time(now));
     let here = run.dom.home().expect("who runs has a place").slot;
-    let mut seats = own.of.seats.lock();
+    let mut places = own.of.places.lock();
     let mut queue = own.queue.lock();
-    let woken = wake(own.of, &mut seats, &mut queue, Some(here), time);
+    let woken = wake(own.of, &mut places, &mut queue, Some(here), time);
     let yields = core::mem::take(&mut run.vcpu.reschedule);
     let pick = if run.must_stop() {
         let _ = queue.sleep(here, time);
@@ -240,7 +260,7 @@ pub fn reconsider(cpu: &Cpu, run: &mut Running, now: u64) -> Turn {
         if run.dom.run_state().contains(RunState::BLOCKED)
             && let Some(at) = timer::alarm_time(run)
         {
-            seats.alarms.set(here, Time(at));
+            places.alarms.set(here, Time(at));
         }
         queue.pick(time)
     } else if yields {
@@ -249,19 +269,27 @@ pub fn reconsider(cpu: &Cpu, run: &mut Running, now: u64) -> Turn {
     } else if woken == Repick::Now || cpu.local.turn_ends.get() <= now {
         queue.pick(time)
     } else {
-        note(cpu, &seats, &queue);
+        note(cpu, &places, &queue);
         if let Repick::At(at) = woken {
             cpu.local.turn_ends.set(cpu.local.turn_ends.get().min(at.0));
         }
         return Turn::GoesOn;
     };
-    note(cpu, &seats, &queue);
+    note(cpu, &places, &queue);
     drop(queue);
     picked(cpu, own.of, pick);
     match pick.next {
         Some(slot) if slot == here => Turn::GoesOn,
-        next => Turn::Next(next.map(|slot| seats.unpark(slot))),
+        next => Turn::Next(next.map(|slot| own.of.unpark(slot))),
     }
+}
+
+/// A turn that was given to another ([`hand_over`]).
+pub struct HandedOver {
+    /// Who is to run, taken out of its seat.
+    pub next: Box<Running>,
+    /// Where the one that ran is to be parked.
+    pub seat: &'static Seat,
 }
 
 /// What [`reconsider`] comes to where a domain yields and nobody has been woken or told of: who runs next, taken out of its seat.
@@ -270,28 +298,27 @@ pub fn reconsider(cpu: &Cpu, run: &mut Running, now: u64) -> Turn {
 /// Who is ready, and whose alarm comes first, is as it was when it was last [noted](note), or another CPU has changed it meanwhile: then
 /// this one is about to be told.
 #[inline(always)]
-pub fn hand_over(cpu: &Cpu, now: u64) -> Option<Box<Running>> {
+pub fn hand_over(cpu: &Cpu, now: u64) -> Option<HandedOver> {
     let own = own(cpu);
     if own.of.woken.may_have_any() {
         return None;
     }
-    let seats = own.of.seats.lock();
     let turn = own.queue.lock().hand_over(Time(now))?;
     picked(cpu, own.of, Pick { next: Some(turn.to), until: Some(turn.until) });
-    Some(seats.unpark(turn.to))
+    Some(HandedOver { next: own.of.unpark(turn.to), seat: own.of.seat(turn.from) })
 }
 
 /// Looks at the queue while this CPU idles: who is to run, taken out of its seat.
 pub fn pick(cpu: &Cpu, now: u64) -> Option<Box<Running>> {
     let own = own(cpu);
-    let mut seats = own.of.seats.lock();
+    let mut places = own.of.places.lock();
     let mut queue = own.queue.lock();
-    let _ = wake(own.of, &mut seats, &mut queue, None, Time(now));
+    let _ = wake(own.of, &mut places, &mut queue, None, Time(now));
     let pick = queue.pick(Time(now));
-    note(cpu, &seats, &queue);
+    note(cpu, &places, &queue);
     drop(queue);
     picked(cpu, own.of, pick);
-    pick.next.map(|slot| seats.unpark(slot))
+    pick.next.map(|slot| own.of.unpark(slot))
 }
 
 #[inline]
@@ -303,37 +330,33 @@ fn picked(cpu: &Cpu, of: &OfCpu, pick: Pick) {
 }
 
 /// Keeps at hand what the short ways and the timer want to know.
-fn note(cpu: &Cpu, seats: &Seats, queue: &RunQueue<Chosen>) {
+fn note(cpu: &Cpu, places: &Places, queue: &RunQueue<Chosen>) {
     cpu.local.alone.set(queue.ready() <= 1);
-    cpu.local.alarm.set(seats.alarms.first().map_or(u64::MAX, |at| at.0));
+    cpu.local.alarm.set(places.alarms.first().map_or(u64::MAX, |at| at.0));
 }
 
 /// Wakes, or puts to sleep, those that this CPU has been told of, but for who runs on it: what that means for it.
 #[inline]
-fn wake(of: &OfCpu, seats: &mut Seats, queue: &mut RunQueue<Chosen>, runs: Option<Slot>, now: Time) -> Repick {
-    if of.woken.may_have_any() { wake_some(of, seats, queue, runs, now) } else { Repick::AsPlanned }
+fn wake(of: &OfCpu, places: &mut Places, queue: &mut RunQueue<Chosen>, runs: Option<Slot>, now: Time) -> Repick {
+    if of.woken.may_have_any() { wake_some(of, places, queue, runs, now) } else { Repick::AsPlanned }
 }
 
 #[inline(never)]
-fn wake_some(of: &OfCpu, seats: &mut Seats, queue: &mut RunQueue<Chosen>, runs: Option<Slot>, now: Time) -> Repick {
+fn wake_some(of: &OfCpu, places: &mut Places, queue: &mut RunQueue<Chosen>, runs: Option<Slot>, now: Time) -> Repick {
     let mut result = Repick::AsPlanned;
-    let Seats { by_slot, alarms } = seats;
     of.woken.take(|slot| {
-        let Some(Some(seat)) = by_slot.get(slot.index()) else { return };
         if runs == Some(slot) {
             // It was told of, so something may have changed that its turn depends on.
             result = Repick::Now;
             return;
         }
-        let parked = seat.parked.lock();
-        let can_run = parked.as_ref().is_some_and(|parked| !parked.must_stop());
-        trace::event(|| match &*parked {
-            Some(parked) if can_run => Some(Event::Woken(parked.dom.id)),
-            _ => None,
-        });
+        // (It may have left meanwhile, and another not come.)
+        let Some(parked) = of.seat(slot).hold() else { return };
+        let can_run = !parked.must_stop();
+        trace::event(|| can_run.then_some(Event::Woken(parked.dom.id)));
         drop(parked);
         let repick = if can_run {
-            alarms.cancel(slot);
+            places.alarms.cancel(slot);
             queue.wake(slot, now)
         } else {
             queue.sleep(slot, now)
@@ -351,43 +374,31 @@ fn wake_some(of: &OfCpu, seats: &mut Seats, queue: &mut RunQueue<Chosen>, runs: 
 /// Time has come for the first alarm: tells those whose time it is.
 #[cold]
 pub fn sound_alarms(cpu: &Cpu, now: &Now) {
-    let mut seats = own(cpu).of.seats.lock();
-    let Seats { by_slot, alarms } = &mut *seats;
-    while let Some(slot) = alarms.take_due(Time(now.ns)) {
-        let Some(Some(seat)) = by_slot.get(slot.index()) else { continue };
-        if let Some(parked) = &mut *seat.parked.lock() {
-            timer::serve(parked, now);
-            // It may not want to hear of that; what else it asked for is later than now.
-            if let Some(at) = timer::alarm_time(parked) {
-                alarms.set(slot, Time(at));
-            }
+    let of = own(cpu).of;
+    let mut places = of.places.lock();
+    while let Some(slot) = places.alarms.take_due(Time(now.ns)) {
+        let Some(mut parked) = of.seat(slot).hold() else { continue };
+        timer::serve(&mut parked, now);
+        // It may not want to hear of that; what else it asked for is later than now.
+        if let Some(at) = timer::alarm_time(&parked) {
+            places.alarms.set(slot, Time(at));
         }
     }
-    cpu.local.alarm.set(seats.alarms.first().map_or(u64::MAX, |at| at.0));
-}
-
-impl Seats {
-    /// Takes a domain that was picked out of its seat.
-    #[inline(always)]
-    fn unpark(&self, slot: Slot) -> Box<Running> {
-        let seat = self.by_slot[slot.index()].as_ref().expect("who was picked has a seat");
-        seat.parked.lock().take().expect("who was picked does not run elsewhere")
-    }
+    cpu.local.alarm.set(places.alarms.first().map_or(u64::MAX, |at| at.0));
 }
 
 /// Puts a domain whose turn has ended into its seat. Nothing of it is left in this CPU.
-#[inline(always)]
 pub fn park(running: Box<Running>) {
-    let seat = running.seat.clone().expect("who ran has a seat");
-    *seat.parked.lock() = Some(running);
+    let home = running.dom.home().expect("who ran has a place");
+    scheduling().seat(home).put(running);
 }
 
-/// Calls `each` with every domain that does not run, all of them held still, and with the number of those that do.
+/// Calls `each` with every domain that does not run, all of them held, and with the number of those that do.
 pub fn with_all_parked<R>(each: impl FnOnce(&[&Running], usize) -> R) -> R {
     let Some(all) = SCHEDULING.get() else { return each(&[], 0) };
-    let seats: Vec<Arc<Seat>> =
-        all.cpus.iter().flat_map(|of| of.seats.lock().by_slot.iter().flatten().cloned().collect::<Vec<_>>()).collect();
-    let held: Vec<_> = seats.iter().map(|seat| seat.parked.lock()).collect();
-    let parked: Vec<&Running> = held.iter().filter_map(|parked| parked.as_deref()).collect();
-    each(&parked, held.len() - parked.len())
+    let taken: usize = all.cpus.iter().map(|of| of.places.lock().taken).sum();
+    let held: Vec<Held<'_>> = all.cpus.iter().flat_map(|of| of.seats.iter().filter_map(Seat::hold)).collect();
+    let parked: Vec<&Running> = held.iter().map(|held| &**held).collect();
+    // (Exact where all others stand still.)
+    each(&parked, taken.saturating_sub(parked.len()))
 }

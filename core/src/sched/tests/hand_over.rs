@@ -75,7 +75,7 @@ proptest! {
                     let handed = short.hand_over(now);
                     let picked = long.pick_other(now);
                     match handed {
-                        Some(HandOver { to, until }) => {
+                        Some(HandOver { to, until, .. }) => {
                             prop_assert_eq!(Pick { next: Some(to), until: Some(until) }, picked);
                         }
                         None => prop_assert_eq!(short.pick_other(now), picked),

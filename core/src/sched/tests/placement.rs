@@ -39,18 +39,18 @@ fn who_moves_keeps_its_state_its_parameters_and_what_it_has_run() {
     let run = |home: super::super::Home, now| schedulers.queue(home.cpu).unwrap().pick(now);
     let _ = schedulers.queue(home.cpu).unwrap().wake(home.slot, Time(0));
     assert_eq!(run(home, Time(0)).next, Some(home.slot));
-    assert_eq!(schedulers.move_to(home, CpuId(1), ms(1)), Err(SchedError::StillRuns));
+    assert_eq!(schedulers.move_to(home, CpuId(1), ms(1), |_| Ok(())), Err(SchedError::StillRuns));
     let _ = schedulers.queue(home.cpu).unwrap().sleep(home.slot, ms(2));
     run(home, ms(2));
     let _ = schedulers.queue(home.cpu).unwrap().wake(home.slot, ms(3));
-    let (moved, repick) = schedulers.move_to(home, CpuId(1), ms(4)).unwrap();
+    let (moved, repick) = schedulers.move_to(home, CpuId(1), ms(4), |_| Ok(())).unwrap();
     assert_eq!((moved.cpu, repick), (CpuId(1), Repick::Now), "it was ready, and that CPU idles");
     assert_eq!(schedulers.queue(CpuId(1)).unwrap().params(moved.slot), Ok(params));
     assert_eq!(schedulers.queue(CpuId(1)).unwrap().ran(moved.slot), Ok(Span::millis(2)));
     assert_eq!(schedulers.remove(home), Err(SchedError::NoSuchVcpu), "it is gone from there");
     assert_eq!(run(moved, ms(4)).next, Some(moved.slot));
-    assert_eq!(schedulers.move_to(moved, CpuId(1), ms(4)), Ok((moved, Repick::AsPlanned)));
-    assert_eq!(schedulers.move_to(moved, CpuId(2), ms(4)), Err(SchedError::NoSuchCpu));
+    assert_eq!(schedulers.move_to(moved, CpuId(1), ms(4), |_| Ok(())), Ok((moved, Repick::AsPlanned)));
+    assert_eq!(schedulers.move_to(moved, CpuId(2), ms(4), |_| Ok(())), Err(SchedError::NoSuchCpu));
 }
 
 #[test]
@@ -58,11 +58,11 @@ fn who_is_refused_elsewhere_stays_where_it_is() {
     let schedulers = Schedulers::new(SchedulerId::Atropos, 2).unwrap();
     let first = schedulers.place(reserving(50), Affinity::Any, Time(0)).unwrap();
     let second = schedulers.place(reserving(50), Affinity::Any, Time(0)).unwrap();
-    assert_eq!(schedulers.move_to(second, CpuId(0), Time(0)), Err(SchedError::Overcommitted));
-    assert_eq!(schedulers.move_to(first, CpuId(1), Time(0)), Err(SchedError::Overcommitted));
+    assert_eq!(schedulers.move_to(second, CpuId(0), Time(0), |_| Ok(())), Err(SchedError::Overcommitted));
+    assert_eq!(schedulers.move_to(first, CpuId(1), Time(0), |_| Ok(())), Err(SchedError::Overcommitted));
     assert_eq!(schedulers.queue(CpuId(1)).unwrap().params(second.slot), Ok(reserving(50)));
     schedulers.remove(first).unwrap();
-    let (moved, repick) = schedulers.move_to(second, CpuId(0), Time(0)).unwrap();
+    let (moved, repick) = schedulers.move_to(second, CpuId(0), Time(0), |_| Ok(())).unwrap();
     assert_eq!((moved.cpu, repick), (CpuId(0), Repick::AsPlanned), "it sleeps there too");
 }
 

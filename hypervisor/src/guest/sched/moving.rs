@@ -1,20 +1,19 @@
 //! A domain that goes to another CPU (`DOM0_PINCPUDOMAIN`), and parameters that change under a CPU's feet.
 //!
-//! What is moved is parked, and not the one that its CPU has picked; one that runs is held until it is. Under the locks of both CPUs' seats it
-//! leaves one queue for the other with its seat and its alarm, so neither CPU meets half of it: they look for seats under those
-//! locks.
+//! What is moved is parked, and not the one that its CPU has picked; one that runs is held until it is. Under the locks of both CPUs' places it
+//! leaves one queue for the other with its alarm, and under those of both queues one seat for the other, so neither CPU meets half of it.
 //!
 //! No wakeup is lost on the way. Whoever changes its run state does so by an atomic exchange, and reads where it is behind that; whoever
 //! moves it stores where it is, and notes it at the new CPU by another. If the first still saw the old place, its exchange came
 //! before the second's, and the new CPU, which looks at the state once it has found the note, sees it. What was noted at the old place is
 //! nobody's, or somebody else's, who is looked at once too often.
 
-use super::{Scheduling, Seats, now, ring, scheduling, told};
+use super::{Places, Scheduling, now, ring, scheduling, told};
 use crate::guest::sched::reach::attempt;
 use crate::guest::timer;
 use proxenos_core::control::NotMoved;
 use proxenos_core::domain::{Domain, News, RunState};
-use proxenos_core::sched::{CpuId, Home, MAX_VCPUS, SchedError, Schedulers, Time};
+use proxenos_core::sched::{CpuId, Home, SchedError, Schedulers, Time};
 
 /// The queues.
 pub fn schedulers() -> &'static Schedulers {
@@ -52,13 +51,13 @@ fn try_to_move(dom: &Domain, to: CpuId) -> Option<Result<(), NotMoved>> {
     if home.cpu == to {
         return Some(Ok(()));
     }
-    // Of two CPUs' seats the lower number's first.
+    // Of two CPUs' places the lower number's first.
     let moved = if home.cpu < to {
-        let mut from = all.of(home.cpu).seats.lock();
-        change_seats(all, dom, home, &mut from, to, &mut all.of(to).seats.lock())
+        let mut from = all.of(home.cpu).places.lock();
+        change_places(all, dom, home, &mut from, to, &mut all.of(to).places.lock())
     } else {
-        let mut target = all.of(to).seats.lock();
-        change_seats(all, dom, home, &mut all.of(home.cpu).seats.lock(), to, &mut target)
+        let mut target = all.of(to).places.lock();
+        change_places(all, dom, home, &mut all.of(home.cpu).places.lock(), to, &mut target)
     };
     if moved == Some(Ok(())) {
         told(dom, News::RunState);
@@ -67,44 +66,38 @@ fn try_to_move(dom: &Domain, to: CpuId) -> Option<Result<(), NotMoved>> {
     moved
 }
 
-fn change_seats(
+fn change_places(
     all: &Scheduling,
     dom: &Domain,
     home: Home,
-    from: &mut Seats,
+    from: &mut Places,
     to: CpuId,
-    target: &mut Seats,
+    target: &mut Places,
 ) -> Option<Result<(), NotMoved>> {
-    let Some(seat) = from.by_slot.get(home.slot.index()).cloned().flatten() else {
-        return Some(Err(NotMoved::Nowhere));
-    };
-    // Nobody takes it out meanwhile: that needs the lock of the seats.
-    let alarm = match &*seat.parked.lock() {
-        None => return None,
-        Some(parked) if parked.dom.run_state().contains(RunState::BLOCKED) => timer::alarm_time(parked),
-        Some(_) => None,
-    };
-    // Room first: what can fail, fails before anything has changed. A new slot is one that there is, or the next.
-    if let Err(error) = target.alarms.reserve_slots((target.by_slot.len() + 1).min(MAX_VCPUS)) {
-        return Some(Err(NotMoved::Refused(error)));
-    }
-    if target.by_slot.try_reserve(1).is_err() {
-        return Some(Err(NotMoved::Refused(SchedError::OutOfMemory)));
-    }
-    let new = match all.schedulers.move_to(home, to, now()) {
-        // It has been picked, and will be taken out of its seat as soon as we let go.
+    // Its turn does not begin meanwhile. (Whoever else would be there has its place by now, and it another.)
+    let held = all.seat(home).hold().filter(|held| core::ptr::eq(&*held.dom, dom))?;
+    let alarm = if held.dom.run_state().contains(RunState::BLOCKED) { timer::alarm_time(&held) } else { None };
+    let mut held = Some(held);
+    // Before either CPU can pick it.
+    let moved = all.schedulers.move_to(home, to, now(), |new| {
+        target.alarms.reserve(new.slot)?;
+        if let Some(held) = held.take() {
+            all.seat(new).put(held.take());
+        }
+        dom.set_home(new, told);
+        Ok(())
+    });
+    let new = match moved {
+        // It has been picked, and is taken out of its seat as soon as we let go.
         Err(SchedError::StillRuns) => return None,
         Err(error) => return Some(Err(NotMoved::Refused(error))),
         Ok((new, _)) => new,
     };
-    from.by_slot[home.slot.index()] = None;
+    from.taken -= 1;
     from.alarms.cancel(home.slot);
-    let slots = target.by_slot.len().max(new.slot.index() + 1);
-    target.by_slot.resize_with(slots, || None);
-    target.by_slot[new.slot.index()] = Some(seat);
+    target.taken += 1;
     if let Some(at) = alarm {
         target.alarms.set(new.slot, Time(at));
     }
-    dom.set_home(new, told);
     Some(Ok(()))
 }

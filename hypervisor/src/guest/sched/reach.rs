@@ -1,14 +1,14 @@
 //! How requests reach domains that run elsewhere, or nowhere: [`VirtualCpus`] over seats and queues.
 //!
-//! A parked domain is worked with under its seat's lock, which its CPU waits for if its turn comes meanwhile. One that runs elsewhere is
+//! A parked domain is held in its seat while it is worked with, and its CPU waits for that if its turn comes meanwhile. One that runs elsewhere is
 //! held ([`RunState::HELD`](proxenos_core::domain::RunState::HELD)), and its CPU told, which parks it as soon as it comes round. That is
 //! waited for until this CPU's own timer is due at the longest, and whoever waits serves flushes meanwhile. Whatever comes of it, the
 //! domain is let go again.
 //!
-//! A place is given up under the lock of its CPU's seats, which that CPU has whenever it picks: who is parked and not the one picked last is
-//! in nobody's hands.
+//! A place is given up while the domain is held, which its CPU waits for if it has picked it; and the queue does not let go of the one
+//! picked last. So who leaves is in nobody's hands.
 
-use super::{Home, Running, Seat, Seats, id, now, place, reserve, scheduler, scheduling};
+use super::{Held, Running, id, now, place, reserve, scheduler, scheduling};
 use crate::console;
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::gdt::{self, Flavour};
@@ -31,18 +31,15 @@ use proxenos_core::sync;
 use proxenos_core::vcpu::Vcpu;
 use x86_64::VirtAddr;
 
-/// A domain's place, and its seat there.
-fn seat(dom: &Domain) -> Option<(Home, Arc<Seat>)> {
-    let home = dom.home()?;
-    let seats = scheduling().of(home.cpu).seats.lock();
-    let seat = seats.by_slot.get(home.slot.index())?.clone()?;
-    Some((home, seat))
+/// A domain that is parked, held; `None` if it is not, or has just been moved.
+fn hold(dom: &Domain) -> Option<Held<'static>> {
+    scheduling().seat(dom.home()?).hold().filter(|held| core::ptr::eq(&*held.dom, dom))
 }
 
-/// Does something with who sits there, if anybody does.
-fn with_parked<R>(seat: &Seat, work: &mut Option<impl FnOnce(Stopped<'_>) -> R>) -> Option<R> {
-    let mut parked = seat.parked.lock();
-    let running = parked.as_mut()?;
+/// Does something with a domain that is parked.
+fn with_parked<R>(dom: &Domain, work: &mut Option<impl FnOnce(Stopped<'_>) -> R>) -> Option<R> {
+    let mut running = hold(dom)?;
+    let running = &mut *running;
     let mut state = state_of(&running.context);
     let result = work.take()?(Stopped { vcpu: &mut running.vcpu, state: &mut state });
     set_state(&mut running.context, &state);
@@ -72,9 +69,9 @@ fn attempt_while<R>(mut what: impl FnMut() -> Option<R>, pause: impl Fn()) -> Op
 
 impl VirtualCpus for Hw {
     fn with_stopped<R>(&self, dom: &Domain, work: impl FnOnce(Stopped<'_>) -> R) -> Result<R, Unreached> {
-        let (home, seat) = seat(dom).ok_or(Unreached::None)?;
+        let home = dom.home().ok_or(Unreached::None)?;
         let mut work = Some(work);
-        if let Some(result) = with_parked(&seat, &mut work) {
+        if let Some(result) = with_parked(dom, &mut work) {
             return Ok(result);
         }
         // Who is not parked here is the caller, whom this CPU cannot wait for.
@@ -82,7 +79,7 @@ impl VirtualCpus for Hw {
             return Err(Unreached::None);
         }
         dom.hold();
-        let result = attempt(|| with_parked(&seat, &mut work));
+        let result = attempt(|| with_parked(dom, &mut work));
         dom.let_go();
         result.ok_or(Unreached::Running)
     }
@@ -98,7 +95,7 @@ impl VirtualCpus for Hw {
     }
 
     fn is_running(&self, dom: &Domain) -> bool {
-        seat(dom).is_some_and(|(_, seat)| seat.parked.lock().is_none())
+        dom.home().is_some() && hold(dom).is_none()
     }
 
     fn cpu_time(&self, dom: &Domain) -> Span {
@@ -116,10 +113,10 @@ impl VirtualCpus for Hw {
     }
 
     fn dismiss(&self, dom: &Domain) -> Result<Box<Vcpu>, Unreached> {
-        let (home, seat) = seat(dom).ok_or(Unreached::None)?;
+        dom.home().ok_or(Unreached::None)?;
         // It is not to run any more: its CPU puts it to sleep as soon as it has seen that, be it after this has been given up. (The caller has the lock
         // of its end.)
-        let running = attempt_while(|| leave_seat(home, &seat), || ()).ok_or(Unreached::Running)?;
+        let running = attempt_while(|| leave_seat(dom), || ()).ok_or(Unreached::Running)?;
         dom.leave_home();
         console::domains::finish(dom.id);
         Ok(Box::new(running.vcpu))
@@ -130,18 +127,17 @@ impl VirtualCpus for Hw {
     }
 }
 
-/// Takes who sits there out of the seat and out of the queue, unless it runs or was picked to.
-fn leave_seat(home: Home, seat: &Seat) -> Option<Box<Running>> {
-    let all = scheduling();
-    let mut seats = all.of(home.cpu).seats.lock();
-    let Seats { by_slot, alarms } = &mut *seats;
-    let mut parked = seat.parked.lock();
-    if parked.is_none() || all.schedulers.remove(home).is_err() {
+/// Takes a domain out of its seat and out of the queue, unless it runs or was picked to.
+fn leave_seat(dom: &Domain) -> Option<Box<Running>> {
+    let (all, home) = (scheduling(), dom.home()?);
+    let mut places = all.of(home.cpu).places.lock();
+    let held = hold(dom)?;
+    if dom.home() != Some(home) || all.schedulers.remove(home).is_err() {
         return None;
     }
-    alarms.cancel(home.slot);
-    by_slot[home.slot.index()] = None;
-    parked.take()
+    places.alarms.cancel(home.slot);
+    places.taken -= 1;
+    Some(held.take())
 }
 
 fn state_of(context: &Context) -> MachineState {
