@@ -70,6 +70,9 @@ pub struct Domain {
     pub(crate) own_writable: WritableOf,
     /// Its page tables.
     pub paging: Mutex<PagingState>,
+    /// A page table of its may be open, or its writes to one be counted: there may be something to do for who takes the paging lock, under
+    /// which this is written. What its kernel does becomes busy, and that runs on one CPU, which therefore need not take the lock to know.
+    pub(crate) busy_tables: AtomicBool,
     /// What it has written to, while it is watched.
     pub log: DirtyLog,
     /// Its event channels.
@@ -122,6 +125,7 @@ impl Domain {
             gdt_page,
             own_writable: WritableOf::domain(id),
             paging: Mutex::new(PagingState::new()),
+            busy_tables: AtomicBool::new(false),
             log: DirtyLog::new(),
             channels: EventChannels::new(),
             grants: Grants::new(),
@@ -272,6 +276,14 @@ impl Domain {
     #[inline]
     pub fn home(&self) -> Option<Home> {
         Home::from_bits(self.home.load(Ordering::Relaxed))
+    }
+
+    /// Whether there may be something to do for who takes the paging lock, because of what its kernel wrote to its page tables: exact on the CPU
+    /// it runs on.
+    #[inline]
+    #[must_use]
+    pub fn has_busy_tables(&self) -> bool {
+        self.busy_tables.load(Ordering::Relaxed)
     }
 
     /// It has been given a place in a run queue, or another one. From now on that scheduler is told.

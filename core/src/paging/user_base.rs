@@ -119,7 +119,7 @@ impl<H: Hardware> Pager<'_, H> {
     ) -> Result<Settled, NoUserBase> {
         let mut settled = Settled::Nothing;
         // What the kernel wrote to its tables counts when applications run; they open none.
-        if to == Mode::User && state.writable.busy {
+        if to == Mode::User && self.dom.has_busy_tables() {
             self.settle(&mut state);
             settled = Settled::Tables;
         }

@@ -29,6 +29,7 @@ use crate::frame::{FrameType, TypeRest};
 use crate::frame_alloc::Zone;
 use crate::host::Hardware;
 use core::ops::Range;
+use core::sync::atomic::Ordering;
 
 /// An open table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -109,7 +110,7 @@ impl<H: Hardware> Pager<'_, H> {
             self.change::<F>(mapper, mapper_index, |entry| entry | bits::RW | bits::A | bits::D);
             self.host.hw.flush_page(at);
         }
-        state.writable.busy = true;
+        self.dom.busy_tables.store(true, Ordering::Relaxed);
         state.writable.windows[which] = Some(Window { table, at, mapper, mapper_index, mapping, parent });
         Ok(())
     }

@@ -30,6 +30,7 @@ use crate::domain::{Arch, RunState};
 use crate::frame::FrameType;
 use crate::host::Hardware;
 use crate::sync::MutexGuard;
+use core::sync::atomic::Ordering;
 use proxenos_abi::hypercall::VmAssistType;
 
 /// Tables that may be open at a time.
@@ -52,8 +53,6 @@ pub struct WritableTables {
     pub(super) oldest: usize,
     /// The last store for which a table was opened because it could not be carried out: where it is, where it writes to.
     opened_for: Option<(u64, GuestVirt)>,
-    /// A table may be open, or a count not be zero: there may be something to do for who takes the lock.
-    pub(super) busy: bool,
     /// The entry for which the domain was ended.
     pub refused: Option<RefusedEntry>,
 }
@@ -105,7 +104,6 @@ impl WritableTables {
             snapshots: [None; WINDOWS],
             oldest: 0,
             opened_for: None,
-            busy: false,
             refused: None,
         }
     }
@@ -150,15 +148,13 @@ impl WritableTables {
                 self.recent[0] = (table, 0);
             }
         }
-        self.busy = true;
         let writes = &mut self.recent[0].1;
         *writes += 1;
         *writes > PATIENCE
     }
 
     /// The table should not be opened soon.
-    pub(super) fn penalise(&mut self, table: Mfn) {
-        self.busy = true;
+    fn penalise(&mut self, table: Mfn) {
         for recent in self.recent.iter_mut().filter(|recent| recent.0 == table) {
             recent.1 = -PENALTY;
         }
@@ -185,14 +181,14 @@ impl<'a, H: Hardware> Pager<'a, H> {
     /// Closes all tables and begins to count anew.
     #[inline]
     pub fn settle(&self, state: &mut PagingState) {
-        if state.writable.busy {
+        if self.dom.has_busy_tables() {
             self.settle_busy(state);
         }
     }
 
     #[cold]
     fn settle_busy(self, state: &mut PagingState) {
-        state.writable.busy = false;
+        self.dom.busy_tables.store(false, Ordering::Relaxed);
         state.writable.forget_recent();
         if state.writable.is_open() {
             self.close_all(state);
@@ -272,7 +268,7 @@ impl<'a, H: Hardware> Pager<'a, H> {
                 Arch::X86_64 => self.close::<FourLevel>(state, which),
             };
             match table {
-                Some(table) if changes == Changes::None => state.writable.penalise(table),
+                Some(table) if changes == Changes::None => self.penalise(state, table),
                 // Whatever it was opened for has been done.
                 Some(_) => state.writable.opened_for = None,
                 None => {}
@@ -313,14 +309,20 @@ impl<'a, H: Hardware> Pager<'a, H> {
     /// Counts a store to a table and opens it, if it is written to often; true when the guest can go on by itself.
     #[inline]
     pub fn open_if_busy<F: Format>(&self, state: &mut PagingState, written: &Written) -> bool {
+        self.dom.busy_tables.store(true, Ordering::Relaxed);
         state.writable.count(written.table) && self.open_busy::<F>(state, written)
+    }
+
+    fn penalise(&self, state: &mut PagingState, table: Mfn) {
+        self.dom.busy_tables.store(true, Ordering::Relaxed);
+        state.writable.penalise(table);
     }
 
     #[cold]
     fn open_busy<F: Format>(&self, state: &mut PagingState, written: &Written) -> bool {
         let opened = self.open::<F>(state, written).is_ok();
         if !opened {
-            state.writable.penalise(written.table);
+            self.penalise(state, written.table);
         }
         opened
     }

@@ -11,6 +11,7 @@
 //! [`CpuLocal::attention`]: super::CpuLocal
 
 use super::hw::Hw;
+use super::quick::LOCAL;
 use super::{CpuLocal, Running, audit, hand_over, leave, quick, timer, trace, user};
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::percpu::{Cpu, Pending};
@@ -70,11 +71,26 @@ macro_rules! table {
     }};
 }
 
+const fn with_short_yield(mut calls: Table, entry: Handler) -> Table {
+    calls[Hypercall::SchedOp.raw() as usize] = entry;
+    calls
+}
+
+/// `sched_op` where there is no short way ([`hand_over`]).
+pub(super) extern "C" fn plain_sched_op_32(frame: &mut TrapFrame) -> u64 {
+    handle::<X86_32, { Hypercall::SchedOp.raw() }>(frame)
+}
+
+/// The same of x86_64.
+pub(super) extern "C" fn plain_sched_op_64(frame: &mut TrapFrame) -> u64 {
+    handle::<X86_64, { Hypercall::SchedOp.raw() }>(frame)
+}
+
 /// The handlers of all numbers.
 type Table = [Handler; NUMBERS];
 
-static PLAIN_32: Table = table!(handle, X86_32);
-static PLAIN_64: Table = table!(handle, X86_64);
+static PLAIN_32: Table = with_short_yield(table!(handle, X86_32), hand_over::yield_entry_32);
+static PLAIN_64: Table = with_short_yield(table!(handle, X86_64), hand_over::yield_entry_64);
 /// The same, with a record of each call: but for `switch_to_user`, which does not return.
 static TRACED_32: Table = table!(traced, X86_32);
 static TRACED_64: Table = table!(traced, X86_64);
@@ -151,8 +167,8 @@ extern "C" fn handle<P: CallRegisters, const N: u32>(frame: &mut TrapFrame) -> u
     result
 }
 
-/// `sched_op(yield)`. Page tables are closed here where there is nobody to have the CPU, and else on the way to another domain
-/// ([`hand_over`], `attend`); who has a bad one gets no further.
+/// `sched_op(yield)` that has no short way ([`hand_over`]). Page tables are closed here where there is nobody to have the CPU, and else on
+/// the way to another domain (`attend`); who has a bad one gets no further.
 #[inline(always)]
 fn yield_to_others<P: CallRegisters>(frame: &mut TrapFrame) -> u64 {
     let cpu = quick::cpu_of(frame);
@@ -238,17 +254,12 @@ extern "C" fn leave_after_call(frame: &mut TrapFrame) {
     let cpu = quick::cpu_of(frame);
     cpu.local.attention.store(0, Ordering::Relaxed);
     // SAFETY: the one reference of this entry: the handler's has ended.
-    let Some(mut run) = (unsafe { cpu.local.running() }) else { crate::fault::report_trap(frame) };
-    if run.vcpu.reschedule {
-        run = hand_over::attempt(cpu, run, frame);
-    }
+    let Some(run) = (unsafe { cpu.local.running() }) else { crate::fault::report_trap(frame) };
     leave(cpu, run, frame);
 }
 
 /// What `vector` says in a frame that `syscall` built: no gate has it.
 pub(super) const FROM_SYSCALL: u64 = 0x100;
-/// From the frame to the CPU's own data, which lies right above it.
-const LOCAL: usize = size_of::<TrapFrame>() + offset_of!(Cpu, local);
 
 // Registers of the frame are named by their offsets. `int 0x82` comes from ring 1 alone, in 32-bit code: r8 to r15 are nobody's.
 global_asm!(

@@ -90,6 +90,6 @@ pub fn print_registers(level: log::Level, frame: &TrapFrame) {
         frame.r14,
         frame.r15,
         frame.vector,
-        frame.error_code
+        if frame.vector().has_error_code() { frame.error_code } else { 0 }
     );
 }

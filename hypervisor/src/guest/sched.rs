@@ -30,8 +30,8 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use proxenos_abi::sched_ctl::SchedulerId;
 use proxenos_core::domain::{Domain, News, RunState};
 use proxenos_core::sched::{
-    Affinity, Alarms, Chosen, CpuId, Global, Home, MAX_VCPUS, Params, Pick, Repick, RunQueue, SchedError, Schedulers, Slot, Span,
-    Time, WakeSet,
+    Affinity, Alarms, Chosen, CpuId, Global, Home, MAX_VCPUS, Params, Pick, Repick, RunQueue, SchedError, Schedulers,
+    Slot, Span, Time, WakeSet,
 };
 use proxenos_core::sync::{Mutex, MutexGuard};
 use proxenos_core::trace::Event;

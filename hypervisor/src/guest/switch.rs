@@ -115,10 +115,15 @@ impl Bases {
 
 /// The domain that ran here no longer does: `run` gets what is the guest's. Its page tables and descriptor tables are still this
 /// CPU's, until [`load`] or [`unload`]. None of its page tables is open.
-#[inline(always)]
 pub fn save(local: &CpuLocal, run: &mut Running, frame: &TrapFrame) {
+    copy_frame(frame, &mut run.context.frame);
+    save_all_but_frame(local, run);
+}
+
+/// [`save`], but for the frame.
+#[inline(always)]
+pub fn save_all_but_frame(local: &CpuLocal, run: &mut Running) {
     let context = &mut run.context;
-    copy_frame(frame, &mut context.frame);
     take_data_segments(&mut context.data);
     if run.dom.arch == Arch::X86_64 {
         context.bases.take();
