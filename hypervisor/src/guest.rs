@@ -130,8 +130,8 @@ pub struct CpuLocal {
     queue: Cell<Option<sched::Own>>,
     /// For whom `syscall` was last opened or closed.
     syscall: Cell<Option<Arch>>,
-    /// Breakpoints of who ran last are armed.
-    breakpoints: Cell<bool>,
+    /// DR7 as it was last loaded for a domain: whose breakpoints are armed.
+    breakpoints: Cell<u64>,
 }
 
 /// No page fault has this code.
@@ -153,7 +153,7 @@ impl Default for CpuLocal {
             alone: Cell::new(true),
             queue: Cell::new(None),
             syscall: Cell::new(None),
-            breakpoints: Cell::new(false),
+            breakpoints: Cell::new(0),
         }
     }
 }
@@ -399,7 +399,7 @@ fn attend(cpu: &'static Cpu, mut run: &'static mut Running, frame: &mut TrapFram
 fn change(cpu: &'static Cpu, frame: &mut TrapFrame, next: Option<Box<Running>>, now: &Now) -> &'static mut Running {
     // SAFETY: the caller's reference has ended.
     let mut old = unsafe { cpu.local.uninstall() }.expect("a domain runs here");
-    switch::save(&cpu.local, &mut old, frame);
+    switch::save(&mut old, frame);
     timer::pause(&mut old, now.ns);
     match next {
         Some(next) => {

@@ -118,6 +118,12 @@ pub const MAX_VCPUS: usize = 1024;
 pub struct Slot(u16);
 
 impl Slot {
+    /// The slot with an index; `None` if there is none.
+    #[must_use]
+    pub const fn from_index(index: usize) -> Option<Self> {
+        if index < MAX_VCPUS { Some(Self(index as u16)) } else { None }
+    }
+
     /// As an index: below [`MAX_VCPUS`].
     #[inline]
     #[must_use]

@@ -44,8 +44,10 @@ impl Home {
     /// What [`to_bits`](Self::to_bits) made; `None` if no home gives this.
     #[must_use]
     pub const fn from_bits(bits: u32) -> Option<Self> {
-        let slot = Slot(bits as u16);
-        if slot.index() < MAX_VCPUS { Some(Self { cpu: CpuId((bits >> 16) as u16), slot }) } else { None }
+        match Slot::from_index((bits & 0xffff) as usize) {
+            Some(slot) => Some(Self { cpu: CpuId((bits >> 16) as u16), slot }),
+            None => None,
+        }
     }
 }
 

@@ -59,12 +59,8 @@ impl Timeout {
     }
 }
 
-/// A turn on a CPU, in system time.
-#[derive(Clone, Copy, Debug)]
-struct Turn {
-    since: u64,
-    next_tick: u64,
-}
+/// No turn has begun then: the end of time.
+const NEVER: u64 = u64::MAX;
 
 /// A turn of a domain that asks for nothing but ticks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -78,8 +74,10 @@ pub struct PlainTurn {
 /// A domain's timers.
 #[derive(Clone, Debug)]
 pub struct Timers {
-    /// While it runs.
-    turn: Option<Turn>,
+    /// When its turn on a CPU began, in system time; [`NEVER`] if it does not run.
+    since: u64,
+    /// When its next tick is due; [`NEVER`] if it does not run.
+    next_tick: u64,
     /// What it had run before, in nanoseconds.
     ran_before: u64,
     system: Timeout,
@@ -96,13 +94,20 @@ impl Timers {
     /// Those of a domain that has not run yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self { turn: None, ran_before: 0, system: Timeout { fired: 0 }, domain: Timeout { fired: 0 } }
+        Self { since: NEVER, next_tick: NEVER, ran_before: 0, system: Timeout { fired: 0 }, domain: Timeout { fired: 0 } }
     }
 
     /// The domain begins to run, unless it does already.
     #[inline]
     pub fn resume(&mut self, now: u64) {
-        self.turn.get_or_insert(Turn { since: now, next_tick: now.saturating_add(TICK_NS) });
+        if !self.runs() {
+            (self.since, self.next_tick) = (now, now.saturating_add(TICK_NS));
+        }
+    }
+
+    #[inline]
+    const fn runs(&self) -> bool {
+        self.since != NEVER
     }
 
     /// The domain begins to run, and did not, if it asks for nothing but ticks: [`resume`](Self::resume),
@@ -113,9 +118,9 @@ impl Timers {
         if !self.asks_for_nothing(timer, timeouts) {
             return None;
         }
-        debug_assert!(self.turn.is_none(), "it is paused");
+        debug_assert!(!self.runs(), "it is paused");
         let next_tick = now.saturating_add(TICK_NS);
-        self.turn = Some(Turn { since: now, next_tick });
+        (self.since, self.next_tick) = (now, next_tick);
         Some(PlainTurn { next_tick, domain_ns: self.ran_before })
     }
 
@@ -123,15 +128,15 @@ impl Timers {
     #[inline]
     pub fn pause(&mut self, now: u64) {
         self.ran_before = self.domain_time(now);
-        self.turn = None;
+        (self.since, self.next_tick) = (NEVER, NEVER);
     }
 
     /// Its virtual time: what it has run, in nanoseconds.
     #[inline]
     #[must_use]
     pub fn domain_time(&self, now: u64) -> u64 {
-        let this_turn = self.turn.map_or(0, |turn| now.saturating_sub(turn.since));
-        self.ran_before.saturating_add(this_turn)
+        // (All its turns are behind one another, so this is not above the time of the last.)
+        self.ran_before.wrapping_add(now.saturating_sub(self.since))
     }
 
     /// Whether a timer event is due, for whatever reason; they count as served then. `timer` is what was asked for by call.
@@ -161,9 +166,11 @@ impl Timers {
     /// Ticks keep their rhythm; those that were missed are not made up for.
     #[inline]
     fn take_tick(&mut self, now: u64) -> bool {
-        let Some(turn) = self.turn.as_mut().filter(|turn| turn.next_tick <= now) else { return false };
-        let missed = (now - turn.next_tick) / TICK_NS;
-        turn.next_tick = turn.next_tick.saturating_add(missed.saturating_add(1).saturating_mul(TICK_NS));
+        if !self.runs() || self.next_tick > now {
+            return false;
+        }
+        let missed = (now - self.next_tick) / TICK_NS;
+        self.next_tick = self.next_tick.saturating_add(missed.saturating_add(1).saturating_mul(TICK_NS));
         true
     }
 
@@ -172,18 +179,20 @@ impl Timers {
     #[must_use]
     pub fn next(&self, timer: Option<u64>, timeouts: Timeouts) -> Option<u64> {
         if self.asks_for_nothing(timer, timeouts) {
-            return self.turn.map(|turn| turn.next_tick);
+            return self.runs().then_some(self.next_tick);
         }
         self.next_of_any(timer, timeouts)
     }
 
     fn next_of_any(&self, timer: Option<u64>, timeouts: Timeouts) -> Option<u64> {
         let alarm = self.next_alarm(timer, timeouts);
-        let Some(turn) = self.turn else { return alarm };
+        if !self.runs() {
+            return alarm;
+        }
         let domain = self.domain.pending(timeouts.domain);
         // Virtual time advances with system time.
-        let domain = domain.map(|at| turn.since.saturating_add(at.saturating_sub(self.ran_before)));
-        [Some(turn.next_tick), alarm, domain].into_iter().flatten().min()
+        let domain = domain.map(|at| self.since.saturating_add(at.saturating_sub(self.ran_before)));
+        [Some(self.next_tick), alarm, domain].into_iter().flatten().min()
     }
 
     /// The same for a domain that does not run, or is about to cease to: it has no ticks, and its virtual time stands still.
@@ -363,7 +372,7 @@ mod tests {
                 let expected = timer.is_some_and(|at| at <= now)
                     || (system != 0 && system <= now)
                     || (domain != 0 && domain <= virtual_time);
-                let tick = timers.turn.is_some_and(|turn| turn.next_tick <= now);
+                let tick = timers.runs() && timers.next_tick <= now;
                 let due = timers.take_due(now, &mut timer, asked);
                 prop_assert_eq!(due == Due::Now, expected || tick, "at {}", now);
                 if system <= now {

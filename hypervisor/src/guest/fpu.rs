@@ -50,9 +50,10 @@ impl State {
 
 /// The guest no longer runs: its registers, if they are in this CPU, are kept, and the next use traps.
 pub fn save(fpu: &mut Fpu, state: &mut State) {
-    if !core::mem::take(&mut fpu.loaded) {
+    if !fpu.loaded {
         return;
     }
+    fpu.loaded = false;
     // SAFETY: TS is clear and CR4.OSFXSR set; the image is ours, aligned, and as long as FXSAVE writes.
     unsafe { asm!("clts", "fxsave64 [{}]", in(reg) &raw mut *state.0, options(nostack, preserves_flags)) }
     trap_next_use();

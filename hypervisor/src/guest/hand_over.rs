@@ -163,7 +163,7 @@ extern "C" fn attempt(frame: &mut TrapFrame) {
     let Some(turn) = sched::hand_over(cpu, now.ns) else { return };
     run.vcpu.call_made_way = false;
     timer::pause(run, now.ns);
-    switch::save_all_but_frame(local, run);
+    switch::save_all_but_frame(run);
     let mut next = turn.next;
     timer::resume_and_program(cpu, &mut next, &now);
     // SAFETY: the caller's reference has ended.

@@ -360,6 +360,7 @@ impl CpuTables for Hw {
 
     fn load_breakpoints(&self, registers: &DebugRegisters) {
         crate::cpu::debugreg::load_breakpoints(registers);
+        Cpu::current().local.breakpoints.set(registers.control());
     }
 }
 

@@ -52,10 +52,10 @@ struct Scheduling {
 /// What belongs to one CPU's queue.
 pub struct OfCpu {
     places: Mutex<Places>,
-    seats: Box<[Seat; MAX_VCPUS]>,
+    seats: [Seat; MAX_VCPUS],
     /// Whom the CPU is to wake, or to look at.
     woken: WakeSet,
-    /// Whose turn it is: their [`Home`], as bits. No home if the CPU idles.
+    /// Whose turn it is: the index of their slot, or [`NOBODY`] if the CPU idles.
     runs: AtomicU32,
 }
 
@@ -73,7 +73,7 @@ pub struct Own {
     queue: &'static Mutex<RunQueue<Chosen>>,
 }
 
-/// No [`Home`].
+/// The index of no slot.
 const NOBODY: u32 = u32::MAX;
 
 fn scheduling() -> &'static Scheduling {
@@ -106,10 +106,9 @@ impl Scheduling {
 
 impl OfCpu {
     fn new() -> Self {
-        let seats: Vec<Seat> = (0..MAX_VCPUS).map(|_| Seat::EMPTY).collect();
         Self {
             places: Mutex::new(Places { taken: 0, alarms: Alarms::new() }),
-            seats: seats.try_into().unwrap_or_else(|_| unreachable!("as many as were made")),
+            seats: [const { Seat::EMPTY }; MAX_VCPUS],
             woken: WakeSet::new(),
             runs: AtomicU32::new(NOBODY),
         }
@@ -117,7 +116,8 @@ impl OfCpu {
 
     #[inline(always)]
     fn seat(&self, slot: Slot) -> &Seat {
-        &self.seats[slot.index()]
+        // (As no slot is above that, this is the slot's own; so there is nothing to check.)
+        &self.seats[slot.index() % MAX_VCPUS]
     }
 
     /// Takes a domain that was picked out of its seat.
@@ -201,7 +201,7 @@ fn now() -> Time {
 fn told(dom: &Domain, news: News) {
     let Some(home) = dom.home() else { return };
     let of = scheduling().of(home.cpu);
-    let runs = || of.runs.load(Ordering::SeqCst) == home.to_bits();
+    let runs = || of.runs.load(Ordering::SeqCst) == home.slot.index() as u32;
     match news {
         News::Woken | News::RunState => of.woken.add(home.slot),
         // On this CPU, it looks for itself on its way back; parked, when it is its turn.
@@ -324,9 +324,9 @@ pub fn pick(cpu: &Cpu, now: u64) -> Option<Box<Running>> {
 #[inline]
 fn picked(cpu: &Cpu, of: &OfCpu, pick: Pick) {
     cpu.local.turn_ends.set(pick.until.map_or(u64::MAX, |at| at.0));
-    let home = pick.next.map_or(NOBODY, |slot| Home { cpu: id(cpu), slot }.to_bits());
+    let runs = pick.next.map_or(NOBODY, |slot| slot.index() as u32);
     // Whoever sends an event sees this, or its bits are seen behind it, on the way to the guest.
-    of.runs.swap(home, Ordering::SeqCst);
+    of.runs.swap(runs, Ordering::SeqCst);
 }
 
 /// Keeps at hand what the short ways and the timer want to know.

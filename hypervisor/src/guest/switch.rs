@@ -7,7 +7,7 @@
 //!
 //! No lock: what is in a CPU is that CPU's, what is in [`Running`] its owner's.
 
-use super::{CpuLocal, Running, deliver, fpu, hw, syscall};
+use super::{Running, deliver, fpu, hw, syscall};
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::gdt;
 use crate::cpu::percpu::Cpu;
@@ -115,21 +115,20 @@ impl Bases {
 
 /// The domain that ran here no longer does: `run` gets what is the guest's. Its page tables and descriptor tables are still this
 /// CPU's, until [`load`] or [`unload`]. None of its page tables is open.
-pub fn save(local: &CpuLocal, run: &mut Running, frame: &TrapFrame) {
+pub fn save(run: &mut Running, frame: &TrapFrame) {
     copy_frame(frame, &mut run.context.frame);
-    save_all_but_frame(local, run);
+    save_all_but_frame(run);
 }
 
 /// [`save`], but for the frame.
 #[inline(always)]
-pub fn save_all_but_frame(local: &CpuLocal, run: &mut Running) {
+pub fn save_all_but_frame(run: &mut Running) {
     let context = &mut run.context;
     take_data_segments(&mut context.data);
     if run.dom.arch == Arch::X86_64 {
         context.bases.take();
     }
     fpu::save(&mut run.vcpu.fpu, &mut context.fpu);
-    local.breakpoints.set(run.vcpu.debug.control() != 0);
 }
 
 /// Makes a domain the one that this CPU's tables and registers are of. `frame` becomes what it goes on with.
@@ -148,10 +147,11 @@ pub fn load_all_but_frame(cpu: &Cpu, run: &mut Running) -> Loaded {
     cpu.tlb.begin_to_walk();
     hw::load_root_of_next(cpu, root);
     run.vcpu.segments.load(run.host, &run.dom);
-    if local.syscall.replace(Some(arch)) != Some(arch) {
+    if local.syscall.get() != Some(arch) {
+        local.syscall.set(Some(arch));
         syscall::allow(arch);
     }
-    if run.vcpu.debug.control() != 0 || local.breakpoints.get() {
+    if run.vcpu.debug.control() | local.breakpoints.get() != 0 {
         run.host.hw.load_breakpoints(&run.vcpu.debug);
     }
     if !speculation::switches_plainly() {
@@ -265,12 +265,17 @@ fn copy_frame(from: &TrapFrame, to: &mut TrapFrame) {
     }
 }
 
+/// The bit of [`Selector::is_local`], in each of four selectors.
+const ANY_LOCAL: u64 = 0x0004_0004_0004_0004;
+
 /// The pages of the LDT that data selectors name are mapped, where the guest has them: the CPU could not ask for them in the
 /// midst of a switch.
 #[inline(always)]
 fn map_local_segments(run: &mut Running) {
     let DataSegments { ds, es, fs, gs } = run.context.data;
-    if Selector(ds.0 | es.0 | fs.0 | gs.0).is_local() {
+    // All at once: their bits are those of one word.
+    let all = [ds, es, fs, gs].iter().rev().fold(0, |word, selector| word << 16 | u64::from(selector.0));
+    if all & ANY_LOCAL != 0 {
         map_some_local_segments(run, [ds, es, fs, gs]);
     }
 }

@@ -11,9 +11,10 @@
 use super::{Places, Scheduling, now, ring, scheduling, told};
 use crate::guest::sched::reach::attempt;
 use crate::guest::timer;
+use core::sync::atomic::Ordering;
 use proxenos_core::control::NotMoved;
 use proxenos_core::domain::{Domain, News, RunState};
-use proxenos_core::sched::{CpuId, Home, SchedError, Schedulers, Time};
+use proxenos_core::sched::{CpuId, Home, SchedError, Schedulers, Slot, Time};
 
 /// The queues.
 pub fn schedulers() -> &'static Schedulers {
@@ -24,8 +25,8 @@ pub fn schedulers() -> &'static Schedulers {
 pub fn choose_again(cpu: CpuId) {
     let of = scheduling().of(cpu);
     // To be noted while one runs says so (`super::wake`); one that idles chooses whenever it is told of anything.
-    if let Some(home) = Home::from_bits(of.runs.load(core::sync::atomic::Ordering::SeqCst)) {
-        of.woken.add(home.slot);
+    if let Some(slot) = Slot::from_index(of.runs.load(Ordering::SeqCst) as usize) {
+        of.woken.add(slot);
     }
     ring(cpu);
 }
