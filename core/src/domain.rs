@@ -13,6 +13,7 @@ use crate::grant::Grants;
 use crate::life::Ending;
 use crate::paging::PagingState;
 use crate::paging::log_dirty::DirtyLog;
+use crate::paging::user_base::Roots;
 use crate::physdev::{Granted, Sizing};
 use crate::pirq::Pirqs;
 use crate::run_state::RunWord;
@@ -70,6 +71,8 @@ pub struct Domain {
     pub(crate) own_writable: WritableOf,
     /// Its page tables.
     pub paging: Mutex<PagingState>,
+    /// What a CPU walks when it runs.
+    pub roots: Roots,
     /// A page table of its may be open, or its writes to one be counted: there may be something to do for who takes the paging lock, under
     /// which this is written. What its kernel does becomes busy, and that runs on one CPU, which therefore need not take the lock to know.
     pub(crate) busy_tables: AtomicBool,
@@ -125,6 +128,7 @@ impl Domain {
             gdt_page,
             own_writable: WritableOf::domain(id),
             paging: Mutex::new(PagingState::new()),
+            roots: Roots::new(),
             busy_tables: AtomicBool::new(false),
             log: DirtyLog::new(),
             channels: EventChannels::new(),

@@ -174,6 +174,24 @@ pub trait Tlb {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NotLoaded;
 
+/// What GDTR holds, as it is loaded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct TableRegister {
+    limit: u16,
+    /// The address, lowest word first.
+    base: [u16; 4],
+}
+
+impl TableRegister {
+    /// Of a table with so many descriptors, one at least.
+    #[must_use]
+    pub const fn new(base: u64, entries: u16) -> Self {
+        let base = [base as u16, (base >> 16) as u16, (base >> 32) as u16, (base >> 48) as u16];
+        Self { limit: (entries as u32 * 8 - 1) as u16, base }
+    }
+}
+
 /// What the CPU walks and looks segments up in.
 pub trait CpuTables {
     /// Makes a frame this CPU's L4 table; every translation of the old one is dropped.
@@ -187,8 +205,10 @@ pub trait CpuTables {
     fn load_user_gs(&self, selector: Selector) -> Result<(), NotLoaded>;
     /// Maps (or unmaps) a frame as a page of a domain's descriptor tables, which lie in the hypervisor's range.
     fn map_descriptors(&self, domain: DomId, page: DescriptorPage, frame: Option<Mfn>);
-    /// Makes the domain's global descriptor table this CPU's, with this many entries.
-    fn load_gdt(&self, domain: DomId, entries: u16);
+    /// Linear address of a domain's global descriptor table.
+    fn gdt_address(&self, domain: DomId) -> u64;
+    /// Makes the domain's global descriptor table this CPU's, with this many entries: which makes `register`.
+    fn load_gdt(&self, domain: DomId, entries: u16, register: &TableRegister);
     /// Makes the domain's local descriptor table this CPU's, with this many entries; 0 means none. The table's
     /// descriptor has been written into the domain's first GDT page.
     fn load_ldt(&self, entries: u16);

@@ -20,7 +20,7 @@ use crate::descriptor;
 use crate::domain::{Arch, Domain};
 use crate::frame::{FrameType, TypeRest};
 use crate::host::{Hardware, Host};
-use crate::machine::DescriptorPage;
+use crate::machine::{DescriptorPage, TableRegister};
 use crate::paging::Pager;
 use crate::personality::Personality;
 use crate::store::CodeWidth;
@@ -44,6 +44,8 @@ pub const LDT_DESCRIPTOR: u16 = 266;
 pub struct Segments {
     gdt: [Option<Mfn>; TABLE_PAGES],
     gdt_entries: u16,
+    /// That table, as a CPU loads it.
+    gdt_register: TableRegister,
     /// Which segments are known to be flat.
     flat: FlatSegments,
     ldt_base: GuestVirt,
@@ -62,12 +64,13 @@ impl Default for Segments {
 }
 
 impl Segments {
-    /// No LDT, and the GDT that holds the reserved descriptors only.
+    /// No LDT, and the GDT that holds the reserved descriptors only. They are nobody's yet ([`place`](Self::place)).
     #[must_use]
     pub const fn new() -> Self {
         Self {
             gdt: [None; TABLE_PAGES],
             gdt_entries: INITIAL_GDT_ENTRIES,
+            gdt_register: TableRegister::new(0, INITIAL_GDT_ENTRIES),
             flat: FlatSegments::new(),
             ldt_base: GuestVirt(0),
             ldt_entries: 0,
@@ -100,9 +103,15 @@ impl Segments {
         gdt.chain(ldt)
     }
 
+    /// They are the tables of this domain: before it runs.
+    pub fn place<H: Hardware>(&mut self, host: &Host<H>, dom: &Domain) {
+        self.gdt_register = TableRegister::new(host.hw.gdt_address(dom.id), self.gdt_entries);
+    }
+
     /// Loads both tables into this CPU: it begins to run the domain.
+    #[inline]
     pub fn load<H: Hardware>(&self, host: &Host<H>, dom: &Domain) {
-        host.hw.load_gdt(dom.id, self.gdt_entries);
+        host.hw.load_gdt(dom.id, self.gdt_entries, &self.gdt_register);
         host.hw.load_ldt(self.ldt_entries);
     }
 
@@ -142,8 +151,9 @@ impl Segments {
             host.hw.store64(entry(dom.gdt_page, index), value);
         }
         self.gdt_entries = entries;
+        self.place(host, dom);
         self.flat.forget();
-        host.hw.load_gdt(dom.id, entries);
+        host.hw.load_gdt(dom.id, entries, &self.gdt_register);
         Ok(())
     }
 
@@ -239,6 +249,7 @@ impl Segments {
         self.drop_ldt::<P, H>(host, dom);
         self.ldt_entries = 0;
         self.gdt_entries = INITIAL_GDT_ENTRIES;
+        self.place(host, dom);
         self.flat.forget();
         let pager = Pager::new(host, dom);
         let mut state = pager.lock();

@@ -99,6 +99,42 @@ pub struct Running {
     timer: Timer,
     /// The rest of its state: while it runs, what of that is not in the CPU.
     context: Context,
+    /// What the entries want to know of it, as of when it ran last, or as it is to begin.
+    notes: Notes,
+}
+
+/// What the entries in assembly want to know of who runs: it is at hand in [`CpuLocal`], and kept with who does not run.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+struct Notes {
+    /// Where `syscall` goes on: it depends on the mode of an x86_64 guest (see [`user`]).
+    syscall_to: unsafe extern "C" fn(),
+    /// Whose exceptions come.
+    traps_of: quick::TrapsOf,
+    /// The error code that a store of its kernel's to a page table faults with; no code if writable page tables are off. A hint:
+    /// whether it is one is for the long way to find out.
+    table_store: u8,
+}
+
+impl Notes {
+    /// Nobody runs.
+    const NONE: Self = Self { syscall_to: user::nobody, traps_of: quick::TrapsOf::Kernel, table_store: NO_CODE };
+
+    fn of(dom: &Domain, vcpu: &Vcpu) -> Self {
+        let notes = match dom.arch {
+            Arch::X86_32 => Self { traps_of: quick::TrapsOf::X86_32, ..Self::NONE },
+            Arch::X86_64 => Self::NONE.in_mode(vcpu.mode),
+        };
+        notes.assisted(dom)
+    }
+
+    /// With the assistances that a domain has turned on.
+    fn assisted(self, dom: &Domain) -> Self {
+        let user = if dom.arch == Arch::X86_64 { faults::USER } else { 0 };
+        let code = (faults::PRESENT | faults::WRITE | user) as u8;
+        let assisted = dom.is_assisted(VmAssistType::WritablePagetables);
+        Self { table_store: if assisted { code } else { NO_CODE }, ..self }
+    }
 }
 
 /// What guest code keeps per CPU, in [`Cpu::local`].
@@ -106,18 +142,15 @@ pub struct CpuLocal {
     /// Who runs here. Only its own CPU touches it, with interrupts disabled.
     running: UnsafeCell<Option<Box<Running>>>,
     /// The same domain, for traps that come while the hypervisor works on `running`.
-    domain: Cell<Option<(&'static Host<Hw>, NonNull<Domain>)>>,
+    domain: Cell<Option<NonNull<Domain>>>,
+    /// The machine, once this CPU runs domains.
+    host: Cell<Option<&'static Host<Hw>>>,
     /// The first two bytes of the page that it shares with us: upcall pending, upcall mask.
     shared: Cell<VirtAddr>,
-    /// Whose exceptions come, for the entries in assembly.
-    traps_of: Cell<quick::TrapsOf>,
-    /// The error code that a store of its kernel's to a page table faults with, for them too; no code if writable page tables
-    /// are off. A hint, kept by [`CpuLocal::note_assists`]: whether it is one is for the long way to find out.
-    table_store: Cell<u8>,
+    /// What else the entries in assembly want to know of it.
+    notes: Cell<Notes>,
     /// Its virtual CPU, for them too. Rust code reaches it through `running` only.
     vcpu: Cell<*const Vcpu>,
-    /// Where `syscall` goes on: it depends on the mode of an x86_64 guest (see [`user`]).
-    syscall_to: Cell<unsafe extern "C" fn()>,
     /// Not zero: a call left something to do before its guest goes on (see [`calls`]).
     attention: AtomicU32,
     /// When the turn of the domain that runs here ends, in nanoseconds of system time; `u64::MAX`: not by itself.
@@ -128,12 +161,14 @@ pub struct CpuLocal {
     alone: Cell<bool>,
     /// Its run queue, once there is one.
     queue: Cell<Option<sched::Own>>,
-    /// For whom `syscall` was last opened or closed.
-    syscall: Cell<Option<Arch>>,
+    /// For whose [`Arch`] `syscall` was last opened or closed, as a number; [`NO_ARCH`] at first.
+    syscall: Cell<u8>,
     /// DR7 as it was last loaded for a domain: whose breakpoints are armed.
     breakpoints: Cell<u64>,
 }
 
+/// No [`Arch`].
+const NO_ARCH: u8 = 0xff;
 /// No page fault has this code.
 const NO_CODE: u8 = 0xff;
 
@@ -142,17 +177,16 @@ impl Default for CpuLocal {
         Self {
             running: UnsafeCell::new(None),
             domain: Cell::new(None),
+            host: Cell::new(None),
             shared: Cell::new(VirtAddr::zero()),
-            traps_of: Cell::new(quick::TrapsOf::Kernel),
-            table_store: Cell::new(NO_CODE),
+            notes: Cell::new(Notes::NONE),
             vcpu: Cell::new(core::ptr::null()),
-            syscall_to: Cell::new(user::nobody),
             attention: AtomicU32::new(0),
             turn_ends: Cell::new(u64::MAX),
             alarm: Cell::new(u64::MAX),
             alone: Cell::new(true),
             queue: Cell::new(None),
-            syscall: Cell::new(None),
+            syscall: Cell::new(NO_ARCH),
             breakpoints: Cell::new(0),
         }
     }
@@ -184,32 +218,31 @@ impl CpuLocal {
         }
     }
 
-    /// [`uninstall`](Self::uninstall) and [`install`](Self::install): makes a domain the one that runs here in place of another.
+    /// [`uninstall`](Self::uninstall) and [`install`](Self::install): makes a domain the one that runs here in place of another, which is
+    /// given back.
     ///
     /// # Safety
-    /// No reference to the other is used any more.
+    /// `old` is the one that runs here, the only reference to it.
     #[expect(clippy::mut_from_ref, reason = "the contents of a cell, to which nobody else has a reference yet")]
     #[inline(always)]
-    unsafe fn exchange(&self, running: Box<Running>) -> (&mut Running, Option<Box<Running>>) {
+    unsafe fn exchange(&self, old: &mut Running, running: Box<Running>) -> (&mut Running, Box<Running>) {
+        old.notes = self.notes.get();
         self.note_running(&running);
-        // SAFETY: as the caller promises.
+        let running = Box::into_raw(running);
+        // SAFETY: as the caller promises: the box of `old` is the one in the cell, from which it is taken by being written over; and the
+        // other box takes its place.
         unsafe {
-            let place = &mut *self.running.get();
-            let old = place.replace(running);
-            (place.as_deref_mut().expect("it has just been put there"), old)
+            self.running.get().write(Some(Box::from_raw(running)));
+            (&mut *running, Box::from_raw(core::ptr::from_mut(old)))
         }
     }
 
     /// What the entries and the traps in between want to know of who is to run here.
     #[inline(always)]
     fn note_running(&self, running: &Running) {
-        self.domain.set(Some((running.host, NonNull::from(&*running.dom))));
+        self.domain.set(Some(NonNull::from(&*running.dom)));
         self.shared.set(running.shared);
-        match running.dom.arch {
-            Arch::X86_32 => self.traps_of.set(quick::TrapsOf::X86_32),
-            Arch::X86_64 => self.note_mode(running.vcpu.mode),
-        }
-        self.note_assists(&running.dom);
+        self.notes.set(running.notes);
         self.vcpu.set(&raw const running.vcpu);
     }
 
@@ -221,7 +254,11 @@ impl CpuLocal {
         self.domain.set(None);
         self.vcpu.set(core::ptr::null());
         // SAFETY: as the caller promises.
-        unsafe { (*self.running.get()).take() }
+        let mut old = unsafe { (*self.running.get()).take() };
+        if let Some(old) = &mut old {
+            old.notes = self.notes.get();
+        }
+        old
     }
 
     /// Masks the upcalls of the domain that runs here.
@@ -236,17 +273,15 @@ impl CpuLocal {
 
     /// To be called when the domain that runs here may have turned an assistance on or off.
     fn note_assists(&self, dom: &Domain) {
-        let user = if dom.arch == Arch::X86_64 { faults::USER } else { 0 };
-        let code = (faults::PRESENT | faults::WRITE | user) as u8;
-        let assisted = dom.is_assisted(VmAssistType::WritablePagetables);
-        self.table_store.set(if assisted { code } else { NO_CODE });
+        self.notes.set(self.notes.get().assisted(dom));
     }
 
     /// Whose page tables are loaded, for a trap that came while the hypervisor ran: it needs the domain only.
     fn domain(&self) -> Option<(&'static Host<Hw>, &Domain)> {
         // SAFETY: `running` holds a count on the domain for as long as it is installed, and domains are changed through
         // their locks and atomics only.
-        self.domain.get().map(|(host, domain)| (host, unsafe { domain.as_ref() }))
+        let domain = self.domain.get().map(|domain| unsafe { domain.as_ref() });
+        self.host.get().zip(domain)
     }
 }
 
@@ -301,7 +336,10 @@ impl Running {
 
     fn with(host: &'static Host<Hw>, dom: Arc<Domain>, context: Context) -> Box<Self> {
         let shared = layout::direct_frame(dom.shared_info);
-        Box::new(Self { host, dom, vcpu: Vcpu::new(), shared, timer: Timer::new(), context })
+        let vcpu = Vcpu::new();
+        let mut running = Box::new(Self { host, dom, vcpu, shared, timer: Timer::new(), context, notes: Notes::NONE });
+        running.note_change();
+        running
     }
 
     /// The guest as it makes a call: `frame` is where it stands behind it.
@@ -321,6 +359,12 @@ impl Running {
         if cpu.local.alone.get() {
             self.vcpu.reschedule = false;
         }
+    }
+
+    /// Its virtual CPU is new, or was changed while it did not run: what is kept at hand of it is worked out anew.
+    fn note_change(&mut self) {
+        self.vcpu.segments.place(self.host, &self.dom);
+        self.notes = Notes::of(&self.dom, &self.vcpu);
     }
 
     /// Whether an event waits for the guest, and it wants to hear of it.
@@ -442,8 +486,9 @@ fn idle(cpu: &'static Cpu, host: &Host<Hw>, frame: &mut TrapFrame) -> &'static m
 }
 
 /// A CPU is ready to run domains: it does so from now on.
-fn enter(cpu: &'static Cpu, host: &Host<Hw>) -> ! {
+fn enter(cpu: &'static Cpu, host: &'static Host<Hw>) -> ! {
     sched::enter(cpu);
+    cpu.local.host.set(Some(host));
     // Nobody's values are in the FPU yet.
     fpu::trap_next_use();
     let mut frame = TrapFrame::default();

@@ -91,7 +91,7 @@ impl World {
                 pager.set_base::<FourLevel>(&mut state, self.top)?;
             }
         }
-        self.host.hw.load_root(state.cpu_root().unwrap());
+        self.host.hw.load_root(self.dom.roots.of(crate::bounce::Mode::Kernel).unwrap());
         Ok(())
     }
 

@@ -299,7 +299,7 @@ impl<H: Hardware> Pager<'_, H> {
             }
             self.hang_shadow(state, Some(base));
             self.hang_user_shadow(state);
-            state.cpu_root().map(load);
+            self.dom.roots.of(state.user.mode).map(load);
         }
         if !was_on {
             self.host.watched.fetch_add(1, Relaxed);
@@ -334,8 +334,10 @@ impl<H: Hardware> Pager<'_, H> {
                 }
             });
         }
-        state.forget_root();
-        state.cpu_root().map(load);
+        // The CPU is to walk the bases themselves again.
+        (state.root, state.user.root) = (None, None);
+        self.note_roots(state);
+        self.dom.roots.of(state.user.mode).map(load);
         self.host.hw.flush_if_older(self.host.hw.stamp());
         self.drop_all::<F>(state);
     }

@@ -40,7 +40,7 @@ use format::{Format, Pte, bits};
 use partial::Suspended;
 use pool::ShadowPool;
 use proxenos_abi::Errno;
-use user_base::{NO_ROOT, UserBase};
+use user_base::UserBase;
 use writable::WritableTables;
 
 /// Why a paging request was refused.
@@ -140,13 +140,6 @@ impl PagingState {
         self.condemned.is_some() || self.suspended.abandoned().is_some()
     }
 
-    /// The L4 table for the CPU: the guest's own, or the one its shadows hang in.
-    #[inline]
-    #[must_use]
-    pub fn cpu_root(&self) -> Option<Mfn> {
-        Some(self.user.roots[self.user.mode as usize]).filter(|&root| root != NO_ROOT)
-    }
-
     /// The guest's table that the CPU walks, or a shadow of.
     #[inline]
     #[must_use]
@@ -160,20 +153,6 @@ impl PagingState {
     /// Both bases, where there are two.
     pub(crate) fn bases(&self) -> impl Iterator<Item = Mfn> + use<> {
         [self.base, self.user.base].into_iter().flatten()
-    }
-
-    /// The CPU is to walk the bases themselves again.
-    fn forget_root(&mut self) {
-        self.root = None;
-        self.user.root = None;
-        self.note_roots();
-    }
-
-    /// To be called when anything has changed that [`cpu_root`](Self::cpu_root) depends on.
-    fn note_roots(&mut self) {
-        let kernel = self.upper.map(|(l4, _)| l4).or(self.root).or(self.base);
-        let user = self.user.root.or(self.user.base);
-        self.user.roots = [kernel, user].map(|root| root.unwrap_or(NO_ROOT));
     }
 }
 
@@ -282,7 +261,7 @@ impl<'a, H: Hardware> Pager<'a, H> {
         self.switch_base::<F>(state, table, |_| ())
     }
 
-    /// Makes `table` the domain's page-table base. `load` is given [`PagingState::cpu_root`], for the CPU that runs the
+    /// Makes `table` the domain's page-table base. `load` is given its [root](user_base::Roots), for the CPU that runs the
     /// domain, *before* the old base is given up: from then on that may become anything, and must not be what a CPU
     /// walks.
     pub fn switch_base<F: Format>(
@@ -303,8 +282,8 @@ impl<'a, H: Hardware> Pager<'a, H> {
             self.hang_shadow(state, Some(table));
         }
         let old = state.base.replace(table);
-        state.note_roots();
-        load(state.cpu_root().unwrap_or(table));
+        self.note_roots(state);
+        load(self.dom.roots.of(state.user.mode).unwrap_or(table));
         if let Some(old) = old {
             self.put_frame_and_type::<F>(state, old);
         }
@@ -341,9 +320,9 @@ impl<'a, H: Hardware> Pager<'a, H> {
         state.base = Some(table);
         if !F::SHADOWED {
             // There is no shadow.
-            state.user.roots[Mode::Kernel as usize] = table;
+            self.dom.roots.set(Mode::Kernel, Some(table));
         }
-        load(state.user.roots[Mode::Kernel as usize]);
+        load(self.dom.roots.word(Mode::Kernel));
         old.put_held();
         true
     }
@@ -354,7 +333,7 @@ impl<'a, H: Hardware> Pager<'a, H> {
         self.replace_user_base::<F>(state, None);
         if let Some(old) = state.base.take() {
             self.hang_shadow(state, None);
-            state.note_roots();
+            self.note_roots(state);
             self.put_frame_and_type::<F>(state, old);
         }
     }

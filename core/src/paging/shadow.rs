@@ -251,7 +251,7 @@ impl<H: Hardware> Pager<'_, H> {
             hw.store64(slot(l4, HYPERVISOR_L4_FIRST + index), *entry);
         }
         state.upper = Some((l4, l3));
-        state.note_roots();
+        self.note_roots(state);
         state.pool.count(2);
         Ok(())
     }
@@ -262,7 +262,7 @@ impl<H: Hardware> Pager<'_, H> {
             self.host.free_hypervisor(l4, 0);
             self.host.free_hypervisor(l3, 0);
             state.pool.discount(2);
-            state.note_roots();
+            self.note_roots(state);
         }
     }
 
@@ -277,7 +277,7 @@ impl<H: Hardware> Pager<'_, H> {
     pub(super) fn hang(&self, state: &mut PagingState, shadow: Option<Mfn>) {
         let Some((_, l3)) = state.upper else {
             state.root = shadow;
-            state.note_roots();
+            self.note_roots(state);
             return;
         };
         for gib in 0..4 {

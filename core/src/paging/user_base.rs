@@ -20,9 +20,40 @@ use crate::bounce::Mode;
 use crate::frame::FrameType;
 use crate::host::Hardware;
 use crate::sync::MutexGuard;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// What a CPU walks for a domain in each mode, worked out when it changes: in the domain, since a CPU that comes to run it need not take the
+/// paging lock for that. Written under the lock; and what a CPU may come to walk changes only while the domain runs there, or is kept from
+/// running.
+#[derive(Debug)]
+pub struct Roots([AtomicU64; 2]);
 
 /// No frame that could be a table.
-pub(super) const NO_ROOT: Mfn = Mfn(0);
+const NO_ROOT: Mfn = Mfn(0);
+
+impl Roots {
+    /// None yet.
+    pub(crate) const fn new() -> Self {
+        Self([const { AtomicU64::new(NO_ROOT.0) }; 2])
+    }
+
+    /// The L4 table for the CPU: the guest's own, or the one its shadows hang in.
+    #[inline]
+    #[must_use]
+    pub fn of(&self, mode: Mode) -> Option<Mfn> {
+        Some(self.word(mode)).filter(|&root| root != NO_ROOT)
+    }
+
+    /// The same; frame 0 if there is none.
+    #[inline]
+    pub(super) fn word(&self, mode: Mode) -> Mfn {
+        Mfn(self.0[mode as usize].load(Ordering::Relaxed))
+    }
+
+    pub(super) fn set(&self, mode: Mode, root: Option<Mfn>) {
+        self.0[mode as usize].store(root.unwrap_or(NO_ROOT).0, Ordering::Relaxed);
+    }
+}
 
 /// What the applications of a four-level guest run on, and whether it is they that run. Two-level guests have none: their
 /// applications run in another ring.
@@ -34,14 +65,12 @@ pub struct UserBase {
     pub(crate) root: Option<Mfn>,
     /// Whose tables the CPU walks when the domain runs. User mode only if there is a base.
     pub mode: Mode,
-    /// What the CPU walks in each mode, worked out when it changes.
-    pub(super) roots: [Mfn; 2],
 }
 
 impl UserBase {
     /// None yet.
     pub(super) const fn new() -> Self {
-        Self { base: None, root: None, mode: Mode::Kernel, roots: [NO_ROOT; 2] }
+        Self { base: None, root: None, mode: Mode::Kernel }
     }
 }
 
@@ -91,7 +120,13 @@ impl<H: Hardware> Pager<'_, H> {
     pub(super) fn hang_user_shadow(&self, state: &mut PagingState) {
         let watched = state.user.base.filter(|_| self.dom.log.is_on());
         state.user.root = watched.and_then(|base| self.host.frames.info(base)?.shadow());
-        state.note_roots();
+        self.note_roots(state);
+    }
+
+    /// To be called when anything has changed that the roots depend on.
+    pub(super) fn note_roots(&self, state: &PagingState) {
+        self.dom.roots.set(Mode::Kernel, state.upper.map(|(l4, _)| l4).or(state.root).or(state.base));
+        self.dom.roots.set(Mode::User, state.user.root.or(state.user.base));
     }
 
     /// Goes over to the kernel or to its applications. `load` is given the root that the CPU is to walk from now on, if it is
@@ -123,14 +158,13 @@ impl<H: Hardware> Pager<'_, H> {
             self.settle(&mut state);
             settled = Settled::Tables;
         }
-        let root = state.user.roots[to as usize];
+        let root = self.dom.roots.word(to);
         if to == Mode::User && root == NO_ROOT {
             return Err(NoUserBase);
         }
-        let [kernel, user] = state.user.roots;
         debug_assert!(state.user.mode != to, "it changes");
         state.user.mode = to;
-        if kernel != user {
+        if self.dom.roots.word(Mode::Kernel) != self.dom.roots.word(Mode::User) {
             load(root);
         }
         Ok(settled)

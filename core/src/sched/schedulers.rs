@@ -7,7 +7,7 @@
 //!
 //! One mutex a queue; of two, the lower CPU's is taken first. Nothing else is locked within.
 
-use super::{Chosen, MAX_VCPUS, Policy, Repick, RunQueue, SchedError, Slot, Time};
+use super::{Chosen, Policy, Repick, RunQueue, SchedError, Slot, Time};
 use crate::sync::{Mutex, MutexGuard};
 use alloc::vec::Vec;
 use proxenos_abi::sched_ctl::SchedulerId;

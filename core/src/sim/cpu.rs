@@ -5,7 +5,9 @@
 
 use super::{FRAME, SimMachine, frame_base};
 use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn, PAGE_SHIFT};
-use crate::machine::{BadPointer, Console, CpuTables, DescriptorPage, GuestMemory, MachineMemory, NotLoaded};
+use crate::machine::{
+    BadPointer, Console, CpuTables, DescriptorPage, GuestMemory, MachineMemory, NotLoaded, TableRegister,
+};
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use proxenos_abi::Selector;
@@ -202,7 +204,11 @@ impl CpuTables for SimMachine {
         };
     }
 
-    fn load_gdt(&self, domain: DomId, entries: u16) {
+    fn gdt_address(&self, domain: DomId) -> u64 {
+        0xffff_8200_0000_0000 + u64::from(domain.0) * 0x2_0000
+    }
+
+    fn load_gdt(&self, domain: DomId, entries: u16, _: &TableRegister) {
         self.cpu.lock().gdt = Some((domain, entries));
     }
 

@@ -405,7 +405,7 @@ impl SimHardware {
             }
             if let Some((domain, root)) = cpu.domain.zip(cpu.root) {
                 let dom = host.domains.find(domain);
-                let expected = dom.and_then(|dom| dom.paging.lock().cpu_root());
+                let expected = dom.and_then(|dom| dom.roots.of(dom.paging.lock().user.mode));
                 expect(root, "the root that is loaded", expected.map_or(0, |root| root.0), root.0);
             }
         }

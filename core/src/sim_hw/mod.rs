@@ -26,7 +26,8 @@ use crate::debugreg::DebugRegisters;
 use crate::frame::FrameInfo;
 use crate::host::Host;
 use crate::machine::{
-    BadPointer, Clock, Console, CpuTables, DescriptorPage, GuestMemory, MachineMemory, NotLoaded, Preemption, Tlb,
+    BadPointer, Clock, Console, CpuTables, DescriptorPage, GuestMemory, MachineMemory, NotLoaded, Preemption,
+    TableRegister, Tlb,
 };
 use crate::paging::shadow::Access;
 use crate::pci::{PciAddress, PciConfig, Width};
@@ -436,7 +437,11 @@ impl CpuTables for SimHardware {
         };
     }
 
-    fn load_gdt(&self, _: DomId, entries: u16) {
+    fn gdt_address(&self, domain: DomId) -> u64 {
+        0xffff_8200_0000_0000 + u64::from(domain.0) * 32 * 4096
+    }
+
+    fn load_gdt(&self, _: DomId, entries: u16, _: &TableRegister) {
         self.on_cpu(|cpu| cpu.gdt_entries = entries);
     }
 

@@ -94,7 +94,13 @@ impl Timers {
     /// Those of a domain that has not run yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self { since: NEVER, next_tick: NEVER, ran_before: 0, system: Timeout { fired: 0 }, domain: Timeout { fired: 0 } }
+        Self {
+            since: NEVER,
+            next_tick: NEVER,
+            ran_before: 0,
+            system: Timeout { fired: 0 },
+            domain: Timeout { fired: 0 },
+        }
     }
 
     /// The domain begins to run, unless it does already.

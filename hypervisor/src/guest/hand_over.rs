@@ -67,6 +67,7 @@ global_asm!(
     "   movq %rbp, {saved}+{rbp}(%r8)",
     "   movq $0, {saved}+{rax}(%r8)",
     "   movq ${int82}, {saved}+{vector}(%r8)",
+    "   movq %r8, %rsi",
     "   pushq %rdi",
     "   callq {attempt}",
     "   popq %rdi",
@@ -107,6 +108,7 @@ global_asm!(
     "   movq %r15, {saved}+{r15}(%r11)",
     "   movq $0, {saved}+{rax}(%r11)",
     "   movq ${from_syscall}, {saved}+{vector}(%r11)",
+    "   movq %r11, %rsi",
     "   pushq %rdi",
     "   callq {attempt}",
     "   popq %rdi",
@@ -146,11 +148,12 @@ global_asm!(
 
 /// The domain that runs here yields, and others can run. Mostly this does not return: another goes on, with what was saved of it. It
 /// returns if there is no short way. `frame` is where this CPU has that of a guest; what the domain goes on with is in its context.
-extern "C" fn attempt(frame: &mut TrapFrame) {
+///
+/// (`run` is the one reference of this entry, which the entry has read where [`CpuLocal::running`] does: it ends with this function, or
+/// where another's turn begins.)
+extern "C" fn attempt(frame: &mut TrapFrame, run: &mut Running) {
     let cpu = quick::cpu_of(frame);
     let local = &cpu.local;
-    // SAFETY: the one reference of this entry; it ends with this function, or where another's turn begins.
-    let Some(run) = (unsafe { local.running() }) else { return };
     debug_assert!(!run.vcpu.timer_changed, "who runs has had its timer set");
     if run.dom.has_busy_tables() {
         drop(Pager::new(run.host, &run.dom).lock());
@@ -166,12 +169,10 @@ extern "C" fn attempt(frame: &mut TrapFrame) {
     switch::save_all_but_frame(run);
     let mut next = turn.next;
     timer::resume_and_program(cpu, &mut next, &now);
-    // SAFETY: the caller's reference has ended.
-    let (run, old) = unsafe { local.exchange(next) };
+    // SAFETY: it is the one reference, and not used any more.
+    let (run, old) = unsafe { local.exchange(run, next) };
     let loaded = switch::load_all_but_frame(cpu, run);
-    if let Some(old) = old {
-        turn.seat.put(old);
-    }
+    turn.seat.put(old);
     // As at the end of `attend` and in `leave`.
     if loaded == Loaded::All && !cpu.has_pending() && !run.upcall_is_due() {
         // SAFETY: the domain's tables are loaded, validated, and its frame is that of a guest when it was last interrupted. Nothing that is

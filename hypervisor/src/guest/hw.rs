@@ -17,12 +17,12 @@ use proxenos_abi::hypercall::SegmentBase;
 use proxenos_core::addr::{DomId, GuestVirt, MachineAddr, Mfn};
 use proxenos_core::debugreg::DebugRegisters;
 use proxenos_core::machine::{
-    BadPointer, Clock, Console, CpuTables, DescriptorPage, GuestMemory, MachineMemory, NotLoaded, Preemption, Tlb,
+    BadPointer, Clock, Console, CpuTables, DescriptorPage, GuestMemory, MachineMemory, NotLoaded, Preemption,
+    TableRegister, Tlb,
 };
 use proxenos_core::pci::{PciAddress, PciConfig, Width};
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::{FsBase, GsBase, KernelGsBase};
-use x86_64::structures::DescriptorTablePointer;
 
 /// The machine.
 #[derive(Clone, Copy)]
@@ -337,11 +337,15 @@ impl CpuTables for Hw {
         }
     }
 
-    fn load_gdt(&self, domain: DomId, entries: u16) {
-        let pointer = DescriptorTablePointer { limit: (u32::from(entries) * 8 - 1) as u16, base: gdt_base(domain) };
-        // SAFETY: the domain's table holds the reserved entries in its first page, the hypervisor's own segments among
-        // them, so what is loaded in CS, SS and TR means the same as before.
-        unsafe { x86_64::instructions::tables::lgdt(&pointer) }
+    fn gdt_address(&self, domain: DomId) -> u64 {
+        gdt_base(domain).as_u64()
+    }
+
+    #[inline]
+    fn load_gdt(&self, _: DomId, _: u16, register: &TableRegister) {
+        // SAFETY: `core` made it of the address above. The domain's table holds the reserved entries in its first page, the hypervisor's own
+        // segments among them, so what is loaded in CS, SS and TR means the same as before.
+        unsafe { asm!("lgdt [{}]", in(reg) register, options(readonly, nostack, preserves_flags)) }
     }
 
     fn load_ldt(&self, entries: u16) {

@@ -12,7 +12,7 @@
 //! whatever they or a call left to do was done before the guest went on. Only the repair of a page of the guest's stack may
 //! leave something, its domain's end, and says so ([`super::repair_access`]).
 
-use super::{CpuLocal, Running, faults, fpu, leave, user};
+use super::{CpuLocal, Notes, Running, faults, fpu, leave, user};
 use crate::cpu::entry::{TrapFrame, trap_entry};
 use crate::cpu::idt::Vector;
 use crate::cpu::percpu::Cpu;
@@ -491,8 +491,8 @@ global_asm!(
     page_fault_application = sym page_fault::<X86_64, Application>,
     trap_entry = sym trap_entry,
     leave = sym leave_after_exception,
-    traps_of = const LOCAL + offset_of!(CpuLocal, traps_of),
-    table_store = const LOCAL + offset_of!(CpuLocal, table_store),
+    traps_of = const LOCAL + offset_of!(CpuLocal, notes) + offset_of!(Notes, traps_of),
+    table_store = const LOCAL + offset_of!(CpuLocal, notes) + offset_of!(Notes, table_store),
     error_code = const offset_of!(TrapFrame, error_code),
     attention = const LOCAL + offset_of!(CpuLocal, attention),
     shared = const LOCAL + offset_of!(CpuLocal, shared),

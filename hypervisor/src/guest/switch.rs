@@ -143,12 +143,12 @@ pub fn load(cpu: &Cpu, run: &mut Running, frame: &mut TrapFrame) {
 pub fn load_all_but_frame(cpu: &Cpu, run: &mut Running) -> Loaded {
     let arch = run.dom.arch;
     let local = &cpu.local;
-    let root = run.dom.paging.lock().cpu_root().expect("a domain that can run has a page-table base");
+    let root = run.dom.roots.of(run.vcpu.mode).expect("a domain that can run has a page-table base");
     cpu.tlb.begin_to_walk();
     hw::load_root_of_next(cpu, root);
     run.vcpu.segments.load(run.host, &run.dom);
-    if local.syscall.get() != Some(arch) {
-        local.syscall.set(Some(arch));
+    if local.syscall.get() != arch as u8 {
+        local.syscall.set(arch as u8);
         syscall::allow(arch);
     }
     if run.vcpu.debug.control() | local.breakpoints.get() != 0 {
@@ -272,17 +272,19 @@ const ANY_LOCAL: u64 = 0x0004_0004_0004_0004;
 /// midst of a switch.
 #[inline(always)]
 fn map_local_segments(run: &mut Running) {
-    let DataSegments { ds, es, fs, gs } = run.context.data;
-    // All at once: their bits are those of one word.
-    let all = [ds, es, fs, gs].iter().rev().fold(0, |word, selector| word << 16 | u64::from(selector.0));
+    const _: () = assert!(size_of::<DataSegments>() == size_of::<u64>());
+    // SAFETY: four selectors are as long as the word, of which any value is one.
+    let all = unsafe { (&raw const run.context.data).cast::<u64>().read_unaligned() };
     if all & ANY_LOCAL != 0 {
-        map_some_local_segments(run, [ds, es, fs, gs]);
+        map_some_local_segments(run);
     }
 }
 
 #[cold]
 #[inline(never)]
-fn map_some_local_segments(run: &mut Running, all: [Selector; 4]) {
+fn map_some_local_segments(run: &mut Running) {
+    let DataSegments { ds, es, fs, gs } = run.context.data;
+    let all = [ds, es, fs, gs];
     match run.dom.arch {
         Arch::X86_32 => map_local_segments_of::<X86_32>(run, all),
         Arch::X86_64 => map_local_segments_of::<X86_64>(run, all),

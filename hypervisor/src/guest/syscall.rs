@@ -8,7 +8,7 @@
 //! The same instruction in an x86_64 guest's 32-bit code exists on AMD's CPUs only, and leads to an entry of its own: to the
 //! guest it is an invalid opcode, as it is elsewhere.
 
-use super::CpuLocal;
+use super::{CpuLocal, Notes};
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::percpu::{Area, Cpu, RESERVED};
 use crate::mm::layout;
@@ -60,7 +60,7 @@ global_asm!(
     "1: .quad trap_common",
     ".popsection",
     slot = const RSP_SLOT,
-    to = const RSP_SLOT + 16 + LOCAL as i64 + offset_of!(CpuLocal, syscall_to) as i64,
+    to = const RSP_SLOT + 16 + LOCAL as i64 + offset_of!(CpuLocal, notes) as i64 + offset_of!(Notes, syscall_to) as i64,
     ds = const X86_64::FLAT_GUESTOS_DS.0,
     cs64 = const X86_64::FLAT_GUESTOS_CS.0,
     cs32 = const proxenos_abi::x86_64::FLAT_RING3_CS32.0,

@@ -50,12 +50,6 @@ pub(super) fn buffers() -> Option<&'static TraceBuffers> {
     BUFFERS.get()
 }
 
-/// Whether anything is recorded.
-#[inline(always)]
-pub(super) fn is_on() -> bool {
-    ON.load(Ordering::Relaxed)
-}
-
 /// Records what has happened on this CPU, if anything is recorded.
 #[inline(always)]
 pub(super) fn event<E: Into<Option<Event>>>(event: impl FnOnce() -> E) {

@@ -1,7 +1,7 @@
 //! An x86_64 guest's applications: the way to them, `switch_to_user`, and the way back by `syscall`. (All other ways back are those
 //! into any kernel: [`super::quick`], [`super::deliver`].)
 //!
-//! Which of the two a `syscall` comes from costs no look: its entry goes on where [`CpuLocal::syscall_to`] says, which changes with
+//! Which of the two a `syscall` comes from costs no look: its entry goes on where [`Notes::syscall_to`] says, which changes with
 //! the mode. So no number in an application's register is ever a hypercall's, whatever it does.
 //!
 //! In user mode the application's page tables are loaded. The hypervisor touches guest memory by the kernel's: [`enter_kernel`] comes
@@ -10,7 +10,7 @@
 
 use super::calls::FROM_SYSCALL;
 use super::quick::{self, LOCAL, Next, TrapsOf};
-use super::{CpuLocal, Running, deliver, end, hw, leave};
+use super::{CpuLocal, Notes, Running, deliver, end, hw, leave};
 use crate::cpu::entry::TrapFrame;
 use crate::cpu::idt::Vector;
 use crate::cpu::percpu::Cpu;
@@ -41,18 +41,15 @@ pub(super) unsafe extern "C" fn nobody() {
     unreachable!("no guest runs")
 }
 
-impl CpuLocal {
-    /// To be called when an x86_64 domain is to run here, and when it changes its mode.
-    #[inline]
-    pub(super) fn note_mode(&self, mode: Mode) {
-        self.syscall_to.set(match mode {
-            Mode::Kernel => syscall_common,
-            Mode::User => syscall_of_application,
-        });
-        self.traps_of.set(match mode {
-            Mode::Kernel => TrapsOf::Kernel,
-            Mode::User => TrapsOf::Application,
-        });
+impl Notes {
+    /// Those of an x86_64 domain that is in another mode.
+    #[inline(always)]
+    pub(super) fn in_mode(self, mode: Mode) -> Self {
+        let (syscall_to, traps_of): (unsafe extern "C" fn(), TrapsOf) = match mode {
+            Mode::Kernel => (syscall_common, TrapsOf::Kernel),
+            Mode::User => (syscall_of_application, TrapsOf::Application),
+        };
+        Self { syscall_to, traps_of, ..self }
     }
 }
 
@@ -81,7 +78,7 @@ fn switch_at_once(cpu: &Cpu, run: &mut Running, to: Mode) -> Option<Result<Settl
 fn mode_has_changed(cpu: &Cpu, to: Mode) {
     // SAFETY: both bases of gs are the guest's, and the hypervisor uses none.
     unsafe { asm!("swapgs", options(nomem, nostack, preserves_flags)) }
-    cpu.local.note_mode(to);
+    cpu.local.notes.set(cpu.local.notes.get().in_mode(to));
 }
 
 /// The guest's kernel runs from here on, if it did not already: its page tables, its base of gs.

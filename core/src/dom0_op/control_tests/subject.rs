@@ -92,7 +92,7 @@ impl Guest {
     /// Its CPU comes back to it: it walks what it is to walk now.
     fn run_its_tables(&self) {
         self.run();
-        let root = self.dom.paging.lock().cpu_root().expect("it has a base");
+        let root = self.dom.roots.of(self.vcpu.mode).expect("it has a base");
         crate::machine::CpuTables::load_root(&self.host.hw, root);
     }
 }

@@ -256,7 +256,7 @@ impl Guest {
             Arch::X86_32 => pager.set_base::<TwoLevel>(&mut state, top)?,
             Arch::X86_64 => pager.set_base::<FourLevel>(&mut state, top)?,
         }
-        self.host.hw.load_root(state.cpu_root().expect("just set"));
+        self.host.hw.load_root(self.dom.roots.of(state.user.mode).expect("just set"));
         Ok(())
     }
 

@@ -43,6 +43,7 @@ fn with_parked<R>(dom: &Domain, work: &mut Option<impl FnOnce(Stopped<'_>) -> R>
     let mut state = state_of(&running.context);
     let result = work.take()?(Stopped { vcpu: &mut running.vcpu, state: &mut state });
     set_state(&mut running.context, &state);
+    running.note_change();
     Some(result)
 }
 
