@@ -26,6 +26,7 @@
 use super::heap::Heap;
 use super::{HandOver, Pick, Policy, SHORTEST, SchedError, Share, Slot, Span, Time};
 use alloc::vec::Vec;
+use core::cmp::Ordering;
 use core::num::NonZeroU32;
 
 /// The context switch allowance at first.
@@ -71,6 +72,33 @@ impl Default for BvtParams {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct Virtual(i128);
 
+/// One that waits and does not warp: by its AVT, with its advance at hand.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    avt: Virtual,
+    advance: NonZeroU32,
+}
+
+impl Ord for Waiting {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.avt.cmp(&other.avt)
+    }
+}
+
+impl PartialOrd for Waiting {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Waiting {
+    fn eq(&self, other: &Self) -> bool {
+        self.avt == other.avt
+    }
+}
+
+impl Eq for Waiting {}
+
 /// Whether EVT differs from AVT at the moment.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Warp {
@@ -107,6 +135,11 @@ impl Entity {
     }
 
     #[inline]
+    fn waiting(&self) -> Waiting {
+        Waiting { avt: self.avt, advance: self.params.advance }
+    }
+
+    #[inline]
     fn evt(&self) -> Virtual {
         match self.warp {
             Warp::On => Virtual(self.avt.0 - i128::from(self.params.warp) * i128::from(UNIT.0)),
@@ -117,7 +150,7 @@ impl Entity {
     /// How long it runs until its EVT is at `to`. If that is very long, this is less; never more.
     #[inline]
     fn run_to(&self, to: Virtual) -> Span {
-        let ahead = u64::try_from((to.0 - self.evt().0).max(0)).unwrap_or(u64::MAX);
+        let ahead = clamped((to.0 - self.evt().0).max(0));
         Span(ahead / u64::from(self.params.advance.get()))
     }
 
@@ -133,10 +166,17 @@ impl Entity {
         }
     }
 
+    /// Its AVT when it has run for so long.
+    #[inline(always)]
+    fn avt_behind(&self, ran: Span) -> Virtual {
+        // (Not above the greatest number of either kind.)
+        Virtual(self.avt.0 + (u128::from(ran.0) * u128::from(self.params.advance.get())) as i128)
+    }
+
     /// It has run for `ran` until now. Its warp may have ended in that time.
     #[inline]
     fn has_run(&mut self, ran: Span, now: Time) {
-        self.avt.0 += i128::from(ran.0) * i128::from(self.params.advance.get());
+        self.avt = self.avt_behind(ran);
         if self.has_limit() {
             self.has_warped(ran, now);
         }
@@ -162,14 +202,16 @@ pub struct Bvt {
     entities: Vec<Entity>,
     /// Who was picked, if it is still ready.
     current: Option<Slot>,
-    /// The others that are ready and do not warp, by AVT.
-    plain: Heap<Virtual>,
+    /// The others that are ready and do not warp.
+    plain: Heap<Waiting>,
     /// The others that are ready and warp, by EVT.
     warped: Heap<Virtual>,
     /// The same, by AVT.
     warped_actual: Heap<Virtual>,
     /// Those of `plain` that will warp again, by when.
     pausing: Heap<Time>,
+    /// None of those that are ready warps, or will.
+    all_plain: bool,
     /// The least AVT of those that are ready, or were last.
     virtual_time: Virtual,
     allowance: Span,
@@ -186,6 +228,7 @@ impl Bvt {
             warped: Heap::new(),
             warped_actual: Heap::new(),
             pausing: Heap::new(),
+            all_plain: true,
             virtual_time: Virtual(0),
             allowance: DEFAULT_ALLOWANCE,
         }
@@ -208,7 +251,7 @@ impl Bvt {
             Warp::Pausing(until) => self.pausing.insert(slot, until),
             Warp::Off => {}
         }
-        self.plain.insert(slot, entity.avt);
+        self.plain.insert(slot, entity.waiting());
     }
 
     fn dequeue(&mut self, slot: Slot) {
@@ -226,8 +269,9 @@ impl Bvt {
     #[inline]
     fn advance_virtual_time(&mut self) {
         let current = self.current.map(|slot| self.entities[slot.index()].avt);
-        let waiting = [self.plain.first(), self.warped_actual.first()].map(|first| first.map(|(avt, _)| avt));
-        if let Some(least) = waiting.into_iter().flatten().chain(current).min() {
+        let plain = self.plain.first().map(|(waiting, _)| waiting.avt);
+        let warped = self.warped_actual.first().map(|(avt, _)| avt);
+        if let Some(least) = [plain, warped].into_iter().flatten().chain(current).min() {
             self.virtual_time = self.virtual_time.max(least);
         }
     }
@@ -250,7 +294,7 @@ impl Bvt {
     /// The least EVT of those that are ready, but for the current one's.
     #[inline]
     fn least(&self) -> Option<(Virtual, Slot)> {
-        match (self.warped.first(), self.plain.first()) {
+        match (self.warped.first(), self.plain.first().map(|(waiting, slot)| (waiting.avt, slot))) {
             (Some(warped), Some(plain)) => Some(if plain.0 < warped.0 { plain } else { warped }),
             (only, None) | (None, only) => only,
         }
@@ -263,7 +307,7 @@ impl Bvt {
         match self.current.replace(next) {
             // Mostly these two change places.
             Some(old) if plain(old) && plain(next) => {
-                self.plain.replace(next, old, self.entities[old.index()].avt);
+                self.plain.replace(next, old, self.entities[old.index()].waiting());
             }
             old => {
                 self.dequeue(next);
@@ -272,6 +316,13 @@ impl Bvt {
                 }
             }
         }
+    }
+
+    /// To be called when anything has changed, but for who is current, that [`hand_over`](Policy::hand_over) asks for.
+    #[inline]
+    fn note_plain(&mut self) {
+        let current = self.current.is_none_or(|slot| self.entities[slot.index()].warp == Warp::Off);
+        self.all_plain = current && self.warped.is_empty() && self.pausing.is_empty();
     }
 
     /// Charges one that sleeps, or has slept and woken before anybody was picked, and so may be in a heap.
@@ -293,6 +344,16 @@ impl Bvt {
         let run = entity.run_to(over) + self.allowance;
         now + if entity.has_limit() { run.min(entity.warp_left) } else { run }
     }
+}
+
+/// A lead, which is not negative, or half the end of time if it is longer.
+#[inline(always)]
+fn clamped(lead: i128) -> u64 {
+    #[cold]
+    const fn longest() -> u64 {
+        u64::MAX / 2
+    }
+    if lead >> 63 == 0 { lead as u64 } else { longest() }
 }
 
 impl Default for Bvt {
@@ -335,6 +396,7 @@ impl Policy for Bvt {
         entity.avt = entity.avt.max(self.virtual_time);
         entity.end_pause(now);
         self.enqueue(slot);
+        self.note_plain();
     }
 
     fn sleep(&mut self, slot: Slot) {
@@ -344,6 +406,7 @@ impl Policy for Bvt {
         } else {
             self.dequeue(slot);
         }
+        self.note_plain();
     }
 
     #[inline]
@@ -377,6 +440,7 @@ impl Policy for Bvt {
         if self.current != Some(next) {
             self.replace_current(next);
         }
+        self.note_plain();
         let Some((rival, _)) = self.least() else { return Pick { next: Some(next), until: None } };
         let until = self.lead_ends(next, rival, now);
         let until = self.pausing.first().map_or(until, |(ends, _)| ends.min(until));
@@ -386,23 +450,18 @@ impl Policy for Bvt {
 
     /// Plain is where nobody warps, or will: then whoever waits is in one heap, by AVT, and its first comes next.
     #[inline(always)]
-    fn hand_over(&mut self, from: Slot, ran: Span, now: Time) -> Option<HandOver> {
-        // (The current one is ready.)
-        if self.current != Some(from) || !self.warped.is_empty() || !self.pausing.is_empty() {
-            return None;
-        }
-        let (least, to) = self.plain.first()?;
-        let next = self.entities.get(to.index())?.params.advance;
-        let entity = self.entities.get_mut(from.index()).filter(|entity| entity.warp == Warp::Off)?;
-        let ran = u128::from(ran.0) * u128::from(entity.params.advance.get());
-        entity.avt = Virtual(entity.avt.0 + ran as i128).max(least);
-        let avt = entity.avt;
+    fn hand_over(&mut self, ran: Span, now: Time) -> Option<HandOver> {
+        let from = self.current.filter(|_| self.all_plain)?;
+        let (next, to) = self.plain.first()?;
+        let entity = self.entities.get_mut(from.index())?;
+        entity.avt = entity.avt_behind(ran).max(next.avt);
+        let waiting = entity.waiting();
         self.current = Some(to);
-        self.plain.replace_first(from, avt);
+        self.plain.replace_first(from, waiting);
         // Whoever is first now is not before the one that was.
-        let rival = self.plain.first()?.0;
-        let lead = u64::try_from(rival.0 - least.0).unwrap_or(u64::MAX);
-        Some(HandOver { from, to, until: now + (Span(lead / u64::from(next.get())) + self.allowance) })
+        let rival = self.plain.first()?.0.avt;
+        let lead = clamped(rival.0 - next.avt.0) / u64::from(next.advance.get());
+        Some(HandOver { from, to, until: now + Span(lead + self.allowance.0) })
     }
 
     fn repick(&self, woken: Slot, running: Option<Slot>, now: Time) -> Option<Time> {
@@ -425,6 +484,7 @@ impl Policy for Bvt {
         if waits {
             self.enqueue(slot);
         }
+        self.note_plain();
         Ok(())
     }
 

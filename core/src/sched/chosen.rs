@@ -127,10 +127,10 @@ impl Policy for Chosen {
     }
 
     #[inline(always)]
-    fn hand_over(&mut self, from: Slot, ran: Span, now: Time) -> Option<HandOver> {
+    fn hand_over(&mut self, ran: Span, now: Time) -> Option<HandOver> {
         // The others have no short way.
         let Self::Bvt(policy) = self else { return None };
-        policy.hand_over(from, ran, now)
+        policy.hand_over(ran, now)
     }
 
     fn repick(&self, woken: Slot, running: Option<Slot>, now: Time) -> Option<Time> {

@@ -255,10 +255,10 @@ pub trait Policy {
     fn charge(&mut self, slot: Slot, ran: Span, now: Time);
     /// What is to run, and until when. `yields` has given up its turn: it is picked only if there is no other.
     fn pick(&mut self, yields: Option<Slot>, now: Time) -> Pick;
-    /// What charging `from`, which runs, with `ran` and a [`pick`](Self::pick) to which it yields come to, if it is ready still and the case
+    /// What charging the one that runs with `ran` and a [`pick`](Self::pick) to which it yields come to, if it is ready still and the case
     /// a plain one; `None`, and nothing has changed, if not.
-    fn hand_over(&mut self, from: Slot, ran: Span, now: Time) -> Option<HandOver> {
-        let _ = (from, ran, now);
+    fn hand_over(&mut self, ran: Span, now: Time) -> Option<HandOver> {
+        let _ = (ran, now);
         None
     }
     /// When to pick after `woken` was woken while `running` runs; `None`: no sooner than was planned.

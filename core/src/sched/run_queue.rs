@@ -7,6 +7,9 @@
 use super::{HandOver, MAX_VCPUS, Pick, Policy, Repick, SchedError, Share, Slot, Span, Time};
 use alloc::vec::Vec;
 
+/// The end of time.
+const NEVER: Time = Time(u64::MAX);
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Vacant,
@@ -29,8 +32,8 @@ pub struct RunQueue<P> {
     running: Option<Slot>,
     /// Up to when the one that runs has been charged.
     since: Time,
-    /// When the CPU picks again at the latest.
-    until: Option<Time>,
+    /// When the CPU picks again at the latest; [`NEVER`] if nothing but a change makes it.
+    until: Time,
 }
 
 /// What a virtual CPU that was taken out of its queue takes along.
@@ -43,7 +46,7 @@ impl<P: Policy> RunQueue<P> {
     /// An empty queue.
     #[must_use]
     pub const fn new(policy: P) -> Self {
-        Self { policy, entries: Vec::new(), occupied: 0, ready: 0, running: None, since: Time(0), until: None }
+        Self { policy, entries: Vec::new(), occupied: 0, ready: 0, running: None, since: Time(0), until: NEVER }
     }
 
     /// The rules.
@@ -122,10 +125,10 @@ impl<P: Policy> RunQueue<P> {
         if at <= now {
             return Repick::Now;
         }
-        if self.until.is_some_and(|until| until <= at) {
+        if self.until <= at {
             return Repick::AsPlanned;
         }
-        self.until = Some(at);
+        self.until = at;
         Repick::At(at)
     }
 
@@ -160,14 +163,14 @@ impl<P: Policy> RunQueue<P> {
     /// changed, if it is not, or if the policy has to think about it.
     #[inline(always)]
     pub fn hand_over(&mut self, now: Time) -> Option<HandOver> {
-        let from = self.running?;
-        let entry = self.entries.get_mut(from.index())?;
         let ran = now.since(self.since);
-        let turn = self.policy.hand_over(from, ran, now)?;
-        entry.ran = entry.ran + ran;
+        let turn = self.policy.hand_over(ran, now)?;
+        debug_assert_eq!(self.running, Some(turn.from), "who is picked runs");
+        // (Times that were before `now`, none of them twice: their sum is not above it.)
+        self.entries[turn.from.index()].ran.0 += ran.0;
+        self.since.0 += ran.0;
         self.running = Some(turn.to);
-        self.since = self.since.max(now);
-        self.until = Some(turn.until);
+        self.until = turn.until;
         Some(turn)
     }
 
@@ -176,7 +179,7 @@ impl<P: Policy> RunQueue<P> {
         let pick = self.policy.pick(yields, now);
         self.running = pick.next;
         self.since = now.max(self.since);
-        self.until = pick.until;
+        self.until = pick.until.unwrap_or(NEVER);
         pick
     }
 
