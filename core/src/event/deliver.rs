@@ -2,6 +2,7 @@
 
 use super::EventDomain;
 use super::page::signal;
+use crate::addr::Mfn;
 use crate::machine::MachineMemory;
 use proxenos_abi::{Pirq, Port, Virq};
 
@@ -14,7 +15,14 @@ pub(super) fn raise<D: EventDomain, M: MachineMemory>(domain: &D, memory: &M, po
 /// Delivers a virtual interrupt to a domain: to the port it is bound to, else to port 0.
 #[inline(always)]
 pub fn raise_virq<D: EventDomain, M: MachineMemory>(domain: &D, memory: &M, virq: Virq) {
-    raise(domain, memory, domain.events().virq_port(virq));
+    raise_virq_at(domain, memory, domain.shared_info(), virq);
+}
+
+/// The same for a caller that has the number of the domain's shared page at hand.
+#[inline(always)]
+pub fn raise_virq_at<D: EventDomain, M: MachineMemory>(domain: &D, memory: &M, shared_info: Mfn, virq: Virq) {
+    debug_assert_eq!(shared_info, domain.shared_info());
+    signal(memory, shared_info, domain.events().virq_port(virq), || domain.notify());
 }
 
 /// Delivers a physical interrupt to a domain it is routed to; nothing happens when it is not bound to a port (it was

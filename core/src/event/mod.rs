@@ -16,7 +16,7 @@ mod page;
 mod tests;
 mod wire;
 
-pub use deliver::{raise_pirq, raise_virq};
+pub use deliver::{raise_pirq, raise_virq, raise_virq_at};
 pub use ops::{
     End, alloc_unbound, bind_interdomain, bind_pirq, bind_virq, close, close_all, close_some, send, send_at_once,
     status,

@@ -22,6 +22,7 @@ use crate::time;
 use core::arch::global_asm;
 use core::mem::offset_of;
 use proxenos_abi::hypercall::{SCHEDOP_CMDMASK, SchedOp};
+use proxenos_abi::{GuestArch, X86_64};
 use proxenos_core::paging::Pager;
 
 unsafe extern "C" {
@@ -82,13 +83,11 @@ global_asm!(
     "   movq {running}(%rdi), %r11",
     "   movq {rdi}(%rdi), %rcx",
     "   movq %rcx, {saved}+{rdi}(%r11)",
-    "   movq {cs}(%rdi), %rcx",
-    "   movq %rcx, {saved}+{cs}(%r11)",
-    "   movq {ss}(%rdi), %rcx",
-    "   movq %rcx, {saved}+{ss}(%r11)",
     "   movq {rsp}(%rdi), %rcx",
     "   movq %rcx, {saved}+{rsp}(%r11)",
-    // As the instruction itself leaves them.
+    // As the instruction itself leaves them, and its entry fills the frame.
+    "   movq ${cs_64}, {saved}+{cs}(%r11)",
+    "   movq ${ss_64}, {saved}+{ss}(%r11)",
     "   movq {rip}(%rdi), %rcx",
     "   movq %rcx, {saved}+{rip}(%r11)",
     "   movq %rcx, {saved}+{rcx}(%r11)",
@@ -116,6 +115,8 @@ global_asm!(
     ".popsection",
     int82 = const Vector::HYPERCALL.0,
     from_syscall = const FROM_SYSCALL,
+    cs_64 = const X86_64::FLAT_GUESTOS_CS.0,
+    ss_64 = const X86_64::FLAT_GUESTOS_DS.0,
     attempt = sym attempt,
     plain_32 = sym super::calls::plain_sched_op_32,
     plain_64 = sym super::calls::plain_sched_op_64,

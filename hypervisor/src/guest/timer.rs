@@ -14,6 +14,7 @@ use super::{CpuLocal, Running};
 use crate::cpu::percpu::Cpu;
 use crate::time::{self, Now};
 use proxenos_abi::Virq;
+use proxenos_core::addr::Mfn;
 use proxenos_core::event;
 use proxenos_core::timekeeping::timers::{Due, Timeouts, Timers};
 use proxenos_core::timekeeping::{self, Moment, Second};
@@ -51,13 +52,15 @@ pub fn resume(run: &mut Running, now: &Now) {
 /// A domain's turn has begun at once behind another's: [`resume`], and [`program_for`] behind it.
 #[inline(always)]
 pub fn resume_and_program(cpu: &Cpu, run: &mut Running, now: &Now) {
-    let timeouts = timeouts(run);
+    // (Looked up once: nobody can say that what is written to it does not change it.)
+    let page = run.dom.shared_info;
+    let timeouts = timekeeping::read_timeouts(&run.host.hw, page);
     if run.timer.began
         && let Some(turn) = run.timer.timers.begin_plain_turn(now.ns, run.vcpu.timer, timeouts)
     {
         run.vcpu.timer_changed = false;
-        write_clock_at(run, now, turn.domain_ns);
-        event::raise_virq(&*run.dom, &run.host.hw, Virq::Timer);
+        write_clock_at(run, page, now, turn.domain_ns);
+        event::raise_virq_at(&*run.dom, &run.host.hw, page, Virq::Timer);
         program_own(cpu, turn.next_tick, now);
     } else {
         resume_and_program_at_length(cpu, run, now);
@@ -121,12 +124,12 @@ fn send(run: &mut Running, now: &Now) {
 /// All from one reading: guests carry the time on from there, and must not get ahead.
 fn write_clock(run: &mut Running, now: &Now) {
     let domain_ns = run.timer.timers.domain_time(now.ns);
-    write_clock_at(run, now, domain_ns);
+    write_clock_at(run, run.dom.shared_info, now, domain_ns);
 }
 
 /// The same, where it is known how long the domain has run.
 #[inline(always)]
-fn write_clock_at(run: &mut Running, now: &Now, domain_ns: u64) {
+fn write_clock_at(run: &mut Running, page: Mfn, now: &Now, domain_ns: u64) {
     let moment = Moment {
         tsc: now.tsc.0,
         hz: now.rate.0,
@@ -134,7 +137,7 @@ fn write_clock_at(run: &mut Running, now: &Now, domain_ns: u64) {
         wall: run.timer.second.wall_clock(time::date_at_zero(), now.ns),
         domain_ns,
     };
-    timekeeping::write_moment(&run.host.hw, run.dom.shared_info, &moment);
+    timekeeping::write_moment(&run.host.hw, page, &moment);
 }
 
 /// Sets the CPU's timer to what comes next: for who runs, for those that wait, or the next turn.
@@ -148,10 +151,9 @@ pub fn program_for(cpu: &Cpu, run: &Running, now: &Now) {
 /// The same, where it is known what comes next for who runs.
 #[inline(always)]
 fn program_own(cpu: &Cpu, own: u64, now: &Now) {
-    let at = own.min(cpu.local.turn_ends.get()).min(cpu.local.alarm.get());
-    let armed = cpu.deadline();
-    if !(now.ns < armed && armed <= at) {
-        set(at);
+    let (turn_ends, alarm, armed) = (cpu.local.turn_ends.get(), cpu.local.alarm.get(), cpu.deadline());
+    if !(now.ns < armed && armed <= own && armed <= turn_ends && armed <= alarm) {
+        set(own.min(turn_ends).min(alarm));
     }
 }
 
