@@ -189,11 +189,19 @@ fn yield_to_others<P: CallRegisters>(frame: &mut TrapFrame) -> u64 {
 #[inline(never)]
 fn yield_to_nobody(cpu: &Cpu, run: &mut Running) -> u64 {
     run.vcpu.reschedule = false;
+    if run.dom.has_busy_tables() {
+        close_tables(cpu, run);
+    }
+    0
+}
+
+#[cold]
+#[inline(never)]
+fn close_tables(cpu: &Cpu, run: &Running) {
     drop(Pager::new(run.host, &run.dom).lock());
     if !run.dom.run_state().is_empty() {
         cpu.local.attention.store(1, Ordering::Relaxed);
     }
-    0
 }
 
 /// Carries out a call to which there was no quick answer. Out of the way of those to which there is.
