@@ -108,11 +108,23 @@ impl Segments {
         self.gdt_register = TableRegister::new(host.hw.gdt_address(dom.id), self.gdt_entries);
     }
 
-    /// Loads both tables into this CPU: it begins to run the domain.
-    #[inline]
+    /// Loads both tables into this CPU.
     pub fn load<H: Hardware>(&self, host: &Host<H>, dom: &Domain) {
-        host.hw.load_gdt(dom.id, self.gdt_entries, &self.gdt_register);
+        self.load_gdt(host, dom);
         host.hw.load_ldt(self.ldt_entries);
+    }
+
+    /// Loads the GDT only, where it is known whether there is an LDT to load, or to forget.
+    #[inline]
+    pub fn load_gdt<H: Hardware>(&self, host: &Host<H>, dom: &Domain) {
+        host.hw.load_gdt(dom.id, self.gdt_entries, &self.gdt_register);
+    }
+
+    /// Entries of the LDT; 0 if there is none.
+    #[inline]
+    #[must_use]
+    pub const fn ldt_entries(&self) -> u16 {
+        self.ldt_entries
     }
 
     /// `set_gdt`: makes the guest's frames its GDT. On failure the old one stays.

@@ -163,6 +163,8 @@ pub struct CpuLocal {
     queue: Cell<Option<sched::Own>>,
     /// For whose [`Arch`] `syscall` was last opened or closed, as a number; [`NO_ARCH`] at first.
     syscall: Cell<u8>,
+    /// How many entries the LDT has that was last loaded; 0: none is.
+    ldt_entries: Cell<u16>,
     /// DR7 as it was last loaded for a domain: whose breakpoints are armed.
     breakpoints: Cell<u64>,
 }
@@ -187,6 +189,7 @@ impl Default for CpuLocal {
             alone: Cell::new(true),
             queue: Cell::new(None),
             syscall: Cell::new(NO_ARCH),
+            ldt_entries: Cell::new(0),
             breakpoints: Cell::new(0),
         }
     }

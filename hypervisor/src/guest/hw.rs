@@ -352,6 +352,7 @@ impl CpuTables for Hw {
         let selector: u16 = if entries == 0 { 0 } else { crate::cpu::gdt::LDT.0 };
         // SAFETY: null, or the descriptor that `core` wrote into the reserved entries of the GDT that is loaded.
         unsafe { asm!("lldt {:x}", in(reg) selector, options(nostack, preserves_flags)) }
+        Cpu::current().local.ldt_entries.set(entries);
     }
 
     fn ldt_address(&self, domain: DomId) -> u64 {

@@ -146,7 +146,11 @@ pub fn load_all_but_frame(cpu: &Cpu, run: &mut Running) -> Loaded {
     let root = run.dom.roots.of(run.vcpu.mode).expect("a domain that can run has a page-table base");
     cpu.tlb.begin_to_walk();
     hw::load_root_of_next(cpu, root);
-    run.vcpu.segments.load(run.host, &run.dom);
+    run.vcpu.segments.load_gdt(run.host, &run.dom);
+    let ldt_entries = run.vcpu.segments.ldt_entries();
+    if ldt_entries | local.ldt_entries.get() != 0 {
+        run.host.hw.load_ldt(ldt_entries);
+    }
     if local.syscall.get() != arch as u8 {
         local.syscall.set(arch as u8);
         syscall::allow(arch);

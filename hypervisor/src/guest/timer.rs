@@ -12,6 +12,7 @@
 
 use super::{CpuLocal, Running};
 use crate::cpu::percpu::Cpu;
+use crate::time::tsc::{Hz, Tsc};
 use crate::time::{self, Now};
 use proxenos_abi::Virq;
 use proxenos_core::addr::Mfn;
@@ -63,15 +64,17 @@ pub fn resume_and_program(cpu: &Cpu, run: &mut Running, now: &Now) {
         event::raise_virq_at(&*run.dom, &run.host.hw, page, Virq::Timer);
         program_own(cpu, turn.next_tick, now);
     } else {
-        resume_and_program_at_length(cpu, run, now);
+        resume_and_program_at_length(cpu, run, now.tsc, now.ns, now.rate);
     }
 }
 
+/// (The moment comes in registers: else it would lie on the stack of all who do not come here, too.)
 #[cold]
 #[inline(never)]
-fn resume_and_program_at_length(cpu: &Cpu, run: &mut Running, now: &Now) {
-    resume(run, now);
-    program_for(cpu, run, now);
+fn resume_and_program_at_length(cpu: &Cpu, run: &mut Running, tsc: Tsc, ns: u64, rate: Hz) {
+    let now = Now { tsc, ns, rate };
+    resume(run, &now);
+    program_for(cpu, run, &now);
 }
 
 /// A domain's turn has ended: its virtual time stands still, and so do its ticks.
