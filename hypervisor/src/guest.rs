@@ -104,36 +104,49 @@ pub struct Running {
 }
 
 /// What the entries in assembly want to know of who runs: it is at hand in [`CpuLocal`], and kept with who does not run.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
+#[derive(Debug)]
 struct Notes {
     /// Where `syscall` goes on: it depends on the mode of an x86_64 guest (see [`user`]).
-    syscall_to: unsafe extern "C" fn(),
+    syscall_to: Cell<unsafe extern "C" fn()>,
     /// Whose exceptions come.
-    traps_of: quick::TrapsOf,
+    traps_of: Cell<quick::TrapsOf>,
     /// The error code that a store of its kernel's to a page table faults with; no code if writable page tables are off. A hint:
     /// whether it is one is for the long way to find out.
-    table_store: u8,
+    table_store: Cell<u8>,
 }
 
 impl Notes {
     /// Nobody runs.
-    const NONE: Self = Self { syscall_to: user::nobody, traps_of: quick::TrapsOf::Kernel, table_store: NO_CODE };
-
-    fn of(dom: &Domain, vcpu: &Vcpu) -> Self {
-        let notes = match dom.arch {
-            Arch::X86_32 => Self { traps_of: quick::TrapsOf::X86_32, ..Self::NONE },
-            Arch::X86_64 => Self::NONE.in_mode(vcpu.mode),
-        };
-        notes.assisted(dom)
+    const fn of_nobody() -> Self {
+        Self {
+            syscall_to: Cell::new(user::nobody),
+            traps_of: Cell::new(quick::TrapsOf::Kernel),
+            table_store: Cell::new(NO_CODE),
+        }
     }
 
-    /// With the assistances that a domain has turned on.
-    fn assisted(self, dom: &Domain) -> Self {
+    /// They become those of a domain.
+    fn renew(&self, dom: &Domain, vcpu: &Vcpu) {
+        match dom.arch {
+            Arch::X86_32 => self.traps_of.set(quick::TrapsOf::X86_32),
+            Arch::X86_64 => self.note_mode(vcpu.mode),
+        }
+        self.note_assists(dom);
+    }
+
+    /// To be called when the domain that runs here may have turned an assistance on or off.
+    fn note_assists(&self, dom: &Domain) {
         let user = if dom.arch == Arch::X86_64 { faults::USER } else { 0 };
         let code = (faults::PRESENT | faults::WRITE | user) as u8;
         let assisted = dom.is_assisted(VmAssistType::WritablePagetables);
-        Self { table_store: if assisted { code } else { NO_CODE }, ..self }
+        self.table_store.set(if assisted { code } else { NO_CODE });
+    }
+
+    #[inline(always)]
+    fn copy_from(&self, other: &Self) {
+        self.syscall_to.set(other.syscall_to.get());
+        self.traps_of.set(other.traps_of.get());
+        self.table_store.set(other.table_store.get());
     }
 }
 
@@ -148,7 +161,7 @@ pub struct CpuLocal {
     /// The first two bytes of the page that it shares with us: upcall pending, upcall mask.
     shared: Cell<VirtAddr>,
     /// What else the entries in assembly want to know of it.
-    notes: Cell<Notes>,
+    notes: Notes,
     /// Its virtual CPU, for them too. Rust code reaches it through `running` only.
     vcpu: Cell<*const Vcpu>,
     /// Not zero: a call left something to do before its guest goes on (see [`calls`]).
@@ -181,7 +194,7 @@ impl Default for CpuLocal {
             domain: Cell::new(None),
             host: Cell::new(None),
             shared: Cell::new(VirtAddr::zero()),
-            notes: Cell::new(Notes::NONE),
+            notes: Notes::of_nobody(),
             vcpu: Cell::new(core::ptr::null()),
             attention: AtomicU32::new(0),
             turn_ends: Cell::new(u64::MAX),
@@ -229,7 +242,7 @@ impl CpuLocal {
     #[expect(clippy::mut_from_ref, reason = "the contents of a cell, to which nobody else has a reference yet")]
     #[inline(always)]
     unsafe fn exchange(&self, old: &mut Running, running: Box<Running>) -> (&mut Running, Box<Running>) {
-        old.notes = self.notes.get();
+        old.notes.copy_from(&self.notes);
         self.note_running(&running);
         let running = Box::into_raw(running);
         // SAFETY: as the caller promises: the box of `old` is the one in the cell, from which it is taken by being written over; and the
@@ -245,7 +258,7 @@ impl CpuLocal {
     fn note_running(&self, running: &Running) {
         self.domain.set(Some(NonNull::from(&*running.dom)));
         self.shared.set(running.shared);
-        self.notes.set(running.notes);
+        self.notes.copy_from(&running.notes);
         self.vcpu.set(&raw const running.vcpu);
     }
 
@@ -259,7 +272,7 @@ impl CpuLocal {
         // SAFETY: as the caller promises.
         let mut old = unsafe { (*self.running.get()).take() };
         if let Some(old) = &mut old {
-            old.notes = self.notes.get();
+            old.notes.copy_from(&self.notes);
         }
         old
     }
@@ -272,11 +285,6 @@ impl CpuLocal {
         // (The sum is no `VirtAddr`: it would be looked at whether it is still one.)
         let mask = unsafe { AtomicU8::from_ptr(self.shared.get().as_mut_ptr::<u8>().wrapping_add(1)) };
         mask.store(1, Ordering::Release);
-    }
-
-    /// To be called when the domain that runs here may have turned an assistance on or off.
-    fn note_assists(&self, dom: &Domain) {
-        self.notes.set(self.notes.get().assisted(dom));
     }
 
     /// Whose page tables are loaded, for a trap that came while the hypervisor ran: it needs the domain only.
@@ -340,7 +348,8 @@ impl Running {
     fn with(host: &'static Host<Hw>, dom: Arc<Domain>, context: Context) -> Box<Self> {
         let shared = layout::direct_frame(dom.shared_info);
         let vcpu = Vcpu::new();
-        let mut running = Box::new(Self { host, dom, vcpu, shared, timer: Timer::new(), context, notes: Notes::NONE });
+        let mut running =
+            Box::new(Self { host, dom, vcpu, shared, timer: Timer::new(), context, notes: Notes::of_nobody() });
         running.note_change();
         running
     }
@@ -367,7 +376,7 @@ impl Running {
     /// Its virtual CPU is new, or was changed while it did not run: what is kept at hand of it is worked out anew.
     fn note_change(&mut self) {
         self.vcpu.segments.place(self.host, &self.dom);
-        self.notes = Notes::of(&self.dom, &self.vcpu);
+        self.notes.renew(&self.dom, &self.vcpu);
     }
 
     /// Whether an event waits for the guest, and it wants to hear of it.

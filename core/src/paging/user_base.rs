@@ -158,13 +158,14 @@ impl<H: Hardware> Pager<'_, H> {
             self.settle(&mut state);
             settled = Settled::Tables;
         }
-        let root = self.dom.roots.word(to);
+        let (kernel, user) = (self.dom.roots.word(Mode::Kernel), self.dom.roots.word(Mode::User));
+        let root = if to == Mode::Kernel { kernel } else { user };
         if to == Mode::User && root == NO_ROOT {
             return Err(NoUserBase);
         }
         debug_assert!(state.user.mode != to, "it changes");
         state.user.mode = to;
-        if self.dom.roots.word(Mode::Kernel) != self.dom.roots.word(Mode::User) {
+        if kernel != user {
             load(root);
         }
         Ok(settled)

@@ -228,7 +228,7 @@ fn carry_out<P: CallRegisters>(frame: &mut TrapFrame, number: Hypercall) -> u64 
         Answer::Again => return again::<P>(cpu, frame, number),
     };
     if matches!(number, Hypercall::VmAssist | Hypercall::Multicall) {
-        cpu.local.note_assists(&run.dom);
+        cpu.local.notes.note_assists(&run.dom);
     }
     match number {
         Hypercall::SchedOp => run.yield_to_others(cpu),

@@ -42,14 +42,17 @@ pub(super) unsafe extern "C" fn nobody() {
 }
 
 impl Notes {
-    /// Those of an x86_64 domain that is in another mode.
-    #[inline(always)]
-    pub(super) fn in_mode(self, mode: Mode) -> Self {
-        let (syscall_to, traps_of): (unsafe extern "C" fn(), TrapsOf) = match mode {
-            Mode::Kernel => (syscall_common, TrapsOf::Kernel),
-            Mode::User => (syscall_of_application, TrapsOf::Application),
-        };
-        Self { syscall_to, traps_of, ..self }
+    /// To be called when an x86_64 domain changes its mode.
+    #[inline]
+    pub(super) fn note_mode(&self, mode: Mode) {
+        self.syscall_to.set(match mode {
+            Mode::Kernel => syscall_common,
+            Mode::User => syscall_of_application,
+        });
+        self.traps_of.set(match mode {
+            Mode::Kernel => TrapsOf::Kernel,
+            Mode::User => TrapsOf::Application,
+        });
     }
 }
 
@@ -78,7 +81,7 @@ fn switch_at_once(cpu: &Cpu, run: &mut Running, to: Mode) -> Option<Result<Settl
 fn mode_has_changed(cpu: &Cpu, to: Mode) {
     // SAFETY: both bases of gs are the guest's, and the hypervisor uses none.
     unsafe { asm!("swapgs", options(nomem, nostack, preserves_flags)) }
-    cpu.local.notes.set(cpu.local.notes.get().in_mode(to));
+    cpu.local.notes.note_mode(to);
 }
 
 /// The guest's kernel runs from here on, if it did not already: its page tables, its base of gs.
