@@ -217,43 +217,65 @@ pub fn enter<P: Personality>(
     to: &Callback,
     cause: &Cause,
 ) -> Entry {
-    let (stack_ss, stack_sp) = match mode {
-        Mode::Kernel => (context.ss, context.sp),
-        Mode::User => (kernel_stack.0, kernel_stack.1.0),
-    };
-    let mut frame = Frame { ss: stack_ss, sp: 0, word: P::Word::BYTES, words: [0; FRAME_WORDS], len: 0 };
-    if P::ARCH == Arch::X86_64 {
-        frame.push([context.rcx, context.r11]);
-    }
-    match *cause {
-        Cause::Plain => {}
-        Cause::Code(code) => frame.push([u64::from(code)]),
-        Cause::PageFault { code, at } => frame.push([at.0, u64::from(page_fault_code(P::ARCH, mode, code))]),
-        Cause::Failsafe(DataSegments { ds, es, fs, gs }) => {
-            frame.push([ds, es, fs, gs].map(|selector| u64::from(selector.0)));
+    let frame = Frame::new::<P>(context, mode, kernel_stack, cause);
+    let context = frame.registers(context, to);
+    Entry { frame, context }
+}
+
+impl Frame {
+    /// The first half of [`enter`]: what is to be written where.
+    #[inline(always)]
+    #[must_use]
+    pub fn new<P: Personality>(
+        context: &Context,
+        mode: Mode,
+        kernel_stack: (Selector, GuestVirt),
+        cause: &Cause,
+    ) -> Self {
+        let (stack_ss, stack_sp) = match mode {
+            Mode::Kernel => (context.ss, context.sp),
+            Mode::User => (kernel_stack.0, kernel_stack.1.0),
+        };
+        let mut frame = Self { ss: stack_ss, sp: 0, word: P::Word::BYTES, words: [0; FRAME_WORDS], len: 0 };
+        if P::ARCH == Arch::X86_64 {
+            frame.push([context.rcx, context.r11]);
         }
-    }
-    frame.push([context.ip, u64::from(context.cs.0), context.flags]);
-    if P::ARCH == Arch::X86_64 || mode == Mode::User {
-        frame.push([context.sp, u64::from(context.ss.0)]);
+        match *cause {
+            Cause::Plain => {}
+            Cause::Code(code) => frame.push([u64::from(code)]),
+            Cause::PageFault { code, at } => frame.push([at.0, u64::from(page_fault_code(P::ARCH, mode, code))]),
+            Cause::Failsafe(DataSegments { ds, es, fs, gs }) => {
+                frame.push([ds, es, fs, gs].map(|selector| u64::from(selector.0)));
+            }
+        }
+        frame.push([context.ip, u64::from(context.cs.0), context.flags]);
+        if P::ARCH == Arch::X86_64 || mode == Mode::User {
+            frame.push([context.sp, u64::from(context.ss.0)]);
+        }
+
+        let size = frame.size();
+        (frame.ss, frame.sp) = match P::ARCH {
+            Arch::X86_32 => (stack_ss, u64::from((stack_sp as u32).wrapping_sub(size as u32))),
+            // The kernel's data segment is flat and always the same; an application may have left any in ss.
+            Arch::X86_64 => (P::FLAT_GUESTOS_DS, (stack_sp & !(STACK_ALIGN - 1)).wrapping_sub(size)),
+        };
+        frame
     }
 
-    let size = frame.size();
-    (frame.ss, frame.sp) = match P::ARCH {
-        Arch::X86_32 => (stack_ss, u64::from((stack_sp as u32).wrapping_sub(size as u32))),
-        // The kernel's data segment is flat and always the same; an application may have left any in ss.
-        Arch::X86_64 => (P::FLAT_GUESTOS_DS, (stack_sp & !(STACK_ALIGN - 1)).wrapping_sub(size)),
-    };
-    let context = Context {
-        ip: to.ip.0,
-        cs: to.cs,
-        flags: context.flags & !CLEARED_FLAGS,
-        sp: frame.sp,
-        ss: frame.ss,
-        rcx: context.rcx,
-        r11: context.r11,
-    };
-    Entry { frame, context }
+    /// The second half: the registers that go with it.
+    #[inline(always)]
+    #[must_use]
+    pub fn registers(&self, context: &Context, to: &Callback) -> Context {
+        Context {
+            ip: to.ip.0,
+            cs: to.cs,
+            flags: context.flags & !CLEARED_FLAGS,
+            sp: self.sp,
+            ss: self.ss,
+            rcx: context.rcx,
+            r11: context.r11,
+        }
+    }
 }
 
 /// A page fault's error code as the guest gets it. An x86_64 kernel runs in ring 3, so to the CPU all its faults are an

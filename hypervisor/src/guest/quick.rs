@@ -3,8 +3,8 @@
 //!
 //! Each is a special case of the long way ([`super::trap`], [`super::leave`], [`super::deliver`]), taken when all is as it mostly is:
 //! the guest has a handler, its kernel's stack is in the flat segment, aligned to words, and can be written to, and nothing
-//! but the guest is concerned. What is pushed and loaded is worked out by the same code ([`proxenos_core::bounce::enter`]). In any other case
-//! nothing has been changed but memory below the guest's stack pointer, and the long way begins anew: it decides all
+//! but the guest is concerned. What is pushed and loaded is worked out by the same code ([`proxenos_core::bounce`]). In any
+//! other case nothing has been changed but memory below the guest's stack pointer, and the long way begins anew: it decides all
 //! cases, so none needs to be told apart here.
 //!
 //! Like hypercalls ([`super::calls`]) these entries save only the registers that compiled code may change, and look at the same two
@@ -54,38 +54,23 @@ pub(super) enum TrapsOf {
     Application = 2,
 }
 
-/// Who was interrupted, as far as an entry knows it.
+/// Who was interrupted: the entries below tell.
 trait Interrupted {
     /// The mode.
-    fn mode(frame: &TrapFrame) -> Mode;
+    const MODE: Mode;
 }
 
-/// Some ring of an x86_32 guest.
-enum SomeRing {}
-/// An x86_64 guest's kernel.
+/// A guest's kernel.
 enum Kernel {}
-/// An application of such a kernel.
+/// An application.
 enum Application {}
 
-impl Interrupted for SomeRing {
-    #[inline(always)]
-    fn mode(frame: &TrapFrame) -> Mode {
-        Mode::of_ring(Selector(frame.cs as u16))
-    }
-}
-
 impl Interrupted for Kernel {
-    #[inline(always)]
-    fn mode(_: &TrapFrame) -> Mode {
-        Mode::Kernel
-    }
+    const MODE: Mode = Mode::Kernel;
 }
 
 impl Interrupted for Application {
-    #[inline(always)]
-    fn mode(_: &TrapFrame) -> Mode {
-        Mode::User
-    }
+    const MODE: Mode = Mode::User;
 }
 
 /// A page fault in a guest that is its own.
@@ -101,12 +86,11 @@ extern "C" fn page_fault<P: Personality, I: Interrupted>(frame: &mut TrapFrame) 
     let Some(run) = (unsafe { cpu.local.running() }) else { return Next::LongWay };
     let seen = if frame.error_code & faults::PRESENT != 0 { Page::Present } else { Page::Absent };
     let access = faults::access(frame.error_code);
-    let present = match Pager::new(run.host, &run.dom).plain_fault::<P::Tables>(GuestVirt(at), access, seen) {
-        Some(Page::Absent) => 0,
-        Some(Page::Present) => faults::PRESENT,
+    let code = match Pager::new(run.host, &run.dom).plain_fault::<P::Tables>(GuestVirt(at), access, seen) {
+        Some(Page::Absent) => frame.error_code & !faults::PRESENT,
+        Some(Page::Present) => frame.error_code | faults::PRESENT,
         None => return Next::LongWay,
-    };
-    let code = (frame.error_code & !faults::PRESENT | present) as u32;
+    } as u32;
     let next =
         enter_handler::<P, I>(cpu, run, frame, Vector::PAGE_FAULT, &Cause::PageFault { code, at: GuestVirt(at) });
     if next == Next::LongWay {
@@ -150,7 +134,7 @@ extern "C" fn exception<P: Personality, I: Interrupted>(frame: &mut TrapFrame) -
     if vector == Vector::SYSTEM_CALL
         && let Some(handler) = run.vcpu.traps.open_to_all(vector.0)
     {
-        return enter::<P, I>(cpu, run, frame, &handler, &Cause::Plain);
+        return enter::<P, I>(cpu, run, frame, |_| Some(handler), &Cause::Plain);
     }
     Next::LongWay
 }
@@ -183,11 +167,11 @@ pub(super) extern "C" fn upcall<P: Personality>(frame: &mut TrapFrame) -> Next {
     // Calls are kernels': the gate is closed to other rings.
     debug_assert!(P::ARCH == Arch::X86_64 || Mode::of_ring(Selector(frame.cs as u16)) == Mode::Kernel);
     let next = match P::ARCH {
-        Arch::X86_32 => enter_kernel_from::<P>(run, frame, Mode::Kernel, &callback, &Cause::Plain),
+        Arch::X86_32 => enter_kernel_from::<P>(run, frame, Mode::Kernel, |_| Some(callback), &Cause::Plain),
         Arch::X86_64 => {
             // What `syscall` has left in them.
             let context = |frame: &TrapFrame| Context { rcx: frame.rip, r11: frame.rflags, ..frame.context() };
-            enter_kernel_with::<P>(run, frame, context, Mode::Kernel, &callback, &Cause::Plain)
+            enter_kernel_with::<P>(run, frame, context, Mode::Kernel, |_| Some(callback), &Cause::Plain)
         }
     };
     if next == Next::Guest {
@@ -213,8 +197,7 @@ fn enter_handler<P: Personality, I: Interrupted>(
     vector: Vector,
     cause: &Cause,
 ) -> Next {
-    let Some(handler) = run.vcpu.traps.get(vector.0) else { return Next::LongWay };
-    enter::<P, I>(cpu, run, frame, &handler, cause)
+    enter::<P, I>(cpu, run, frame, |run| run.vcpu.traps.get(vector.0), cause)
 }
 
 #[inline(always)]
@@ -222,37 +205,26 @@ fn enter<P: Personality, I: Interrupted>(
     cpu: &Cpu,
     run: &mut Running,
     frame: &mut TrapFrame,
-    handler: &TrapHandler,
+    handler: impl Fn(&Running) -> Option<TrapHandler>,
     cause: &Cause,
 ) -> Next {
-    let next = enter_kernel::<P, I>(run, frame, &handler.at, cause);
-    if next == Next::Guest && handler.masks_events {
+    // Asked twice, so that nothing of the answer is kept meanwhile.
+    let next = enter_kernel_from::<P>(run, frame, I::MODE, |run| Some(handler(run)?.at), cause);
+    if next == Next::Guest && handler(run).is_some_and(|handler| handler.masks_events) {
         cpu.local.mask_upcalls();
     }
     next
 }
 
-/// Enters the guest's kernel. Where mode and cause are constants, this comes to a few stores.
-#[inline(always)]
-fn enter_kernel<P: Personality, I: Interrupted>(
-    run: &mut Running,
-    frame: &mut TrapFrame,
-    to: &Callback,
-    cause: &Cause,
-) -> Next {
-    match I::mode(frame) {
-        Mode::Kernel => enter_kernel_from::<P>(run, frame, Mode::Kernel, to, cause),
-        Mode::User => enter_kernel_from::<P>(run, frame, Mode::User, to, cause),
-    }
-}
-
-/// The same from a mode that is known.
+/// Enters the guest's kernel. Where mode and cause are constants, this comes to a few stores. `to` is asked behind the last of
+/// them, so that what it reads takes no register till then. (A guest that has no handler is at its end: what lies below its
+/// stack pointer is nothing to it.)
 #[inline(always)]
 pub(super) fn enter_kernel_from<P: Personality>(
     run: &mut Running,
     frame: &mut TrapFrame,
     mode: Mode,
-    to: &Callback,
+    to: impl FnOnce(&Running) -> Option<Callback>,
     cause: &Cause,
 ) -> Next {
     enter_kernel_with::<P>(run, frame, TrapFrame::context, mode, to, cause)
@@ -265,15 +237,16 @@ fn enter_kernel_with<P: Personality>(
     frame: &mut TrapFrame,
     context: impl FnOnce(&TrapFrame) -> Context,
     mode: Mode,
-    to: &Callback,
+    to: impl FnOnce(&Running) -> Option<Callback>,
     cause: &Cause,
 ) -> Next {
-    let entry = bounce::enter::<P>(&context(frame), mode, run.vcpu.kernel_stack, to, cause);
-    let at = GuestVirt(entry.frame.sp);
+    let context = context(frame);
+    let pushed = bounce::Frame::new::<P>(&context, mode, run.vcpu.kernel_stack, cause);
+    let at = GuestVirt(pushed.sp);
     // A word that lies on two pages may need both repaired, or fault half written: not here.
     if !at.0.is_multiple_of(P::Word::BYTES as u64)
-        || !run.vcpu.segments.is_flat_stack::<P>(entry.frame.ss)
-        || !P::in_guest_range(at, entry.frame.size())
+        || !run.vcpu.segments.is_flat_stack::<P>(pushed.ss)
+        || !P::in_guest_range(at, pushed.size())
     {
         return Next::LongWay;
     }
@@ -282,18 +255,17 @@ fn enter_kernel_with<P: Personality>(
     if changes && user::leave_application(cpu_of(frame), run).is_err() {
         return Next::LongWay;
     }
-    match entry.frame.store(&mut Stack::<P> { lowest: at, words: PhantomData }) {
-        Ok(()) => {
-            frame.set_context(&entry.context);
-            Next::Guest
-        }
-        Err(BadPointer) => {
-            if changes {
-                user::return_to_application(cpu_of(frame), run);
-            }
-            Next::LongWay
-        }
+    let stored = pushed.store(&mut Stack::<P> { lowest: at, words: PhantomData });
+    if stored.is_ok()
+        && let Some(to) = to(run)
+    {
+        frame.set_context(&pushed.registers(&context, &to));
+        return Next::Guest;
     }
+    if changes {
+        user::return_to_application(cpu_of(frame), run);
+    }
+    Next::LongWay
 }
 
 /// Where a frame lies on a guest's stack: at addresses of the guest's, and no word of it on two pages.
@@ -353,7 +325,7 @@ pub(super) const LOCAL: usize = size_of::<TrapFrame>() + offset_of!(Cpu, local);
 // lead to only.
 global_asm!(
     ".pushsection .text.entry, \"ax\", @progbits",
-    ".macro short_way name, short_32, short_64, short_application",
+    ".macro short_way name, short_32, short_32_user, short_64, short_64_user",
     ".balign 16",
     ".globl \\name, \\name\\()_iret",
     "\\name:",
@@ -376,8 +348,12 @@ global_asm!(
     ".endif",
     "   cmpb ${kernel}, {traps_of}(%rsp)",
     "   jae .L\\name\\()_64",
+    // As `Mode::of_ring` has it.
+    "   testb $2, {cs}(%rsp)",
+    "   jnz .L\\name\\()_32_user",
     // r8 to r11 are nobody's in 32-bit code, which is all that an x86_32 guest has.
     "   callq \\short_32",
+    ".L\\name\\()_32_called:",
     "   testl %eax, %eax",
     "   jnz .Lexception_long",
     "   cmpl $0, {attention}(%rsp)",
@@ -395,13 +371,16 @@ global_asm!(
     "   addq ${rip}, %rsp",
     "\\name\\()_iret:",
     "   iretq",
+    ".L\\name\\()_32_user:",
+    "   callq \\short_32_user",
+    "   jmp .L\\name\\()_32_called",
     ".L\\name\\()_64:",
     "   movq %r8, {r8}(%rsp)",
     "   movq %r9, {r9}(%rsp)",
     "   movq %r10, {r10}(%rsp)",
     "   movq %r11, {r11}(%rsp)",
     // Of the two that are left, the greater.
-    "   ja .L\\name\\()_application",
+    "   ja .L\\name\\()_64_user",
     "   callq \\short_64",
     ".L\\name\\()_64_called:",
     "   testl %eax, %eax",
@@ -417,8 +396,8 @@ global_asm!(
     "   movq {r10}(%rsp), %r10",
     "   movq {r11}(%rsp), %r11",
     "   jmp .L\\name\\()_done",
-    ".L\\name\\()_application:",
-    "   callq \\short_application",
+    ".L\\name\\()_64_user:",
+    "   callq \\short_64_user",
     "   jmp .L\\name\\()_64_called",
     ".L\\name\\()_pending:",
     "   cmpb $0, 1(%rdx)",
@@ -429,9 +408,9 @@ global_asm!(
     "   jne .L\\name\\()_64_done",
     "   jmp .Lexception_leave_64",
     ".endm",
-    "   short_way exception_entry, {exception_32}, {exception_64}, {exception_application}",
-    "   short_way page_fault_entry, {page_fault_32}, {page_fault_64}, {page_fault_application}",
-    "   short_way no_device_entry, {no_device_32}, {no_device_64}, {no_device_application}",
+    "   short_way exception_entry, {exception_32}, {exception_32_user}, {exception_64}, {exception_64_user}",
+    "   short_way page_fault_entry, {page_fault_32}, {page_fault_32_user}, {page_fault_64}, {page_fault_64_user}",
+    "   short_way no_device_entry, {no_device_32}, {no_device_32_user}, {no_device_64}, {no_device_64_user}",
     ".purgem short_way",
     // The long way. The frame is completed; what is nobody's need not be right there.
     ".Lexception_table_store:",
@@ -480,15 +459,18 @@ global_asm!(
     "   jmp .Lexception_leave",
     ".popsection",
     kernel = const TrapsOf::Kernel as u8,
-    exception_32 = sym exception::<X86_32, SomeRing>,
+    exception_32 = sym exception::<X86_32, Kernel>,
+    exception_32_user = sym exception::<X86_32, Application>,
     exception_64 = sym exception::<X86_64, Kernel>,
-    exception_application = sym exception::<X86_64, Application>,
-    no_device_32 = sym device_not_available::<X86_32, SomeRing>,
+    exception_64_user = sym exception::<X86_64, Application>,
+    no_device_32 = sym device_not_available::<X86_32, Kernel>,
+    no_device_32_user = sym device_not_available::<X86_32, Application>,
     no_device_64 = sym device_not_available::<X86_64, Kernel>,
-    no_device_application = sym device_not_available::<X86_64, Application>,
-    page_fault_32 = sym page_fault::<X86_32, SomeRing>,
+    no_device_64_user = sym device_not_available::<X86_64, Application>,
+    page_fault_32 = sym page_fault::<X86_32, Kernel>,
+    page_fault_32_user = sym page_fault::<X86_32, Application>,
     page_fault_64 = sym page_fault::<X86_64, Kernel>,
-    page_fault_application = sym page_fault::<X86_64, Application>,
+    page_fault_64_user = sym page_fault::<X86_64, Application>,
     trap_entry = sym trap_entry,
     leave = sym leave_after_exception,
     traps_of = const LOCAL + offset_of!(CpuLocal, notes) + offset_of!(Notes, traps_of),

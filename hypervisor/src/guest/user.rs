@@ -150,7 +150,7 @@ extern "C" fn system_call(frame: &mut TrapFrame) -> Next {
     match run.vcpu.system_call {
         Some(ip) if !frame.has_forbidden_flags() => {
             let to = Callback { cs: X86_64::FLAT_GUESTOS_CS, ip };
-            quick::enter_kernel_from::<X86_64>(run, frame, Mode::User, &to, &Cause::Plain)
+            quick::enter_kernel_from::<X86_64>(run, frame, Mode::User, |_| Some(to), &Cause::Plain)
         }
         _ => Next::LongWay,
     }
