@@ -287,7 +287,7 @@ impl Domain {
     #[inline]
     #[must_use]
     pub fn has_busy_tables(&self) -> bool {
-        self.busy_tables.load(Ordering::Relaxed)
+        self.busy_tables.load(Ordering::Acquire)
     }
 
     /// It has been given a place in a run queue, or another one. From now on that scheduler is told.

@@ -462,7 +462,7 @@ fn change(cpu: &'static Cpu, frame: &mut TrapFrame, next: Option<Box<Running>>, 
             let run = cpu.local.install(next);
             trace::event(|| Event::Switched { to: run.dom.id });
             switch::load(cpu, run, frame);
-            sched::park(old);
+            sched::park(cpu, old);
             timer::resume(run, now);
             run
         }
@@ -470,7 +470,7 @@ fn change(cpu: &'static Cpu, frame: &mut TrapFrame, next: Option<Box<Running>>, 
             trace::event(|| Event::Switched { to: IDLE });
             switch::unload(cpu);
             let host = old.host;
-            sched::park(old);
+            sched::park(cpu, old);
             idle(cpu, host, frame)
         }
     }

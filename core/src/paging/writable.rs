@@ -188,12 +188,13 @@ impl<'a, H: Hardware> Pager<'a, H> {
 
     #[cold]
     fn settle_busy(self, state: &mut PagingState) {
-        self.dom.busy_tables.store(false, Ordering::Relaxed);
         state.writable.forget_recent();
         if state.writable.is_open() {
             self.close_all(state);
             state.writable.opened_for = None;
         }
+        // Behind that: who does not wait for the lock is to find all done, and the domain's end noted if it was that.
+        self.dom.busy_tables.store(false, Ordering::Release);
     }
 
     #[cold]

@@ -388,9 +388,9 @@ pub fn sound_alarms(cpu: &Cpu, now: &Now) {
 }
 
 /// Puts a domain whose turn has ended into its seat. Nothing of it is left in this CPU.
-pub fn park(running: Box<Running>) {
+pub fn park(cpu: &Cpu, running: Box<Running>) {
     let home = running.dom.home().expect("who ran has a place");
-    scheduling().seat(home).put(running);
+    own(cpu).of.seat(home.slot).put(running);
 }
 
 /// Calls `each` with every domain that does not run, all of them held, and with the number of those that do.
