@@ -6,6 +6,7 @@
 
 use super::end::crash;
 use super::hw::Hw;
+use super::quick::{self, Next};
 use super::{Running, faults, user};
 use crate::cpu::entry::{TrapFrame, resume_guest};
 use crate::cpu::idt::Vector;
@@ -65,6 +66,9 @@ pub fn software_interrupt(run: &mut Running, frame: &mut TrapFrame, vector: Vect
 pub fn event(run: &mut Running, frame: &mut TrapFrame) {
     // A guest that has named no callback has to look for itself.
     let Some(callback) = run.vcpu.event_callback else { return };
+    if quick::event(run, frame, callback) == Next::Guest {
+        return mask_events(run);
+    }
     mask_events(run);
     enter_kernel(run, frame, &callback, &Cause::Plain);
 }

@@ -180,6 +180,22 @@ pub(super) extern "C" fn upcall<P: Personality>(frame: &mut TrapFrame) -> Next {
     next
 }
 
+/// An event waits for a guest that was interrupted, or has just got the CPU, and it takes upcalls. The frame is complete.
+pub(super) fn event(run: &mut Running, frame: &mut TrapFrame, callback: Callback) -> Next {
+    let to = |_: &Running| Some(callback);
+    match run.dom.arch {
+        Arch::X86_32 => match frame.mode::<X86_32>(&run.vcpu) {
+            Mode::Kernel => enter_kernel_from::<X86_32>(run, frame, Mode::Kernel, to, &Cause::Plain),
+            Mode::User => enter_kernel_from::<X86_32>(run, frame, Mode::User, to, &Cause::Plain),
+        },
+        Arch::X86_64 => match run.vcpu.mode {
+            Mode::Kernel => enter_kernel_from::<X86_64>(run, frame, Mode::Kernel, to, &Cause::Plain),
+            // The page tables of its kernel are not loaded.
+            Mode::User => Next::LongWay,
+        },
+    }
+}
+
 /// The CPU, whose own data lies right above a guest's frame: where the entries below put it, and those of hypercalls.
 #[inline(always)]
 pub(super) fn cpu_of(frame: &TrapFrame) -> &'static Cpu {
