@@ -210,7 +210,7 @@ pub struct Bvt {
     warped_actual: Heap<Virtual>,
     /// Those of `plain` that will warp again, by when.
     pausing: Heap<Time>,
-    /// None of those that are ready warps, or will.
+    /// None of those that are ready warps, or will: nobody is in the heaps above but `plain`.
     all_plain: bool,
     /// The least AVT of those that are ready, or were last.
     virtual_time: Virtual,
@@ -244,11 +244,15 @@ impl Bvt {
         let entity = &self.entities[slot.index()];
         match entity.warp {
             Warp::On => {
+                self.all_plain = false;
                 self.warped.insert(slot, entity.evt());
                 self.warped_actual.insert(slot, entity.avt);
                 return;
             }
-            Warp::Pausing(until) => self.pausing.insert(slot, until),
+            Warp::Pausing(until) => {
+                self.all_plain = false;
+                self.pausing.insert(slot, until);
+            }
             Warp::Off => {}
         }
         self.plain.insert(slot, entity.waiting());
@@ -256,6 +260,9 @@ impl Bvt {
 
     fn dequeue(&mut self, slot: Slot) {
         self.plain.remove(slot);
+        if self.all_plain {
+            return;
+        }
         self.warped.remove(slot);
         self.warped_actual.remove(slot);
         self.pausing.remove(slot);
@@ -268,11 +275,17 @@ impl Bvt {
 
     #[inline]
     fn advance_virtual_time(&mut self) {
-        let current = self.current.map(|slot| self.entities[slot.index()].avt);
+        let mut least = self.current.map(|slot| self.entities[slot.index()].avt);
         let plain = self.plain.first().map(|(waiting, _)| waiting.avt);
-        let warped = self.warped_actual.first().map(|(avt, _)| avt);
-        if let Some(least) = [plain, warped].into_iter().flatten().chain(current).min() {
-            self.virtual_time = self.virtual_time.max(least);
+        for avt in [plain, self.warped_actual.first().map(|(avt, _)| avt)].into_iter().flatten() {
+            if least.is_none_or(|least| avt < least) {
+                least = Some(avt);
+            }
+        }
+        if let Some(least) = least
+            && least > self.virtual_time
+        {
+            self.virtual_time = least;
         }
     }
 
