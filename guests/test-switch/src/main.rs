@@ -17,6 +17,7 @@ mod shares;
 mod state;
 mod unprivileged;
 mod witness;
+mod yields;
 
 use proxenos_guest::{StartInfo, boot, shutdown, test};
 
@@ -41,6 +42,8 @@ fn main(_: &StartInfo) {
         Some("console") => console::refused(),
         Some("open-tables") if boot::is_initial_domain() => open_tables::run(),
         Some("open-tables") => open_tables::part(),
+        Some("yields") if boot::is_initial_domain() => yields::run(),
+        Some("yields") => yields::part(),
         Some("bad-table") => open_tables::bad(),
         Some("quiet") => ends::quiet(),
         Some("bad-list") => attacks::bad_list(),

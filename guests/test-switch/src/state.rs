@@ -2,7 +2,7 @@
 
 use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use proxenos_guest::abi::Selector;
+use proxenos_guest::abi::{Hypercall, Selector};
 use proxenos_guest::memory::{self, Frame};
 use proxenos_guest::pte::PteFlags;
 use proxenos_guest::traps::{self, Outcome, vector};
@@ -132,14 +132,149 @@ global_asm!(
     ".popsection",
 );
 
+// Yields with values in all registers, so often, and says whether they are there behind each, with what the call itself leaves: its result,
+// and of `syscall` where it goes on and its flags. The carry flag is among them.
+#[cfg(target_arch = "x86_64")]
+global_asm!(
+    ".pushsection .text.yield_registers, \"ax\", @progbits",
+    ".globl yield_registers",
+    "yield_registers:",
+    "   push rbx",
+    "   push rbp",
+    "   push r12",
+    "   push r13",
+    "   push r14",
+    "   push r15",
+    "   push rdi",
+    "   mov rbx, 0x22222222",
+    "   mov rdx, 0x44444444",
+    "   mov rsi, -0x55555555",
+    "   mov rbp, -0x77777777",
+    "   mov r8, 0x08080808",
+    "   mov r9, -0x09090909",
+    "   mov r10, 0x10101010",
+    "   mov r12, 0x13131313",
+    "   mov r13, -0x14141414",
+    "   mov r14, 0x15151515",
+    "   mov r15, -0x16161616",
+    "2: mov eax, {sched_op}",
+    "   mov edi, 0",
+    "   stc",
+    "   syscall",
+    "5: jnc 3f",
+    "   test rax, rax",
+    "   jnz 3f",
+    "   test rdi, rdi",
+    "   jnz 3f",
+    "   lea rax, [rip + 5b]",
+    "   cmp rcx, rax",
+    "   jne 3f",
+    "   shr r11, 22",
+    "   jnz 3f",
+    "   cmp rbx, 0x22222222",
+    "   jne 3f",
+    "   cmp rdx, 0x44444444",
+    "   jne 3f",
+    "   cmp rsi, -0x55555555",
+    "   jne 3f",
+    "   cmp rbp, -0x77777777",
+    "   jne 3f",
+    "   cmp r8, 0x08080808",
+    "   jne 3f",
+    "   cmp r9, -0x09090909",
+    "   jne 3f",
+    "   cmp r10, 0x10101010",
+    "   jne 3f",
+    "   cmp r12, 0x13131313",
+    "   jne 3f",
+    "   cmp r13, -0x14141414",
+    "   jne 3f",
+    "   cmp r14, 0x15151515",
+    "   jne 3f",
+    "   cmp r15, -0x16161616",
+    "   jne 3f",
+    "   dec dword ptr [rsp]",
+    "   jnz 2b",
+    "   mov eax, 1",
+    "   jmp 4f",
+    "3: xor eax, eax",
+    "4: pop rdi",
+    "   pop r15",
+    "   pop r14",
+    "   pop r13",
+    "   pop r12",
+    "   pop rbp",
+    "   pop rbx",
+    "   ret",
+    ".popsection",
+    sched_op = const Hypercall::SchedOp.raw(),
+);
+
+#[cfg(target_arch = "x86")]
+global_asm!(
+    ".pushsection .text.yield_registers, \"ax\", @progbits",
+    ".globl yield_registers",
+    "yield_registers:",
+    "   mov eax, [esp + 4]",
+    "   push ebx",
+    "   push ebp",
+    "   push esi",
+    "   push edi",
+    "   push eax",
+    "   mov ecx, 0xa3333333",
+    "   mov edx, 0x44444444",
+    "   mov esi, 0xb5555555",
+    "   mov edi, 0x66666666",
+    "   mov ebp, 0xc7777777",
+    "2: mov eax, {sched_op}",
+    "   mov ebx, 0",
+    "   stc",
+    "   int 0x82",
+    "   jnc 3f",
+    "   test eax, eax",
+    "   jnz 3f",
+    "   test ebx, ebx",
+    "   jnz 3f",
+    "   cmp ecx, 0xa3333333",
+    "   jne 3f",
+    "   cmp edx, 0x44444444",
+    "   jne 3f",
+    "   cmp esi, 0xb5555555",
+    "   jne 3f",
+    "   cmp edi, 0x66666666",
+    "   jne 3f",
+    "   cmp ebp, 0xc7777777",
+    "   jne 3f",
+    "   dec dword ptr [esp]",
+    "   jnz 2b",
+    "   mov eax, 1",
+    "   jmp 4f",
+    "3: xor eax, eax",
+    "4: pop ecx",
+    "   pop edi",
+    "   pop esi",
+    "   pop ebp",
+    "   pop ebx",
+    "   ret",
+    ".popsection",
+    sched_op = const Hypercall::SchedOp.raw(),
+);
+
 unsafe extern "C" {
     fn switch_registers(count: u32) -> u32;
+    fn yield_registers(count: u32) -> u32;
 }
 
 /// Whether all registers keep their values while this counts down.
 pub fn registers_are_kept(count: u32) -> bool {
     // SAFETY: saves what must be saved.
     unsafe { switch_registers(count) != 0 }
+}
+
+/// Whether all registers keep their values through so many yields.
+pub fn registers_are_kept_by_yields(count: u32) -> bool {
+    // SAFETY: saves what must be saved.
+    unsafe { yield_registers(count) != 0 }
 }
 
 /// The code that [`registers_are_kept`] runs.
@@ -280,6 +415,14 @@ impl Ldt {
         unsafe { asm!("mov {0:e}, fs:[0]", "mov {1:e}, gs:[0]", out(reg) first, out(reg) second) };
         Some([first, second])
     }
+}
+
+/// Whether a selector names a data segment that may be read. (No fault, whatever it names.)
+pub fn is_readable(selector: u16) -> bool {
+    let readable: u8;
+    // SAFETY: looks only.
+    unsafe { asm!("verr {0:x}", "setz {1}", in(reg) selector, out(reg_byte) readable) };
+    readable != 0
 }
 
 /// ds, es, fs and gs.
