@@ -26,6 +26,7 @@ use crate::options;
 use crate::time::Now;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::array;
 use core::sync::atomic::{AtomicU32, Ordering};
 use proxenos_abi::sched_ctl::SchedulerId;
 use proxenos_core::domain::{Domain, News, RunState};
@@ -37,6 +38,12 @@ use proxenos_core::sync::{Mutex, MutexGuard};
 use proxenos_core::trace::Event;
 use seat::{Held, Seat};
 use spin::Once;
+
+/// What seats are made of: the processor's, and how its CPUs wait.
+mod atomics {
+    pub(super) use core::sync::atomic::{AtomicPtr, Ordering};
+    pub(super) use proxenos_core::sync::wait_a_little;
+}
 
 static SCHEDULING: Once<Scheduling> = Once::new();
 
@@ -108,7 +115,7 @@ impl OfCpu {
     fn new() -> Self {
         Self {
             places: Mutex::new(Places { taken: 0, alarms: Alarms::new() }),
-            seats: [const { Seat::EMPTY }; MAX_VCPUS],
+            seats: array::from_fn(|_| Seat::empty()),
             woken: WakeSet::new(),
             runs: AtomicU32::new(NOBODY),
         }

@@ -6,13 +6,14 @@
 //!
 //! Nobody sits there while the domain runs, which is its CPU's own then, and while the slot is not in use. Two never claim one seat: the slot
 //! is one domain's from its [place](super::place) to its end, and that domain is parked only where it ran.
+//!
+//! `hypervisor/seat-model` compiles this file over a model checker's atomics and tries the orders out.
 
 use super::Running;
+use super::atomics::{AtomicPtr, Ordering, wait_a_little};
 use alloc::boxed::Box;
 use core::ops::{Deref, DerefMut};
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicPtr, Ordering};
-use proxenos_core::sync;
 
 /// What a slot of a queue has in it. If that is a pointer, it is a box's, and the seat's own.
 pub struct Seat(AtomicPtr<Running>);
@@ -22,7 +23,9 @@ const HELD: *mut Running = ptr::without_provenance_mut(1);
 
 impl Seat {
     /// Nobody's.
-    pub const EMPTY: Self = Self(AtomicPtr::new(ptr::null_mut()));
+    pub fn empty() -> Self {
+        Self(AtomicPtr::new(ptr::null_mut()))
+    }
 
     /// A domain's turn begins: takes it out, if it is there, behind whoever holds it.
     #[inline(always)]
@@ -56,7 +59,7 @@ impl Seat {
             } else if who.is_null() {
                 return None;
             }
-            sync::wait_a_little();
+            wait_a_little();
         }
     }
 }
