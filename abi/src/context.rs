@@ -199,9 +199,9 @@ bitflags! {
     pub struct ContextFlags: u32 {
         /// `ECF_I387_VALID`: `fpu_ctxt` holds state.
         const I387_VALID = 1;
-        /// The context is that of a guest of the architecture that the caller of `dom0_op` is not of, and laid out as that one
-        /// lays it out. The header knows of no such thing. Where a context is asked for, this says what was given; where one is
-        /// passed on, it must be right.
+        /// The context is that of a guest of the architecture that the caller of `dom0_op` is not of, and laid out as
+        /// that one lays it out. The header knows of no such thing. Where a context is asked for, this says what was
+        /// given; where one is passed on, it must be right.
         const OTHER_ARCH = 1 << 1;
     }
 }

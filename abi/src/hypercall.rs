@@ -15,8 +15,8 @@ numbers! {
         SetGdt = 2,
         /// `stack_switch(ss, esp)`: sets the kernel's stack for entries from ring 3.
         StackSwitch = 3,
-        /// `set_callbacks(event cs, event eip, failsafe cs, failsafe eip)`; on x86_64 a fifth argument is where the `syscall` of
-        /// applications leads.
+        /// `set_callbacks(event cs, event eip, failsafe cs, failsafe eip)`; on x86_64 a fifth argument is where the
+        /// `syscall` of applications leads.
         SetCallbacks = 4,
         /// `fpu_taskswitch()`: the next use of the FPU raises #NM.
         FpuTaskswitch = 5,
@@ -70,8 +70,8 @@ impl Hypercall {
     }
 }
 
-/// A call of Proxenos's own, which is there only while the hypervisor is told so (option `audit=calls`): it looks over the
-/// whole machine's memory and returns 0, or does not return. The number is none of 2.0's.
+/// A call of Proxenos's own, which is there only while the hypervisor is told so (option `audit=calls`): it looks over
+/// the whole machine's memory and returns 0, or does not return. The number is none of 2.0's.
 pub const AUDIT_CALL: u32 = 31;
 
 /// The version that `xen_version` returns: 2.0.
@@ -221,6 +221,6 @@ layout!(SwitchToUser: 64 { r11: 0, rcx: 8, flags: 16, rip: 24, cs: 32, rflags: 4
 /// are restored.
 pub const SWITCH_TO_USER_IN_SYSCALL: u64 = 1 << 8;
 
-/// A bit of [`SwitchToUser::flags`] that is Proxenos's own: the application's rax is in the word above the frame. Without it,
-/// rax is what it was when the call was made, which is the call's number.
+/// A bit of [`SwitchToUser::flags`] that is Proxenos's own: the application's rax is in the word above the frame.
+/// Without it, rax is what it was when the call was made, which is the call's number.
 pub const SWITCH_TO_USER_RAX: u64 = 1 << 9;

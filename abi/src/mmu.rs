@@ -71,8 +71,8 @@ numbers! {
         TransferPage = 12,
         /// `MMUEXT_REASSIGN_PAGE`: gives the frame at `ptr` to the foreign domain.
         ReassignPage = 13,
-        /// `MMUEXT_NEW_USER_BASEPTR`, x86_64 only and not in the header: applications run on the top-level table at `ptr`, or (0)
-        /// on none, and then do not.
+        /// `MMUEXT_NEW_USER_BASEPTR`, x86_64 only and not in the header: applications run on the top-level table at
+        /// `ptr`, or (0) on none, and then do not.
         NewUserBaseptr = 14,
     }
 }

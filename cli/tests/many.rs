@@ -11,7 +11,8 @@ const EACH: u64 = 250;
 const MEBIBYTES: u64 = 4;
 /// What the hypervisor may spend on an idle domain, in KiB.
 const LIMIT: u64 = 32;
-/// What shadows of an idle guest of that size may take: four frames of the directory, two for each of two tables, two above.
+/// What shadows of an idle guest of that size may take: four frames of the directory, two for each of two tables, two
+/// above.
 const SHADOWS: u64 = 40;
 /// What the control domain may spend on one, apart from the one image of all, in bytes: what it knows of it, and the
 /// little that it has written.

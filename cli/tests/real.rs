@@ -318,8 +318,8 @@ fn what_is_listed_is_what_there_is() {
     assert!(words.contains("tbuf_size="), "{words}");
 }
 
-/// A crowd of both architectures that floods, writes nonsense, moves its indices, answers nothing, and ends without end;
-/// a witness in their midst is heard and answered at once, and so is everybody at the shell.
+/// A crowd of both architectures that floods, writes nonsense, moves its indices, answers nothing, and ends without
+/// end; a witness in their midst is heard and answered at once, and so is everybody at the shell.
 #[test]
 #[ignore = "needs built images: cargo xtask test cli/"]
 fn unruly_guests_harm_only_themselves() {

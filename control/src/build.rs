@@ -1,8 +1,8 @@
 //! Building a domain: its frames asked for, contents written through a window, tables pinned, its first registers set.
 //! All of it in pieces of some hundred pages, but for the two calls that hand out its memory and list it.
 //!
-//! Promise: what fails or is given up leaves no domain behind. The domain is paused until somebody unpauses it, since it
-//! was created so.
+//! Promise: what fails or is given up leaves no domain behind. The domain is paused until somebody unpauses it, since
+//! it was created so.
 
 use crate::dom0::{op, op_with_memory, refused};
 use crate::link::GuestLink;

@@ -17,8 +17,8 @@ const STEP: usize = 64;
 /// Frames that it leaves: page tables for more windows than there can be domains, and pages for devices.
 const KEPT: usize = 256;
 
-/// Bytes that images may take of what there is at the start, so that there is always enough for everything else: consoles
-/// above all.
+/// Bytes that images may take of what there is at the start, so that there is always enough for everything else:
+/// consoles above all.
 pub fn for_images() -> usize {
     memory::frames::left().saturating_sub(KEPT) / 4 * 3 * PAGE_SIZE
 }

@@ -1,10 +1,10 @@
 //! What the hypervisor does for a guest beyond its requests (`vm_assist`), and the page faults that come of it.
 //!
 //! Of the three kinds of assistance only writable page tables have anything to do here. *4 GiB segments* exist because
-//! 2.0 kept itself from x86_32 guests by truncating their segments, so that one that wraps around 4 GiB (thread-local storage
-//! at negative offsets) faulted and had to be emulated. Here segment limits are left alone: in long mode all addresses that such a
-//! guest can form are its own. So these accesses simply work; turning them on is accepted and changes nothing, and there is never an occasion
-//! for the notification.
+//! 2.0 kept itself from x86_32 guests by truncating their segments, so that one that wraps around 4 GiB (thread-local
+//! storage at negative offsets) faulted and had to be emulated. Here segment limits are left alone: in long mode all
+//! addresses that such a guest can form are its own. So these accesses simply work; turning them on is accepted and
+//! changes nothing, and there is never an occasion for the notification.
 //!
 //! [`page_fault`] and [`repair_access`] take the paging lock themselves; instructions are fetched without it.
 

@@ -1,8 +1,8 @@
-//! Building a domain in frames that are reached by their machine addresses: how the hypervisor does it. What is built, and
-//! where it lies, is [`proxenos_image::builder`]'s.
+//! Building a domain in frames that are reached by their machine addresses: how the hypervisor does it. What is built,
+//! and where it lies, is [`proxenos_image::builder`]'s.
 //!
-//! Nothing is validated or pinned here: the caller hands the page tables to the paging code as it would a guest's. No lock is
-//! needed, since the frames are nobody else's yet.
+//! Nothing is validated or pinned here: the caller hands the page tables to the paging code as it would a guest's. No
+//! lock is needed, since the frames are nobody else's yet.
 
 #[cfg(test)]
 mod paged_tests;

@@ -1,14 +1,14 @@
 //! Calls and jumps through the 32-bit call gates of x86_32 guests, carried out in the CPU's stead.
 //!
 //! Long mode reads a call gate as one of 16 bytes that leads to 64-bit code, so guests' gates are stored closed
-//! ([`crate::descriptor`]): the CPU refuses each use with #GP and the gate's selector. What the guest meant is then done here, by
-//! the rules that a CPU outside long mode has (Intel SDM vol. 3 §5.8.4, §5.8.5; vol. 2, CALL): the caller's ring and the
-//! selector's must be allowed by the gate, the target must be code of the caller's ring, or conforming, or, for calls, of an inner ring,
-//! whose stack is the virtual TSS's (`stack_switch`), to which the gate's parameters are copied. What such a CPU would
-//! answer with a fault is that fault, with nothing changed.
+//! ([`crate::descriptor`]): the CPU refuses each use with #GP and the gate's selector. What the guest meant is then
+//! done here, by the rules that a CPU outside long mode has (Intel SDM vol. 3 §5.8.4, §5.8.5; vol. 2, CALL): the
+//! caller's ring and the selector's must be allowed by the gate, the target must be code of the caller's ring, or
+//! conforming, or, for calls, of an inner ring, whose stack is the virtual TSS's (`stack_switch`), to which the gate's
+//! parameters are copied. What such a CPU would answer with a fault is that fault, with nothing changed.
 //!
-//! Promise: nothing is reached that the guest's descriptors, as stored, do not give: no ring but 1 to 3, no 64-bit code, no segment of the
-//! hypervisor's; and a ring-3 caller reads no more for its parameters than its own pages.
+//! Promise: nothing is reached that the guest's descriptors, as stored, do not give: no ring but 1 to 3, no 64-bit
+//! code, no segment of the hypervisor's; and a ring-3 caller reads no more for its parameters than its own pages.
 //!
 //! Lock: the paging lock for a look at the guest's tables; never while guest memory is touched.
 

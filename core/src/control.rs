@@ -1,8 +1,8 @@
-//! What a domain in control asks of the machine itself (`dom0_op`), apart from its domains ([`crate::others`]): processors and their
-//! registers, the clock's date, the log, the schedulers' queues, traces, interrupt lines.
+//! What a domain in control asks of the machine itself (`dom0_op`), apart from its domains ([`crate::others`]):
+//! processors and their registers, the clock's date, the log, the schedulers' queues, traces, interrupt lines.
 //!
-//! The hypervisor implements this over what it has of each; host tests over a few variables. Nothing of it is called with a
-//! lock held.
+//! The hypervisor implements this over what it has of each; host tests over a few variables. Nothing of it is called
+//! with a lock held.
 
 use crate::addr::MachineAddr;
 use crate::domain::{Arch, Domain};

@@ -2,8 +2,8 @@
 //!
 //! Promises: whatever a guest asks for, no breakpoint of its lies in the hypervisor's range, none is for I/O ports, and
 //! moves to debug registers never trap (DR7.GD); so what the CPU is given can disturb the guest alone. DR6 is the
-//! guest's own copy: it collects what its #DBs reported until the guest clears it, as the register does, and what the hypervisor ran into while
-//! it worked on the guest's memory is not in it.
+//! guest's own copy: it collects what its #DBs reported until the guest clears it, as the register does, and what the
+//! hypervisor ran into while it worked on the guest's memory is not in it.
 //!
 //! The interface is Xen 2.0's. No lock: the registers are a virtual CPU's. (Intel SDM vol. 3 §17.2.)
 
@@ -72,8 +72,9 @@ impl DebugRegisters {
     /// `set_debugreg(register, value)`.
     ///
     /// # Errors
-    /// `EPERM` for what a guest must not have: an address that is not its own, general detection, a breakpoint at an I/O
-    /// port or of a length that the architecture has not; `EINVAL` for a register that does not exist. Nothing changes then.
+    /// `EPERM` for what a guest must not have: an address that is not its own, general detection, a breakpoint at an
+    /// I/O port or of a length that the architecture has not; `EINVAL` for a register that does not exist. Nothing
+    /// changes then.
     pub fn set<P: Personality>(&mut self, register: u32, value: u64) -> Result<Changed, Errno> {
         match register {
             0..=3 => {

@@ -1,7 +1,7 @@
 //! Segment descriptors that guests put into their tables: which are harmless, and how they are stored.
 //!
-//! Promise: no descriptor that [`check`] lets through can raise a guest's privilege, give an x86_32 guest 64-bit code, or
-//! make the CPU write to the table. The invariants behind it:
+//! Promise: no descriptor that [`check`] lets through can raise a guest's privilege, give an x86_32 guest 64-bit code,
+//! or make the CPU write to the table. The invariants behind it:
 //!
 //! * A descriptor that is not present faults on every use, so its other bits do not matter.
 //! * An x86_32 kernel runs in ring 1, which the CPU counts as supervisor. What keeps it out of the hypervisor is that
@@ -9,9 +9,9 @@
 //!   refused, as Xen 2.0 does. Base and limit do not matter: in compatibility mode addresses wrap at 4 GiB (Intel SDM
 //!   vol. 3 §3.4.4), below everything of the hypervisor's but what the guest may read. Conforming code runs in the
 //!   caller's ring and needs none but the same DPL rule.
-//! * An x86_64 guest runs in ring 3 and can use no DPL but 3. Kernels bring tables made for ring 0 all the same; a lower
-//!   DPL is raised to 3, which gives the segment to nobody but the guest that wrote it, instead of turning the kernel
-//!   away.
+//! * An x86_64 guest runs in ring 3 and can use no DPL but 3. Kernels bring tables made for ring 0 all the same; a
+//!   lower DPL is raised to 3, which gives the segment to nobody but the guest that wrote it, instead of turning the
+//!   kernel away.
 //! * System descriptors are 16 bytes long in long mode, two entries of the table that guests write one by one: none
 //!   is let through to the CPU. Call gates of x86_32 guests (NetBSD has them in its LDT) are stored with DPL 0, so
 //!   that the CPU refuses each call with #GP before it looks at anything else, and can be emulated from [`call_gate`].
@@ -27,8 +27,8 @@ use proxenos_abi::x86_32::FLAT_RING1_CS;
 /// The entries of a GDT that are the hypervisor's.
 pub const RESERVED: RangeInclusive<u16> = FIRST_RESERVED_GDT_ENTRY..=LAST_RESERVED_GDT_ENTRY;
 
-/// Whether a kernel may be entered by a selector, be it at a handler, at a callback or through a gate: of the ring of its flat code
-/// segment, and no other entry of the hypervisor's than that.
+/// Whether a kernel may be entered by a selector, be it at a handler, at a callback or through a gate: of the ring of
+/// its flat code segment, and no other entry of the hypervisor's than that.
 #[must_use]
 pub const fn is_entry(target: Selector, flat: Selector) -> bool {
     let (index, own) = (target.index(), target.is_local());
@@ -222,8 +222,8 @@ pub const fn limit(raw: u64) -> u32 {
     if raw & bits::PAGES != 0 { limit << 12 | 0xfff } else { limit }
 }
 
-/// The base of a segment of present, writable data, which a stack's is too. For callers that do not care for the segment's
-/// limit; else see [`writable_at`].
+/// The base of a segment of present, writable data, which a stack's is too. For callers that do not care for the
+/// segment's limit; else see [`writable_at`].
 #[must_use]
 pub const fn writable_base(raw: u64) -> Option<u64> {
     if is_writable(raw) { Some(base(raw) as u64) } else { None }

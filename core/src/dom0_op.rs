@@ -1,9 +1,9 @@
 //! `dom0_op`: requests of a domain that controls the machine.
 //!
-//! Refused in this order, as Xen 2.0 did: callers without the privilege (-EPERM), a request that cannot be read (-EFAULT), another
-//! version of the interface (-EACCES), a command that does not exist (-ENOSYS). Then each command has its own errors, and one that is
-//! refused changes nothing. Where a command answers in its argument, the request is written back if it succeeded; whether it can be
-//! is found out before anything is done (-EFAULT).
+//! Refused in this order, as Xen 2.0 did: callers without the privilege (-EPERM), a request that cannot be read
+//! (-EFAULT), another version of the interface (-EACCES), a command that does not exist (-ENOSYS). Then each command
+//! has its own errors, and one that is refused changes nothing. Where a command answers in its argument, the request is
+//! written back if it succeeded; whether it can be is found out before anything is done (-EFAULT).
 //!
 //! No lock is held from one command to the next. Other domains' virtual CPUs are reached through [`crate::others`].
 
@@ -86,8 +86,8 @@ struct Request<'r, 'c, H> {
 }
 
 impl<'c, H: Hardware> Request<'_, 'c, H> {
-    /// One arm a command. Those that only take arguments are called with them; those that answer in them as well, through
-    /// [`with_answer`](Self::with_answer).
+    /// One arm a command. Those that only take arguments are called with them; those that answer in them as well,
+    /// through [`with_answer`](Self::with_answer).
     fn carry_out<P: Personality>(&mut self, command: Dom0Command) -> Result<u64, Stop> {
         match command {
             Dom0Command::Iopl => iopl(self.caller, self.op.argument()),
@@ -204,7 +204,8 @@ pub(crate) fn answer_iopl<P: Personality, H: Hardware>(
     own_iopl(dom, vcpu, argument)
 }
 
-/// `DOM0_IOPL` of the caller's: its I/O privilege level, of which the low two bits count. `None` if it is another's that is named.
+/// `DOM0_IOPL` of the caller's: its I/O privilege level, of which the low two bits count. `None` if it is another's
+/// that is named.
 #[inline]
 fn own_iopl(dom: &Domain, vcpu: &mut Vcpu, argument: Iopl) -> Option<u64> {
     let domain = argument.domain;
@@ -215,8 +216,8 @@ fn own_iopl(dom: &Domain, vcpu: &mut Vcpu, argument: Iopl) -> Option<u64> {
     Some(0)
 }
 
-/// `DOM0_IOPL`: a domain's I/O privilege level. 2.0 did not look at the domain, and gave the level to the caller whichever it named; here
-/// it is that domain's, and one that was given to another can be taken away again.
+/// `DOM0_IOPL`: a domain's I/O privilege level. 2.0 did not look at the domain, and gave the level to the caller
+/// whichever it named; here it is that domain's, and one that was given to another can be taken away again.
 fn iopl<H: Hardware>(caller: &mut Caller<'_, H>, argument: Iopl) -> Result<u64, Stop> {
     if let Some(done) = own_iopl(caller.dom, caller.vcpu, argument) {
         return Ok(done);

@@ -1,8 +1,9 @@
 //! A domain: a guest, its memory and its channels, apart from the virtual CPU that executes it ([`crate::vcpu`]).
 //!
-//! A domain is shared between CPUs and changed through the locks inside it: [`Domain::paging`] for page tables,
-//! the mutex within [`Domain::channels`] for ports, those within [`Domain::grants`]; what has no lock is atomic or never
-//! changes. Lock order: paging locks, then port mutexes (both by domain number), then grants', then the frame allocator's.
+//! A domain is shared between CPUs and changed through the locks inside it: [`Domain::paging`] for page tables, the
+//! mutex within [`Domain::channels`] for ports, those within [`Domain::grants`]; what has no lock is atomic or never
+//! changes. Lock order: paging locks, then port mutexes (both by domain number), then grants', then the frame
+//! allocator's.
 
 pub use crate::run_state::RunState;
 
@@ -35,8 +36,8 @@ bitflags::bitflags! {
         const CONTROL = 1 << 0;
         /// Touches I/O memory and devices.
         const DEVICES = 1 << 1;
-        /// May write lines to the machine's console, for whoever looks for a fault in it (option `guest-console`). (Domain 0 has
-        /// that console anyway.)
+        /// May write lines to the machine's console, for whoever looks for a fault in it (option `guest-console`).
+        /// (Domain 0 has that console anyway.)
         const LOG = 1 << 2;
     }
 }
@@ -73,8 +74,9 @@ pub struct Domain {
     pub paging: Mutex<PagingState>,
     /// What a CPU walks when it runs.
     pub roots: Roots,
-    /// A page table of its may be open, or its writes to one be counted: there may be something to do for who takes the paging lock, under
-    /// which this is written. What its kernel does becomes busy, and that runs on one CPU, which therefore need not take the lock to know.
+    /// A page table of its may be open, or its writes to one be counted: there may be something to do for who takes the
+    /// paging lock, under which this is written. What its kernel does becomes busy, and that runs on one CPU, which
+    /// therefore need not take the lock to know.
     pub(crate) busy_tables: AtomicBool,
     /// What it has written to, while it is watched.
     pub log: DirtyLog,
@@ -97,7 +99,8 @@ pub struct Domain {
     pub max_pages: AtomicU32,
     /// Tables of its stand half validated (`paging::partial`); written under the paging lock.
     pub(crate) unsettled: AtomicBool,
-    /// A mapping of one of its descriptor pages is gone, so its LDT may lie elsewhere: see [`Domain::ldt_may_have_moved`].
+    /// A mapping of one of its descriptor pages is gone, so its LDT may lie elsewhere: see
+    /// [`Domain::ldt_may_have_moved`].
     ldt_moved: AtomicBool,
     /// What it has turned on with `vm_assist`, a bit each.
     assists: AtomicU32,
@@ -158,14 +161,15 @@ impl Domain {
         self.privileges.contains(Privileges::CONTROL)
     }
 
-    /// Whether it drives devices, all of them or some that it was given: who does may have what their drivers need, memory in one piece and caches
-    /// written back (2.0's DF_PHYSDEV).
+    /// Whether it drives devices, all of them or some that it was given: who does may have what their drivers need,
+    /// memory in one piece and caches written back (2.0's DF_PHYSDEV).
     #[must_use]
     pub fn drives_devices(&self) -> bool {
         self.privileges.contains(Privileges::DEVICES) || self.granted.has_any()
     }
 
-    /// Counts frames that it is about to be given as its own; false, and nothing is counted, if those were more than it may have.
+    /// Counts frames that it is about to be given as its own; false, and nothing is counted, if those were more than it
+    /// may have.
     #[must_use]
     pub fn reserve_pages(&self, pages: u32) -> bool {
         let max = self.max_pages.load(Ordering::Relaxed);
@@ -190,8 +194,8 @@ impl Domain {
         self.unsettled.load(Ordering::Relaxed)
     }
 
-    /// Notes that a mapping of one of its descriptor pages is gone. Which addresses its LDT lies at, and so which mapping
-    /// counts, only its virtual CPU knows: it forgets all the LDT's pages when it next looks
+    /// Notes that a mapping of one of its descriptor pages is gone. Which addresses its LDT lies at, and so which
+    /// mapping counts, only its virtual CPU knows: it forgets all the LDT's pages when it next looks
     /// ([`Segments::drop_moved_ldt`](crate::segments::Segments::drop_moved_ldt)).
     pub fn ldt_may_have_moved(&self) {
         self.ldt_moved.store(true, Ordering::Release);
@@ -282,8 +286,8 @@ impl Domain {
         Home::from_bits(self.home.load(Ordering::Relaxed))
     }
 
-    /// Whether there may be something to do for who takes the paging lock, because of what its kernel wrote to its page tables: exact on the CPU
-    /// it runs on.
+    /// Whether there may be something to do for who takes the paging lock, because of what its kernel wrote to its page
+    /// tables: exact on the CPU it runs on.
     #[inline]
     #[must_use]
     pub fn has_busy_tables(&self) -> bool {

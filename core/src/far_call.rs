@@ -1,7 +1,8 @@
 //! Far calls and jumps, decoded from their bytes: which selector they name, and how long they are.
 //!
-//! Pure arithmetic on bytes and registers (Intel SDM vol. 2 §2.1, CALL, JMP): the direct forms (9A, EA) and those through memory
-//! (FF /3, FF /5), with 16-bit and 32-bit operands and addresses, as an x86_32 guest's code may have them. No lock.
+//! Pure arithmetic on bytes and registers (Intel SDM vol. 2 §2.1, CALL, JMP): the direct forms (9A, EA) and those
+//! through memory (FF /3, FF /5), with 16-bit and 32-bit operands and addresses, as an x86_32 guest's code may have
+//! them. No lock.
 
 use crate::code::LONGEST;
 use proxenos_abi::Selector;

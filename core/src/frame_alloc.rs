@@ -68,8 +68,8 @@ impl FrameAllocator {
         }
     }
 
-    /// Gives the allocator `count` frames from `first` on, which nobody uses. Those of the first MiB cannot be given, so that
-    /// no domain ever owns one.
+    /// Gives the allocator `count` frames from `first` on, which nobody uses. Those of the first MiB cannot be given,
+    /// so that no domain ever owns one.
     pub fn release_range(&mut self, first: Mfn, count: u64) {
         assert!(first >= FIRST_RAM_FRAME, "the first MiB is the PC's");
         let (mut at, end) = (first.0, first.0 + count);
@@ -81,8 +81,9 @@ impl FrameAllocator {
         }
     }
 
-    /// Takes 2^`order` frames, aligned to their number, owned by nobody yet. Their contents are what the last user left: zeroes
-    /// where that was a domain or the hypervisor; where nobody had them yet, what firmware and loader made of them.
+    /// Takes 2^`order` frames, aligned to their number, owned by nobody yet. Their contents are what the last user
+    /// left: zeroes where that was a domain or the hypervisor; where nobody had them yet, what firmware and loader made
+    /// of them.
     pub fn alloc(&mut self, order: u32, zone: Zone, tlb: &impl Tlb) -> Option<Mfn> {
         let zones: &[usize] = if zone == Zone::Any { &[1, 0] } else { &[0] };
         let (found, zone) = zones.iter().find_map(|&z| self.take(order, z).map(|mfn| (mfn, z)))?;
@@ -129,7 +130,8 @@ impl FrameAllocator {
         Some(mfn)
     }
 
-    /// As [`alloc_shared`](Self::alloc_shared), for what a guest's request costs: see [`alloc_for_guest`](Self::alloc_for_guest).
+    /// As [`alloc_shared`](Self::alloc_shared), for what a guest's request costs: see
+    /// [`alloc_for_guest`](Self::alloc_for_guest).
     pub fn alloc_shared_for_guest<M: MachineMemory + Tlb>(&mut self, owner: DomId, machine: &M) -> Option<Mfn> {
         if self.free_frames(Zone::Any) < self.reserve + 1 {
             return None;
@@ -137,8 +139,8 @@ impl FrameAllocator {
         self.alloc_shared(owner, machine)
     }
 
-    /// Takes 2^`order` frames for the hypervisor itself, cleared; owned by DOMID_XEN, which no guest can name. What is known
-    /// to be zeroes is not cleared again.
+    /// Takes 2^`order` frames for the hypervisor itself, cleared; owned by DOMID_XEN, which no guest can name. What is
+    /// known to be zeroes is not cleared again.
     pub fn alloc_hypervisor<M: MachineMemory + Tlb>(&mut self, order: u32, zone: Zone, machine: &M) -> Option<Mfn> {
         let first = self.alloc(order, zone, machine)?;
         for mfn in first.0..first.0 + (1 << order) {
@@ -173,8 +175,8 @@ impl FrameAllocator {
         self.give_back(first, order, Contents::Unknown);
     }
 
-    /// As [`free`](Self::free), for frames of the hypervisor's that hold nothing but zeroes. *No guest may have had a mapping
-    /// of them*: one that is in a TLB until the frames are used again could still write to them.
+    /// As [`free`](Self::free), for frames of the hypervisor's that hold nothing but zeroes. *No guest may have had a
+    /// mapping of them*: one that is in a TLB until the frames are used again could still write to them.
     pub(crate) fn free_zeroed(&mut self, first: Mfn, order: u32) {
         self.give_back(first, order, Contents::Zeroes);
     }

@@ -1,8 +1,8 @@
 //! Bytes in, a verdict out: several domains of both architectures do what the bytes say, and after every step the whole
 //! simulated machine is audited, its TLBs too.
 //!
-//! For fuzzers (feature `fuzzing`; `fuzz/` has the target) and for this crate's own tests, which play the corpus that is
-//! committed with it and traces of a generator: so the target cannot rot. The same bytes always do the same.
+//! For fuzzers (feature `fuzzing`; `fuzz/` has the target) and for this crate's own tests, which play the corpus that
+//! is committed with it and traces of a generator: so the target cannot rot. The same bytes always do the same.
 
 extern crate std;
 

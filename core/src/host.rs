@@ -38,8 +38,8 @@ impl<T> Hardware for T where
 {
 }
 
-/// The machine-to-physical tables: which pfn each frame is to its owner. Guests of both widths read their own table; both
-/// say the same.
+/// The machine-to-physical tables: which pfn each frame is to its owner. Guests of both widths read their own table;
+/// both say the same.
 #[derive(Clone, Copy, Debug)]
 pub struct MachineToPhys {
     /// 2^20 entries of 32 bits, 4 MiB, aligned to 2 MiB; what x86_32 guests see at 0xFC000000.
@@ -249,10 +249,10 @@ impl<H: Hardware> Host<H> {
 
     /// Makes a frame that the allocator gave the property of a domain: the one way in which frames come to domains.
     ///
-    /// What a domain had is scrubbed when it is freed, but RAM that nobody had yet holds what firmware, the loader, or a system
-    /// before this one left there. That is domain 0's to see, which is trusted with the machine, and nobody else's (I3): for all
-    /// others the frame is cleared, before anybody can refer to it. Of a frame that is clean already this is one clearing
-    /// too many; a note of which are clean could be wrong.
+    /// What a domain had is scrubbed when it is freed, but RAM that nobody had yet holds what firmware, the loader, or
+    /// a system before this one left there. That is domain 0's to see, which is trusted with the machine, and nobody
+    /// else's (I3): for all others the frame is cleared, before anybody can refer to it. Of a frame that is clean
+    /// already this is one clearing too many; a note of which are clean could be wrong.
     pub fn hand_over(&self, mfn: Mfn, owner: &Domain) {
         owner.expect_frame(mfn);
         if owner.id != DomId::DOM0 {
@@ -276,8 +276,8 @@ impl<H: Hardware> Host<H> {
         }
     }
 
-    /// The hypervisor and a domain share a frame no more (`FrameAllocator::alloc_shared`). It stays the domain's until nothing
-    /// else refers to it; nobody but those who do can use it meanwhile.
+    /// The hypervisor and a domain share a frame no more (`FrameAllocator::alloc_shared`). It stays the domain's until
+    /// nothing else refers to it; nobody but those who do can use it meanwhile.
     pub fn give_up_shared(&self, mfn: Mfn, info: &FrameInfo) {
         // It is counted until it is free, since the owner's number must not be another's before that.
         let owner = self.domains.find(info.refs().owner());
@@ -295,8 +295,8 @@ impl<H: Hardware> Host<H> {
         }
     }
 
-    /// A frame lost its last reference: scrubs it, so that nobody sees what was there, forgets which pfn it was, and frees
-    /// it.
+    /// A frame lost its last reference: scrubs it, so that nobody sees what was there, forgets which pfn it was, and
+    /// frees it.
     #[cold]
     pub(crate) fn free_frame(&self, mfn: Mfn, info: &FrameInfo) {
         let refs = info.refs();
@@ -321,8 +321,9 @@ impl<H: Hardware> Host<H> {
         self.free_zeroed(first, order, Walked::Perhaps);
     }
 
-    /// Frees 2^`order` frames of the hypervisor's own in which its caller has left nothing but zeroes. No guest may ever
-    /// have had a mapping of them. Frames that no CPU ever walked to either need no flush before they are used again.
+    /// Frees 2^`order` frames of the hypervisor's own in which its caller has left nothing but zeroes. No guest may
+    /// ever have had a mapping of them. Frames that no CPU ever walked to either need no flush before they are used
+    /// again.
     pub(crate) fn free_zeroed(&self, first: Mfn, order: u32, walked: Walked) {
         if walked == Walked::Perhaps {
             let stamp = self.hw.stamp();

@@ -73,8 +73,8 @@ impl<H: Hardware> Caller<'_, H> {
         }
     }
 
-    /// Carries out a call to which [`answer`] has just had no answer. Inlined where the number is a constant, it is that one
-    /// call.
+    /// Carries out a call to which [`answer`] has just had no answer. Inlined where the number is a constant, it is
+    /// that one call.
     #[inline(always)]
     pub fn call_at_length<P: Personality>(&mut self, number: Hypercall, args: &Args) -> Answer {
         let result = self.dispatch::<P>(number, args, Nesting::Alone);
@@ -197,8 +197,8 @@ impl<H: Hardware> Caller<'_, H> {
         self.dispatch::<P>(number, args, Nesting::InMulticall)
     }
 
-    /// `multicall(list, n)`: calls in order, each result written into its entry. Makes way between two calls, and where one of
-    /// them does.
+    /// `multicall(list, n)`: calls in order, each result written into its entry. Makes way between two calls, and where
+    /// one of them does.
     fn multicall<P: Personality>(&mut self, list: GuestVirt, count: u32) -> Result<u64, Stop> {
         let size = size_of::<MulticallEntry<P>>() as u64;
         if !P::in_guest_range(list, u64::from(count) * size) {
@@ -340,8 +340,8 @@ impl<H: Hardware> Caller<'_, H> {
         Ok(0)
     }
 
-    /// `console_io(command, count, buffer)`: the machine's own console, for domain 0. Others may at most write to it, and that only
-    /// where the host's options let them (in 2.0, where it was built so).
+    /// `console_io(command, count, buffer)`: the machine's own console, for domain 0. Others may at most write to it,
+    /// and that only where the host's options let them (in 2.0, where it was built so).
     fn console_io<P: Personality>(&mut self, command: u32, count: i32, buffer: GuestVirt) -> Result<u64, Errno> {
         let is_domain0 = self.dom.id == DomId::DOM0;
         let may_write = is_domain0 || self.dom.privileges.contains(Privileges::LOG);
@@ -395,8 +395,8 @@ impl<H: Hardware> Caller<'_, H> {
 }
 
 /// The answer to a call that needs no more than is at hand, as the guest's register has it. `None` says nothing: then
-/// nothing has been done that [`Caller::call_at_length`] does not know of. Inlined where the number is a constant, it is
-/// that one call.
+/// nothing has been done that [`Caller::call_at_length`] does not know of. Inlined where the number is a constant, it
+/// is that one call.
 #[inline(always)]
 pub fn answer<P: Personality, H: Hardware>(
     host: &Host<H>,
@@ -428,8 +428,8 @@ fn answer_send<P: Personality, H: Hardware>(host: &Host<H>, dom: &Domain, at: Gu
     event::send_at_once(dom, &host.domains, &host.hw, Port(argument as u32))
 }
 
-/// The first words of a request of so many bytes, if it lies in one page; all ones if they cannot be read, which is no request's
-/// command. They may be all that counts of it; but all of it must be there, as of any other.
+/// The first words of a request of so many bytes, if it lies in one page; all ones if they cannot be read, which is no
+/// request's command. They may be all that counts of it; but all of it must be there, as of any other.
 #[inline(always)]
 pub(crate) fn head_of_request<P: Personality, H: Hardware, const SIZE: usize>(
     host: &Host<H>,

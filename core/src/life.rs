@@ -1,15 +1,16 @@
 //! Birth and end of a domain: what it has from the first moment on, and how all of that comes back.
 //!
-//! A domain is *conceived* with the page it shares with the hypervisor, the first page of its GDT and, for x86_32, the tables that its
-//! shadows hang in. Everything else is given to it. It is in `host.domains` from then on.
+//! A domain is *conceived* with the page it shares with the hypervisor, the first page of its GDT and, for x86_32, the
+//! tables that its shadows hang in. Everything else is given to it. It is in `host.domains` from then on.
 //!
-//! It ends in these steps ([`end`]), each of which may make way: it must not run any more; it leaves its run queue, and its virtual CPU is
-//! kept here; its devices stop reading and writing memory; its event channels are closed; its memory goes ([`Teardown`]); then the two pages. What another domain still maps stays the
-//! dead domain's, and so the dead domain stays in the list, under its number, until that is unmapped; then it is [*reaped*](reap),
-//! when domains are next asked about or made. So no number means two domains to anybody.
+//! It ends in these steps ([`end`]), each of which may make way: it must not run any more; it leaves its run queue, and
+//! its virtual CPU is kept here; its devices stop reading and writing memory; its event channels are closed; its memory
+//! goes ([`Teardown`]); then the two pages. What another domain still maps stays the dead domain's, and so the dead
+//! domain stays in the list, under its number, until that is unmapped; then it is [*reaped*](reap), when domains are
+//! next asked about or made. So no number means two domains to anybody.
 //!
-//! Lock: what there is left of an ending domain has its own, for a step at a time; those of ports, paging, grants and the allocator come
-//! behind it.
+//! Lock: what there is left of an ending domain has its own, for a step at a time; those of ports, paging, grants and
+//! the allocator come behind it.
 
 use crate::addr::{DomId, MachineAddr};
 use crate::domain::{Arch, Domain, Privileges};
@@ -90,8 +91,8 @@ pub fn conceive<H: Hardware>(host: &Host<H>, id: DomId, arch: Arch, privileges: 
     Some(dom)
 }
 
-/// Takes a domain's memory for it, one frame after the other, until it has `pages`. They are its pfns in this order, as far as the
-/// machine-to-physical table is concerned.
+/// Takes a domain's memory for it, one frame after the other, until it has `pages`. They are its pfns in this order, as
+/// far as the machine-to-physical table is concerned.
 ///
 /// # Errors
 /// [`Hungry`]: there was no time, or there is no memory left. What it has by then it keeps.
@@ -114,8 +115,8 @@ pub fn feed<H: Hardware>(host: &Host<H>, dom: &Domain, pages: u32, poll: &mut Po
     }
 }
 
-/// Keeps the end of a domain from beginning as long as the guard is there; `None` if it has begun. Whoever gives a domain memory has
-/// one: what came when its frames have been looked through would never come back.
+/// Keeps the end of a domain from beginning as long as the guard is there; `None` if it has begun. Whoever gives a
+/// domain memory has one: what came when its frames have been looked through would never come back.
 ///
 /// Not for the caller's own domain, which does not end while it runs: who ends it waits for it under this lock.
 pub(crate) fn keep_alive(dom: &Domain) -> Option<MutexGuard<'_, Ending>> {

@@ -108,7 +108,8 @@ pub trait GuestMemory {
         Ok(words)
     }
 
-    /// The same, but all ones where not all of them can be read: to a caller whom such words tell nothing, this costs less.
+    /// The same, but all ones where not all of them can be read: to a caller whom such words tell nothing, this costs
+    /// less.
     #[inline]
     fn read_words_or_ones<const N: usize>(&self, from: GuestVirt) -> [u64; N] {
         self.read_words(from).unwrap_or([u64::MAX; N])
@@ -134,7 +135,8 @@ pub trait GuestMemory {
         }
     }
 
-    /// [`write_u32`](Self::write_u32) to a multiple of four, which the caller has made sure of: such a word lies on one page.
+    /// [`write_u32`](Self::write_u32) to a multiple of four, which the caller has made sure of: such a word lies on one
+    /// page.
     #[inline]
     fn write_aligned_u32(&self, to: GuestVirt, value: u32) -> Result<(), BadPointer> {
         self.copy_to_guest(to, &value.to_le_bytes())
@@ -157,16 +159,16 @@ pub trait Tlb {
     fn flush_caches(&self);
     /// Writes back and drops what the data caches of all CPUs hold of a frame of RAM (`clflush`).
     fn flush_frame(&self, frame: Mfn);
-    /// The global flush clock: a stamp taken now is older than every later flush. What the caller has unmapped before is unmapped for
-    /// every walk behind such a flush, whatever access it was done by (a full barrier).
+    /// The global flush clock: a stamp taken now is older than every later flush. What the caller has unmapped before
+    /// is unmapped for every walk behind such a flush, whatever access it was done by (a full barrier).
     fn stamp(&self) -> u32;
     /// [`stamp`](Self::stamp), for a caller whose last access to memory was an atomic exchange, which is the barrier.
     #[inline]
     fn stamp_behind_exchange(&self) -> u32 {
         self.stamp()
     }
-    /// Flushes every TLB, of all CPUs, that was last flushed before `stamp` was taken; when it returns all have. May be called
-    /// with any lock held ([`crate::shootdown`]).
+    /// Flushes every TLB, of all CPUs, that was last flushed before `stamp` was taken; when it returns all have. May be
+    /// called with any lock held ([`crate::shootdown`]).
     fn flush_if_older(&self, stamp: u32);
 }
 
@@ -196,7 +198,8 @@ impl TableRegister {
 pub trait CpuTables {
     /// Makes a frame this CPU's L4 table; every translation of the old one is dropped.
     fn load_root(&self, l4: Mfn);
-    /// Sets the base of fs or gs of the guest whose kernel runs here: a canonical address. (The user's selector is not set so.)
+    /// Sets the base of fs or gs of the guest whose kernel runs here: a canonical address. (The user's selector is not
+    /// set so.)
     fn set_segment_base(&self, which: SegmentBase, base: u64);
     /// Loads gs, and with it the base that it has while an application runs.
     ///

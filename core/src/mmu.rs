@@ -4,7 +4,8 @@
 //! held: reading it may itself need the lock, to set an accessed bit.
 //!
 //! A list of any length makes way between two requests, and within one that validates or drops a tree of tables; see
-//! [`crate::preempt`]. Most calls are made by a short way ([`quick`]); what is here is the way at length, for what that leaves.
+//! [`crate::preempt`]. Most calls are made by a short way ([`quick`]); what is here is the way at length, for what that
+//! leaves.
 
 pub(crate) mod quick;
 
@@ -370,8 +371,8 @@ impl Batch {
         Ok(())
     }
 
-    /// The kernel's own tables stay loaded, and those of the user base are in no TLB: they were loaded with it, and every
-    /// change of modes that changes tables drops all.
+    /// The kernel's own tables stay loaded, and those of the user base are in no TLB: they were loaded with it, and
+    /// every change of modes that changes tables drops all.
     fn new_user_base<P: Personality, H: Hardware>(
         &mut self,
         caller: &Caller<'_, H>,

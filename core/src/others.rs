@@ -1,13 +1,13 @@
 //! Virtual CPUs that the caller does not own: those of other domains, wherever they are.
 //!
-//! A domain's virtual CPU belongs to whoever runs it. When it does not run it is parked, whole, in memory; there a control domain's
-//! requests reach it, through [`VirtualCpus`], which the hypervisor implements over its run queues. One that runs elsewhere is stopped
-//! for the moment first; if that CPU does not come round in the time there is, the request makes way and is made again
-//! ([`Unreached::Running`] becomes [`Stop::Preempted`]). So no CPU waits for another without end, and nothing stays held that
-//! nobody will let go.
+//! A domain's virtual CPU belongs to whoever runs it. When it does not run it is parked, whole, in memory; there a
+//! control domain's requests reach it, through [`VirtualCpus`], which the hypervisor implements over its run queues.
+//! One that runs elsewhere is stopped for the moment first; if that CPU does not come round in the time there is, the
+//! request makes way and is made again ([`Unreached::Running`] becomes [`Stop::Preempted`]). So no CPU waits for
+//! another without end, and nothing stays held that nobody will let go.
 //!
-//! Lock: the parked virtual CPU's own, while it is worked with. The work may take the domain's locks (nobody who has one of those waits
-//! for a parked virtual CPU), and is short.
+//! Lock: the parked virtual CPU's own, while it is worked with. The work may take the domain's locks (nobody who has
+//! one of those waits for a parked virtual CPU), and is short.
 
 use crate::bounce::DataSegments;
 use crate::domain::{Arch, Domain};
@@ -105,8 +105,8 @@ pub trait VirtualCpus {
     /// See [`Unreached`]. Nothing has been done then.
     fn with_stopped<R>(&self, dom: &Domain, work: impl FnOnce(Stopped<'_>) -> R) -> Result<R, Unreached>;
 
-    /// What the calling domain itself stands at, behind the call that it makes, as far as a call tells: without the registers that compiled code
-    /// preserves, bases of segments and the FPU's. `vcpu` is its virtual CPU.
+    /// What the calling domain itself stands at, behind the call that it makes, as far as a call tells: without the
+    /// registers that compiled code preserves, bases of segments and the FPU's. `vcpu` is its virtual CPU.
     fn caller_state(&self, vcpu: &Vcpu) -> MachineState;
 
     /// Waits until a domain that must not run (its run state says so, and it was told) does not.
@@ -123,14 +123,15 @@ pub trait VirtualCpus {
     /// How long a domain has run.
     fn cpu_time(&self, dom: &Domain) -> Span;
 
-    /// Gives a new domain a virtual CPU, with registers of zero, and a place in a run queue with the usual parameters. It does not run before
-    /// its run state is empty.
+    /// Gives a new domain a virtual CPU, with registers of zero, and a place in a run queue with the usual parameters.
+    /// It does not run before its run state is empty.
     ///
     /// # Errors
     /// There is no such CPU, or no room. Nothing has been done then.
     fn admit(&self, dom: &Arc<Domain>, affinity: Affinity) -> Result<(), SchedError>;
 
-    /// Takes a domain out of its run queue for good, with its timers: the caller gets its virtual CPU. Its run state keeps it from running.
+    /// Takes a domain out of its run queue for good, with its timers: the caller gets its virtual CPU. Its run state
+    /// keeps it from running.
     ///
     /// # Errors
     /// See [`Unreached`]. It is still in its queue then, if it was.

@@ -1,16 +1,18 @@
 //! `physdev_op`: a domain's devices on the PCI bus, and the answers to their interrupts.
 //!
-//! A domain with the right to devices ([`Privileges::DEVICES`](crate::domain::Privileges)) has every device but bridges, which
-//! look as if they were not its own; another has those that it was given ([`granted`]). It reads and writes their configuration, but for where their memory and ports lie: base
-//! addresses are the firmware's, and a domain that moved one could lay a device over memory that is another's. Finding out
-//! how large they are, which goes by writing all ones, is carried out on the guest's behalf and remembered ([`Sizing`]); writing
-//! back what was there is accepted, anything else is not. (So Xen 2.0 has it.)
+//! A domain with the right to devices ([`Privileges::DEVICES`](crate::domain::Privileges)) has every device but
+//! bridges, which look as if they were not its own; another has those that it was given ([`granted`]). It reads and
+//! writes their configuration, but for where their memory and ports lie: base addresses are the firmware's, and a
+//! domain that moved one could lay a device over memory that is another's. Finding out how large they are, which goes
+//! by writing all ones, is carried out on the guest's behalf and remembered ([`Sizing`]); writing back what was there
+//! is accepted, anything else is not. (So Xen 2.0 has it.)
 //!
 //! The interrupt of a device is the one that its `INTERRUPT_LINE` register names: the firmware's routing, which
 //! `PCI_INITIALISE_DEVICE` confirms.
 //!
-//! Locks: what a domain finds out about sizes is in its [`Sizing`], behind a mutex. Behind that, innermost, is [`BUS`]: whoever accesses a
-//! device's registers holds it, so that nobody meets one that somebody, whichever domain, is just sizing.
+//! Locks: what a domain finds out about sizes is in its [`Sizing`], behind a mutex. Behind that, innermost, is [`BUS`]:
+//! whoever accesses a device's registers holds it, so that nobody meets one that somebody, whichever domain, is just
+//! sizing.
 
 mod granted;
 
@@ -69,8 +71,8 @@ impl Sizing {
     }
 }
 
-/// Accesses to registers of devices, of which a sizing takes several. Two domains that have the same device, or one that has it and the one that
-/// gives it, would else take the other's probe for the address, and write that back.
+/// Accesses to registers of devices, of which a sizing takes several. Two domains that have the same device, or one
+/// that has it and the one that gives it, would else take the other's probe for the address, and write that back.
 static BUS: Mutex<()> = Mutex::new(());
 
 /// The bus, as one domain may use it.
@@ -164,7 +166,8 @@ impl<'a, H: PciConfig> Bus<'a, H> {
         if value == now || register == ROM_ADDRESS && value == 0 { Ok(()) } else { Err(Errno::EPERM) }
     }
 
-    /// What a base address reads as after a write, without its having an effect: the device answers at no address meanwhile. [`BUS`] is held.
+    /// What a base address reads as after a write, without its having an effect: the device answers at no address
+    /// meanwhile. [`BUS`] is held.
     fn size(&self, at: PciAddress, register: u8, value: u32) -> u32 {
         let hw = self.hw;
         let (command, now) = (hw.pci_read(at, COMMAND, Width::Two), hw.pci_read(at, register, Width::Four));
@@ -212,7 +215,8 @@ fn is_base_address(register: u8) -> bool {
     register.is_multiple_of(4) && (BASE_ADDRESSES.contains(&register) || register == ROM_ADDRESS)
 }
 
-/// A register and width as a request has them. One that is not aligned is as the bus has it: its lower bits do not count.
+/// A register and width as a request has them. One that is not aligned is as the bus has it: its lower bits do not
+/// count.
 fn register(register: u32, length: u32) -> Result<(u8, Width), Errno> {
     let register = u8::try_from(register).map_err(|_| Errno::EINVAL)?;
     match length {

@@ -1,16 +1,16 @@
 //! Interrupt lines of devices: who gets them, and when a line is open.
 //!
 //! A line belongs to nobody or to up to seven domains that all will share it. A level-triggered line is closed when it
-//! interrupts and opened when every domain that was told has called `PHYSDEVOP_IRQ_UNMASK_NOTIFY` with its port unmasked (or has
-//! given the line up), so a device that nobody quietens interrupts once and holds nobody up. An edge-triggered line stays open: an
-//! edge that came while it was closed would be lost.
+//! interrupts and opened when every domain that was told has called `PHYSDEVOP_IRQ_UNMASK_NOTIFY` with its port
+//! unmasked (or has given the line up), so a device that nobody quietens interrupts once and holds nobody up. An
+//! edge-triggered line stays open: an edge that came while it was closed would be lost.
 //!
 //! Promises: a line is open exactly if somebody has it and nobody's answer is outstanding; a refused request
 //! changes nothing.
 //!
-//! Locks: a mutex a line, taken behind a domain's port mutex when it is bound or closed, and by itself when it interrupts or is answered.
-//! Interrupts are disabled whenever the hypervisor runs, so an interrupt never finds its line's mutex taken by its own CPU.
-//! (What the interface says: physdev.h, event_channel.h, and Xen 2.0's behaviour.)
+//! Locks: a mutex a line, taken behind a domain's port mutex when it is bound or closed, and by itself when it
+//! interrupts or is answered. Interrupts are disabled whenever the hypervisor runs, so an interrupt never finds its
+//! line's mutex taken by its own CPU. (What the interface says: physdev.h, event_channel.h, and Xen 2.0's behaviour.)
 
 use crate::event::{EventDomain, EventDomains, EventError, PIRQS, PirqSharing, raise_pirq};
 use crate::machine::MachineMemory;
@@ -121,7 +121,8 @@ impl Pirqs {
         }
     }
 
-    /// A line has interrupted: tells everybody who has it. The interrupt controller may be told that it is over afterwards.
+    /// A line has interrupted: tells everybody who has it. The interrupt controller may be told that it is over
+    /// afterwards.
     pub fn interrupt<S: EventDomains, M: MachineMemory>(&self, domains: &S, memory: &M, pirq: Pirq) {
         let Some(line) = self.lines.get(pirq.0 as usize) else { return };
         let mut line = line.lock();

@@ -1,12 +1,13 @@
 //! I/O ports: which of a guest's rings may use them, and the instructions that do.
 //!
-//! Two things give a guest ports: its I/O privilege level, which opens all of them (`DOM0_IOPL`), and devices that its domain was given, whose
-//! own ports its kernel and its applications then use ([`Granted`](crate::physdev::Granted)), as 2.0's I/O bitmap had it.
+//! Two things give a guest ports: its I/O privilege level, which opens all of them (`DOM0_IOPL`), and devices that its
+//! domain was given, whose own ports its kernel and its applications then use ([`Granted`](crate::physdev::Granted)),
+//! as 2.0's I/O bitmap had it.
 //!
-//! A guest's I/O privilege level is virtual. The CPU's own stays 0, since a ring-1 kernel at level 1 could clear the interrupt
-//! flag for good; so every `in` and `out` of a guest faults, and those that its level allows are carried out by the hypervisor
-//! ([`instruction`], [`string`]). A kernel cannot see the level in its flags, which Xen 2.0 showed there, neither by `pushf` nor in
-//! frames: what the two say agrees.
+//! A guest's I/O privilege level is virtual. The CPU's own stays 0, since a ring-1 kernel at level 1 could clear the
+//! interrupt flag for good; so every `in` and `out` of a guest faults, and those that its level allows are carried out
+//! by the hypervisor ([`instruction`], [`string`]). A kernel cannot see the level in its flags, which Xen 2.0 showed
+//! there, neither by `pushf` nor in frames: what the two say agrees.
 //!
 //! No lock: the rights are the virtual CPU's own.
 
@@ -53,9 +54,9 @@ impl Rights {
 
     /// `DOM0_IOPL`: level 1 is the kernel's, level 3 everybody's.
     ///
-    /// A kernel that once had the right keeps it. It was told in its flags what it has, and restores what it read there when
-    /// it changes tasks (a new task inherits its level from them); it reads 0 here, and would give its right away unawares.
-    /// It loses nothing by it that it could not ask for again.
+    /// A kernel that once had the right keeps it. It was told in its flags what it has, and restores what it read there
+    /// when it changes tasks (a new task inherits its level from them); it reads 0 here, and would give its right away
+    /// unawares. It loses nothing by it that it could not ask for again.
     pub const fn set_level(&mut self, level: Level) {
         self.kernel |= level.0 >= 1;
         self.applications = level.0 >= 3;

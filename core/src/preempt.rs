@@ -1,19 +1,20 @@
 //! Long requests make way: how they find out that they should, and what is kept of them until they go on.
 //!
-//! Interrupts are off whenever the hypervisor runs. A request that can take long therefore counts its steps in a [`Poll`], and
-//! every so many of them asks the CPU whether its timer is due. If it is, the request notes how far it has come in
-//! [`Unfinished`], and the guest is sent back to the very instruction that made the call: what is due is dealt with, events
-//! are delivered, and then the guest makes the call again, which goes on where it was. No register of the guest's holds any of
-//! that: the interface promises x86_32 guests all but eax.
+//! Interrupts are off whenever the hypervisor runs. A request that can take long therefore counts its steps in a
+//! [`Poll`], and every so many of them asks the CPU whether its timer is due. If it is, the request notes how far it
+//! has come in [`Unfinished`], and the guest is sent back to the very instruction that made the call: what is due is
+//! dealt with, events are delivered, and then the guest makes the call again, which goes on where it was. No register
+//! of the guest's holds any of that: the interface promises x86_32 guests all but eax.
 //!
-//! What is kept is found again by the call's number, its arguments, and where it was made ([`Place`]): instruction *and* stack
-//! pointer. A handler that runs in between has its frame below the interrupted call's, so that a call of its own, were it the same
-//! one, is another; so are the calls of other threads. A few places are kept, and the oldest is forgotten for a new one. To forget is
-//! safe: it holds no reference, only a count of what was done. A call that lost its place begins anew, and if it finds work
-//! done twice (a table that is pinned already), it fails as it would for anybody who asks twice.
+//! What is kept is found again by the call's number, its arguments, and where it was made ([`Place`]): instruction
+//! *and* stack pointer. A handler that runs in between has its frame below the interrupted call's, so that a call of
+//! its own, were it the same one, is another; so are the calls of other threads. A few places are kept, and the oldest
+//! is forgotten for a new one. To forget is safe: it holds no reference, only a count of what was done. A call that
+//! lost its place begins anew, and if it finds work done twice (a table that is pinned already), it fails as it would
+//! for anybody who asks twice.
 //!
-//! What a request leaves half done in memory is not here: it stands in the frames themselves (`crate::paging::partial`), and
-//! anybody can go on with it or undo it.
+//! What a request leaves half done in memory is not here: it stands in the frames themselves
+//! (`crate::paging::partial`), and anybody can go on with it or undo it.
 //!
 //! No lock: owned, with the virtual CPU, by whoever runs it.
 
@@ -30,8 +31,9 @@ pub mod cost {
     pub const ENTRY: u32 = 16;
     /// A frame that is scrubbed.
     pub const FRAME: u32 = 128;
-    /// A table of the lowest level: enough for a look at the clock, whatever is in it. It takes from 200 to 20,000, by how many
-    /// entries are present and of which kind; to count those would cost what most tables have more than a look does.
+    /// A table of the lowest level: enough for a look at the clock, whatever is in it. It takes from 200 to 20,000, by
+    /// how many entries are present and of which kind; to count those would cost what most tables have more than a look
+    /// does.
     pub const TABLE: u32 = 512;
 }
 
@@ -168,8 +170,8 @@ pub enum Progress {
     Multicall(u32),
 }
 
-/// How many unfinished calls a virtual CPU can have: the one it makes, that call's multicall, and so on for those that were
-/// interrupted meanwhile.
+/// How many unfinished calls a virtual CPU can have: the one it makes, that call's multicall, and so on for those that
+/// were interrupted meanwhile.
 const PLACES: usize = 8;
 
 /// The calls that a virtual CPU has not finished.
@@ -216,7 +218,8 @@ impl Unfinished {
         Some(self.remove(found))
     }
 
-    /// A domain is ended: whoever was creating it and comes back begins anew, since the number may be another's by then.
+    /// A domain is ended: whoever was creating it and comes back begins anew, since the number may be another's by
+    /// then.
     pub fn forget_creation(&mut self, id: DomId) {
         let is_of_it = |kept: &(Call, Progress)| kept.1 == Progress::Create(id);
         while let Some(found) = self.calls[..self.count].iter().flatten().position(is_of_it) {

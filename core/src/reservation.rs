@@ -1,14 +1,15 @@
 //! `dom_mem_op`: a domain asks for frames, or gives them back.
 //!
-//! Frames come and go in *extents* of 2^order contiguous frames, aligned to their number, each named by its first frame in a
-//! list of the guest's words. The result is how many extents were done, from the beginning of the list, as in 2.0: a list that
-//! cannot be read or written, a frame that is not the domain's, a limit that is reached end the request where they are met.
+//! Frames come and go in *extents* of 2^order contiguous frames, aligned to their number, each named by its first frame
+//! in a list of the guest's words. The result is how many extents were done, from the beginning of the list, as in 2.0:
+//! a list that cannot be read or written, a frame that is not the domain's, a limit that is reached end the request
+//! where they are met.
 //!
 //! - An extent is taken or given back whole or not at all (2.0 gave back part of one).
-//! - What is pinned of an extent is unpinned first, which can take long and makes way; an extent that is half unpinned has not been
-//!   given back. Then all of its frames go at once.
-//! - A frame that is given back is unpinned. While something else refers to it (a mapping, a table, a page-table base) it
-//!   stays the domain's and counts against its limit; with the last reference it is scrubbed, loses its
+//! - What is pinned of an extent is unpinned first, which can take long and makes way; an extent that is half unpinned
+//!   has not been given back. Then all of its frames go at once.
+//! - A frame that is given back is unpinned. While something else refers to it (a mapping, a table, a page-table base)
+//!   it stays the domain's and counts against its limit; with the last reference it is scrubbed, loses its
 //!   machine-to-physical entry and is free. Giving it back twice is refused, and so is giving back what only looks like
 //!   the domain's memory: the page it shares with the hypervisor.
 //! - A domain of two-level tables gets frames that it can name: below 4 GiB.

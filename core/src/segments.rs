@@ -6,8 +6,8 @@
 //! register keeps the TSS that it was loaded with whichever table is current.
 //!
 //! The LDT is filled in on demand: a page of it is taken when the CPU first faults on it ([`Segments::ldt_fault`]); the
-//! first one also at the end of the request that sets the LDT or makes it look elsewhere, as in 2.0. A page that is taken
-//! cannot become anything else, so all are given up when a mapping of any descriptor page of the domain's goes
+//! first one also at the end of the request that sets the LDT or makes it look elsewhere, as in 2.0. A page that is
+//! taken cannot become anything else, so all are given up when a mapping of any descriptor page of the domain's goes
 //! ([`Segments::drop_moved_ldt`]), and looked up anew.
 //!
 //! Owned by whoever runs the virtual CPU; no lock, but taking a frame as a descriptor table takes the paging lock.
@@ -274,8 +274,9 @@ impl Segments {
         }
     }
 
-    /// Gives the LDT's pages up if a mapping of a descriptor page has gone since the last look: what was mapped there may now
-    /// become something else, and something else be mapped there. To be called after each request that changes mappings.
+    /// Gives the LDT's pages up if a mapping of a descriptor page has gone since the last look: what was mapped there
+    /// may now become something else, and something else be mapped there. To be called after each request that changes
+    /// mappings.
     #[inline]
     pub fn drop_moved_ldt<P: Personality, H: Hardware>(&mut self, host: &Host<H>, dom: &Domain) {
         if dom.has_ldt_moved() {
@@ -285,8 +286,8 @@ impl Segments {
     }
 
     /// At the end of a hypercall that may have changed mappings or the LDT: looks where the LDT lies now
-    /// ([`drop_moved_ldt`](Self::drop_moved_ldt)), and takes its first page, if it has been set or dropped. That there is
-    /// none is no error yet.
+    /// ([`drop_moved_ldt`](Self::drop_moved_ldt)), and takes its first page, if it has been set or dropped. That there
+    /// is none is no error yet.
     #[inline]
     pub fn refresh_ldt<P: Personality, H: Hardware>(&mut self, host: &Host<H>, dom: &Domain) {
         if dom.has_ldt_moved() || self.ldt_first_page_due {
@@ -338,8 +339,8 @@ impl Segments {
         self.flat.set_kernel(ss, sp);
     }
 
-    /// Linear address of a kernel's stack segment, for a frame that is pushed on its behalf; `None` if it is no segment that the
-    /// guest could use as one. One that begins at 0 is remembered ([`is_flat_stack`](Self::is_flat_stack)).
+    /// Linear address of a kernel's stack segment, for a frame that is pushed on its behalf; `None` if it is no segment
+    /// that the guest could use as one. One that begins at 0 is remembered ([`is_flat_stack`](Self::is_flat_stack)).
     pub fn stack_base<P: Personality, H: Hardware>(
         &mut self,
         host: &Host<H>,
@@ -373,8 +374,9 @@ impl Segments {
         self.flat.is_flat::<P>(ss)
     }
 
-    /// For the entry in assembly: where in this the frame of a system call from an x86_32 guest's application is found to lie, if
-    /// its kernel's stack is known to be flat, aligned and the guest's, else 0. Like the next two, 32 bits wide.
+    /// For the entry in assembly: where in this the frame of a system call from an x86_32 guest's application is found
+    /// to lie, if its kernel's stack is known to be flat, aligned and the guest's, else 0. Like the next two, 32 bits
+    /// wide.
     pub const SYSTEM_CALL_FRAME: usize = offset_of!(Self, flat) + FlatSegments::SYSTEM_CALL_FRAME;
     /// Where in this that stack's selector is.
     pub const KERNEL_STACK: usize = offset_of!(Self, flat) + FlatSegments::KERNEL;
@@ -398,8 +400,8 @@ impl Segments {
         self.flat.system_call_frame()
     }
 
-    /// Where the guest's code and data segments lie, to look at the instruction that it executes; `None` if that is none that
-    /// is looked at (16-bit code).
+    /// Where the guest's code and data segments lie, to look at the instruction that it executes; `None` if that is
+    /// none that is looked at (16-bit code).
     pub fn code_segments<P: Personality, H: Hardware>(
         &mut self,
         host: &Host<H>,
@@ -475,8 +477,8 @@ impl Segments {
     }
 }
 
-/// Clears the slots of a GDT's first page that are not the guest's, where nothing but those keeps it from being one, as 2.0 does: a
-/// kernel need never have written there. True if it may be one now.
+/// Clears the slots of a GDT's first page that are not the guest's, where nothing but those keeps it from being one, as
+/// 2.0 does: a kernel need never have written there. True if it may be one now.
 fn clear_reserved<H: Hardware>(host: &Host<H>, dom: &Domain, frame: Mfn) -> bool {
     let Ok(info) = host.frames.get(frame, dom.id) else { return false };
     let writable = info.get_type(FrameType::Writable, |stamp| host.hw.flush_if_older(stamp)).is_ok();

@@ -1,29 +1,31 @@
 //! The TLBs of several CPUs: when each was last emptied, and how one CPU has the others empty theirs (invariant I5).
 //!
-//! A clock counts the flushes of the whole machine ([`FlushClock`]). Who lets go of a frame stamps it with the clock; who takes it
-//! for something else has every CPU flush whose last flush is not younger than the stamp ([`flush_older`]), and waits for all of
-//! them. There are no acknowledgements to count: a CPU says when it has last flushed ([`CpuTlb`]), for whatever reason it did, and that is
-//! what is waited for.
+//! A clock counts the flushes of the whole machine ([`FlushClock`]). Who lets go of a frame stamps it with the clock;
+//! who takes it for something else has every CPU flush whose last flush is not younger than the stamp
+//! ([`flush_older`]), and waits for all of them. There are no acknowledgements to count: a CPU says when it has last
+//! flushed ([`CpuTlb`]), for whatever reason it did, and that is what is waited for.
 //!
-//! **What makes it right** (`core/tlb-model` tries it out with a model checker). Two CPUs each write one thing and then read
-//! another, and at least one has to see what the other wrote:
+//! **What makes it right** (`core/tlb-model` tries it out with a model checker). Two CPUs each write one thing and then
+//! read another, and at least one has to see what the other wrote:
 //!
-//! - *who unmaps* clears the entry and reads the clock; *who flushes* moves the clock, empties its TLB, and only then walks
-//!   tables again. Either the stamp is as young as the flush, or the walk meets the cleared entry.
-//! - *who takes* a frame reads whether a CPU walks guests' tables at all; a CPU says that it does and then walks. Either it is seen and
-//!   asked, or its walk meets the cleared entry.
+//! - *who unmaps* clears the entry and reads the clock; *who flushes* moves the clock, empties its TLB, and only then
+//!   walks tables again. Either the stamp is as young as the flush, or the walk meets the cleared entry.
+//! - *who takes* a frame reads whether a CPU walks guests' tables at all; a CPU says that it does and then walks.
+//!   Either it is seen and asked, or its walk meets the cleared entry.
 //!
-//! Each needs a full barrier between write and read: a locked instruction or a fence on one side, and on the other the load of CR3,
-//! which serialises (Intel SDM vol. 3 §8.3).
+//! Each needs a full barrier between write and read: a locked instruction or a fence on one side, and on the other the
+//! load of CR3, which serialises (Intel SDM vol. 3 §8.3).
 //!
-//! **No deadlock.** Who waits has interrupts off and may hold any lock. Those it waits for are in a guest or asleep, and are
-//! interrupted; or in the hypervisor with interrupts off, and then either get on until they leave it, or wait themselves: for a
-//! lock ([`crate::sync`]) or in here. Every such wait serves ([`CpuTlb::serve`]), which needs no lock.
+//! **No deadlock.** Who waits has interrupts off and may hold any lock. Those it waits for are in a guest or asleep,
+//! and are interrupted; or in the hypervisor with interrupts off, and then either get on until they leave it, or wait
+//! themselves: for a lock ([`crate::sync`]) or in here. Every such wait serves ([`CpuTlb::serve`]), which needs no
+//! lock.
 //!
-//! A CPU whose tables are the hypervisor's own holds nothing of a guest's and is left in peace: so an idle machine stays quiet.
+//! A CPU whose tables are the hypervisor's own holds nothing of a guest's and is left in peace: so an idle machine
+//! stays quiet.
 //!
-//! No lock: all is atomic. A stamp has 32 bits and the clock 64, so that a CPU that has not flushed for long is never taken for one that
-//! just has.
+//! No lock: all is atomic. A stamp has 32 bits and the clock 64, so that a CPU that has not flushed for long is never
+//! taken for one that just has.
 
 use crate::atomics::{AtomicU32, AtomicU64, Ordering, fence};
 
@@ -31,20 +33,21 @@ use crate::atomics::{AtomicU32, AtomicU64, Ordering, fence};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct FlushTime(u64);
 
-/// Counts the flushes of all CPUs, from 1 on. (It shows what it is made of, so that it can be a variable of the hypervisor's: a model
-/// checker's atomics have no constants.)
+/// Counts the flushes of all CPUs, from 1 on. (It shows what it is made of, so that it can be a variable of the
+/// hypervisor's: a model checker's atomics have no constants.)
 pub struct FlushClock(pub AtomicU64);
 
 impl FlushClock {
-    /// A flush begins: to be called before the TLB is emptied, so that a stamp taken in between counts as younger than the flush.
+    /// A flush begins: to be called before the TLB is emptied, so that a stamp taken in between counts as younger than
+    /// the flush.
     #[inline]
     pub fn begin(&self) -> FlushTime {
         FlushTime(self.0.fetch_add(1, Ordering::AcqRel).wrapping_add(1))
     }
 
-    /// The moment of a flush that is about to begin and does not move the clock. A stamp of the same moment counts as younger than it,
-    /// whichever was first; an older one was taken before somebody else moved the clock to where it is seen here. To be called before the
-    /// TLB is emptied, as [`begin`](Self::begin).
+    /// The moment of a flush that is about to begin and does not move the clock. A stamp of the same moment counts as
+    /// younger than it, whichever was first; an older one was taken before somebody else moved the clock to where it is
+    /// seen here. To be called before the TLB is emptied, as [`begin`](Self::begin).
     #[inline]
     pub fn now(&self) -> FlushTime {
         FlushTime(self.0.load(Ordering::Acquire))
@@ -57,8 +60,8 @@ impl FlushClock {
         self.stamp_behind_exchange()
     }
 
-    /// [`stamp`](Self::stamp) for a caller whose last access to memory was an atomic exchange, which is a full barrier on
-    /// this architecture: it has unmapped all there is before that, or by it.
+    /// [`stamp`](Self::stamp) for a caller whose last access to memory was an atomic exchange, which is a full barrier
+    /// on this architecture: it has unmapped all there is before that, or by it.
     #[inline]
     pub fn stamp_behind_exchange(&self) -> u32 {
         self.0.load(Ordering::Acquire) as u32
@@ -89,15 +92,15 @@ impl CpuTlb {
         self.last.store(time.0, Ordering::Release);
     }
 
-    /// Whether the only CPU of a machine has flushed since a stamp was taken. The difference is signed, so that the clock may
-    /// wrap; and since every flush is its own, its last one is never long past.
+    /// Whether the only CPU of a machine has flushed since a stamp was taken. The difference is signed, so that the
+    /// clock may wrap; and since every flush is its own, its last one is never long past.
     #[inline]
     pub fn has_flushed_alone_since(&self, stamp: u32) -> bool {
         (self.last.load(Ordering::Relaxed) as u32).wrapping_sub(stamp) as i32 > 0
     }
 
-    /// To be called when a table of a guest's is about to be loaded in place of the hypervisor's own. That load is the barrier between
-    /// this and the first walk.
+    /// To be called when a table of a guest's is about to be loaded in place of the hypervisor's own. That load is the
+    /// barrier between this and the first walk.
     pub fn begin_to_walk(&self) {
         self.walks.store(1, Ordering::Release);
     }
@@ -148,7 +151,8 @@ pub trait Cpus {
 /// Has every CPU flush that may hold what was unmapped before `stamp` was taken, and waits until all have.
 pub fn flush_older(cpus: &impl Cpus, stamp: u32) {
     let time = cpus.clock().date(stamp);
-    // Between whatever the caller did to get here (an exchange, mostly, which is one already) and the look at who walks.
+    // Between whatever the caller did to get here (an exchange, mostly, which is one already) and the look at who
+    // walks.
     fence(Ordering::SeqCst);
     let here = cpus.here();
     for (number, tlb) in cpus.tlbs().enumerate() {

@@ -1,11 +1,13 @@
-//! What a CPU is known to give away by speculation, and what is done about it: the policy, as a function of what the CPU says of itself.
+//! What a CPU is known to give away by speculation, and what is done about it: the policy, as a function of what the
+//! CPU says of itself.
 //!
-//! SPECIFICATION.md ("Speculation") says what this protects and what it does not. In short: nothing that costs on the way to and from
-//! a guest. What is done is done when a CPU goes from one domain to another, and once at the start. A CPU that nothing is known of
-//! is taken to leak; one that says it does not is believed; an emulated one does not speculate.
+//! SPECIFICATION.md ("Speculation") says what this protects and what it does not. In short: nothing that costs on the
+//! way to and from a guest. What is done is done when a CPU goes from one domain to another, and once at the start. A
+//! CPU that nothing is known of is taken to leak; one that says it does not is believed; an emulated one does not
+//! speculate.
 //!
-//! Sources: Intel's "CPUID Enumeration and Architectural MSRs" and list of affected processors; AMD's "Software techniques for managing
-//! speculation" and APM vol. 3, CPUID. No state, no lock.
+//! Sources: Intel's "CPUID Enumeration and Architectural MSRs" and list of affected processors; AMD's "Software
+//! techniques for managing speculation" and APM vol. 3, CPUID. No state, no lock.
 
 use core::fmt;
 
@@ -102,8 +104,8 @@ pub enum FpuSwitch {
     Eager,
 }
 
-/// Whether the pointers of the last x87 error have to be overwritten when the registers are another's: FXRSTOR of some CPUs leaves
-/// them, unless there is an error (CVE-2006-1056).
+/// Whether the pointers of the last x87 error have to be overwritten when the registers are another's: FXRSTOR of some
+/// CPUs leaves them, unless there is an error (CVE-2006-1056).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ErrorPointers {
     /// FXRSTOR loads them.

@@ -1,15 +1,15 @@
 //! One instruction that writes to memory: decoded from its bytes and carried out on a set of registers.
 //!
 //! For a guest that writes to its own page tables ([`crate::paging::writable`]) a single store is cheaper to carry out
-//! here than to allow. Known are the forms that compilers and kernels change a word in place with: `mov`, `movs`, `stos`,
-//! `xchg`, `cmpxchg`, `xadd`, `bts`/`btr`/`btc`, and the arithmetic that takes memory as its destination. Anything else
-//! is [`NotDecoded`], which is no error: the caller has another way.
+//! here than to allow. Known are the forms that compilers and kernels change a word in place with: `mov`, `movs`,
+//! `stos`, `xchg`, `cmpxchg`, `xadd`, `bts`/`btr`/`btc`, and the arithmetic that takes memory as its destination.
+//! Anything else is [`NotDecoded`], which is no error: the caller has another way.
 //!
-//! Where the operand lies is not worked out: the page fault has said it. So of an address only its length matters here. (For a
-//! store that begins in the page before the table, the fault names the table's first byte. All of it is then stored there, checked
-//! like any other, and nothing in the page before: on hardware, and in 2.0, it would be divided. A kernel that writes entries never does that.)
-//! Promises: any bytes at all give a result, and registers change only as the manual says (Intel SDM vol. 2; flags it
-//! calls undefined stay as they are). No state, no lock.
+//! Where the operand lies is not worked out: the page fault has said it. So of an address only its length matters here.
+//! (For a store that begins in the page before the table, the fault names the table's first byte. All of it is then
+//! stored there, checked like any other, and nothing in the page before: on hardware, and in 2.0, it would be divided.
+//! A kernel that writes entries never does that.) Promises: any bytes at all give a result, and registers change only
+//! as the manual says (Intel SDM vol. 2; flags it calls undefined stay as they are). No state, no lock.
 
 mod quick;
 mod registers;
@@ -187,7 +187,8 @@ impl Code<'_> {
         Ok(Source::Immediate(((value << unused) as i64 >> unused) as u64))
     }
 
-    /// The byte that names a register and a memory operand, and the rest of the latter. Gives the register's three bits.
+    /// The byte that names a register and a memory operand, and the rest of the latter. Gives the register's three
+    /// bits.
     #[inline]
     fn memory_operand(&mut self) -> Result<u8, NotDecoded> {
         let modrm = self.byte()?;
@@ -322,7 +323,8 @@ fn arithmetic(number: u8) -> Result<Arithmetic, NotDecoded> {
 }
 
 impl Store {
-    /// `movs`: the offset in its segment that it reads from, which [`carry_out`](Self::carry_out) wants the contents of.
+    /// `movs`: the offset in its segment that it reads from, which [`carry_out`](Self::carry_out) wants the contents
+    /// of.
     #[must_use]
     pub fn reads_from(&self, registers: &impl RegisterFile) -> Option<u64> {
         (self.operation == Operation::MoveString).then(|| registers.general(RSI) & self.address.mask())

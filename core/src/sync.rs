@@ -1,9 +1,9 @@
 //! The lock of everything that several CPUs may want at once.
 //!
-//! Interrupts are off wherever the hypervisor runs, so a CPU that waits for a lock answers no interrupt; but whoever has the lock
-//! may be waiting for that very CPU to flush its TLB ([`crate::shootdown`]). So a wait serves what others ask of this CPU, through
-//! the function that the hypervisor names at boot ([`serve_while_waiting`]). It must take no lock, and may be called
-//! wherever a lock may be waited for.
+//! Interrupts are off wherever the hypervisor runs, so a CPU that waits for a lock answers no interrupt; but whoever
+//! has the lock may be waiting for that very CPU to flush its TLB ([`crate::shootdown`]). So a wait serves what others
+//! ask of this CPU, through the function that the hypervisor names at boot ([`serve_while_waiting`]). It must take no
+//! lock, and may be called wherever a lock may be waited for.
 
 use spin::Once;
 use spin::relax::RelaxStrategy;
@@ -20,8 +20,8 @@ pub fn serve_while_waiting(service: fn()) {
     SERVICE.call_once(|| service);
 }
 
-/// One turn of a wait with interrupts off: for a lock, or for another CPU's answer. (Out of line: within every lock it would cost those that
-/// are free some registers.)
+/// One turn of a wait with interrupts off: for a lock, or for another CPU's answer. (Out of line: within every lock it
+/// would cost those that are free some registers.)
 #[cold]
 #[inline(never)]
 pub fn wait_a_little() {

@@ -1,13 +1,14 @@
 //! A domain that has ended gives its memory back, in as many goes as it takes.
 //!
-//! [`Teardown`] says how far that has come, and belongs to whoever takes the domain down. First everything that makes tables tables
-//! is given up: descriptor tables, the page-table base, pins; then the domain's own reference to each of its frames. What
-//! another domain still maps stays the dead domain's until that ends, as with `dom_mem_op`; everything else is scrubbed and free.
-//! The pages that are the hypervisor's (shared_info, the GDT's first page) go with the domain itself; those of its grant table
-//! are given up at the beginning, and what it has mapped of other domains' grants when it has no page tables any more.
+//! [`Teardown`] says how far that has come, and belongs to whoever takes the domain down. First everything that makes
+//! tables tables is given up: descriptor tables, the page-table base, pins; then the domain's own reference to each of
+//! its frames. What another domain still maps stays the dead domain's until that ends, as with `dom_mem_op`; everything
+//! else is scrubbed and free. The pages that are the hypervisor's (shared_info, the GDT's first page) go with the
+//! domain itself; those of its grant table are given up at the beginning, and what it has mapped of other domains'
+//! grants when it has no page tables any more.
 //!
-//! The domain runs nowhere, no CPU has its tables loaded, and nobody makes requests in its name any more. Others may map its
-//! frames meanwhile, and may go on to.
+//! The domain runs nowhere, no CPU has its tables loaded, and nobody makes requests in its name any more. Others may
+//! map its frames meanwhile, and may go on to.
 //!
 //! Lock: its paging lock, for a step at a time.
 
@@ -92,8 +93,8 @@ impl Teardown {
 const STRIDE: u64 = 128;
 const AS_ONE: u64 = 4;
 
-/// Where to go on behind a frame: the next that is the domain's, unless too many that are others' come first. (A small domain's frames
-/// can lie far apart, if others were there before it.)
+/// Where to go on behind a frame: the next that is the domain's, unless too many that are others' come first. (A small
+/// domain's frames can lie far apart, if others were there before it.)
 fn behind<H: Hardware>(host: &Host<H>, dom: &Domain, mfn: Mfn, poll: &mut Poll) -> Mfn {
     let from = Mfn(mfn.0 + 1);
     let next = host.frames.next_of(dom.id, from, STRIDE);

@@ -26,8 +26,9 @@ pub const NS_PER_SEC: u64 = 1_000_000_000;
 
 /// A factor in 64.64 fixed point: what turns ticks of one clock into ticks of another, such as cycles into nanoseconds.
 ///
-/// What comes out is the exact product rounded down, or one more: the factor is too great by less than a part in 2^64. So who adds to
-/// an earlier result the exact product of what has passed since, rounded down, is never ahead of a later one.
+/// What comes out is the exact product rounded down, or one more: the factor is too great by less than a part in 2^64.
+/// So who adds to an earlier result the exact product of what has passed since, rounded down, is never ahead of a later
+/// one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ratio {
     whole: u64,
@@ -154,8 +155,8 @@ pub fn write_moment(memory: &impl MachineMemory, shared_info: Mfn, moment: &Mome
     memory.store32(version2, next);
 }
 
-/// Writes another date over a moment that was written before. The page may say another system time than was written: the date that it then
-/// gets is its guest's own affair.
+/// Writes another date over a moment that was written before. The page may say another system time than was written:
+/// the date that it then gets is its guest's own affair.
 pub fn write_date(memory: &impl MachineMemory, shared_info: Mfn, at_zero: DateAtZero) {
     let (version1, version2) =
         (field(shared_info, SharedInfo::TIME_VERSION1), field(shared_info, SharedInfo::TIME_VERSION2));

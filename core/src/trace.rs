@@ -1,16 +1,19 @@
 //! Trace buffers: what each CPU did lately, for a reader in domain 0 (`trace.h`, `DOM0_GETTBUFS`).
 //!
-//! There is one buffer a CPU, all of one size and one behind the other in machine memory, owned by DOMID_XEN and shared: whoever controls the
-//! machine maps them, to be read. Each begins with a head in the layout of the reader's architecture, which is domain 0's. The records
-//! lie behind it. `head` counts all records ever written; the next goes to that number modulo `size`, over the oldest.
+//! There is one buffer a CPU, all of one size and one behind the other in machine memory, owned by DOMID_XEN and
+//! shared: whoever controls the machine maps them, to be read. Each begins with a head in the layout of the reader's
+//! architecture, which is domain 0's. The records lie behind it. `head` counts all records ever written; the next goes
+//! to that number modulo `size`, over the oldest.
 //!
-//! Promises: a record is whole in memory before `head` counts it; nothing is ever read back from the buffers. A reader that is more than
-//! `size` - 1 records behind has lost the others: the one that is being written then is the oldest. An x86_32 reader's `head` wraps
-//! at 2^32, where a `size` that is no power of two makes the place jump once, as in 2.0.
+//! Promises: a record is whole in memory before `head` counts it; nothing is ever read back from the buffers. A reader
+//! that is more than `size` - 1 records behind has lost the others: the one that is being written then is the oldest.
+//! An x86_32 reader's `head` wraps at 2^32, where a `size` that is no power of two makes the place jump once, as in
+//! 2.0.
 //!
 //! No lock: only its own CPU writes to a buffer, with interrupts off.
 //!
-//! Where nobody asked for buffers (`tbuf_size=`) nothing is recorded, and the places that would record cost a comparison, or nothing.
+//! Where nobody asked for buffers (`tbuf_size=`) nothing is recorded, and the places that would record cost a
+//! comparison, or nothing.
 
 use crate::addr::{DomId, MachineAddr, Mfn, PAGE_SIZE};
 use crate::domain::Arch;
@@ -25,8 +28,8 @@ use proxenos_abi::{X86_32, X86_64};
 /// What stands for the domain where none runs (2.0's number of the idle domain).
 pub const IDLE: DomId = DomId(0x7fff);
 
-/// What is recorded. Numbers below 0x100000 are those of 2.0's tools, and mean the same; where 2.0 had the address of a structure, this
-/// has nothing.
+/// What is recorded. Numbers below 0x100000 are those of 2.0's tools, and mean the same; where 2.0 had the address of a
+/// structure, this has nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Event {
     /// A domain exists that has not yet run.
@@ -150,8 +153,8 @@ impl TraceBuffers {
         cpus as u64 * pages_each as u64
     }
 
-    /// Makes buffers of `pages_each` pages, at least one, in the frames from `first` on, for a reader of this architecture. The frames are zeroed,
-    /// and contiguous; an x86_32 reader's lie below 4 GiB.
+    /// Makes buffers of `pages_each` pages, at least one, in the frames from `first` on, for a reader of this
+    /// architecture. The frames are zeroed, and contiguous; an x86_32 reader's lie below 4 GiB.
     #[must_use]
     pub fn new(memory: &impl MachineMemory, first: Mfn, cpus: u32, pages_each: u32, reader: Arch) -> Self {
         let header = match reader {
@@ -199,7 +202,8 @@ impl TraceBuffers {
         self.reader
     }
 
-    /// Records an event on a CPU, at a time of its TSC's. The caller runs on that CPU. A CPU without a buffer records nothing.
+    /// Records an event on a CPU, at a time of its TSC's. The caller runs on that CPU. A CPU without a buffer records
+    /// nothing.
     pub fn record(&self, memory: &impl MachineMemory, cpu: u32, cycles: u64, event: Event) {
         let Some(buffer) = self.buffers.get(cpu as usize) else { return };
         let written = buffer.written.load(Relaxed);

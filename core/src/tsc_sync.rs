@@ -1,8 +1,8 @@
 //! How far apart the time stamp counters of two CPUs are, from messages between them.
 //!
-//! One CPU reads its counter, asks the other for its own, and reads again: what the other read lies between, so each round bounds
-//! the difference from both sides. The bounds of all rounds hold together, so a round that something long came between does
-//! no harm, and of many the shortest decides. No lock.
+//! One CPU reads its counter, asks the other for its own, and reads again: what the other read lies between, so each
+//! round bounds the difference from both sides. The bounds of all rounds hold together, so a round that something long
+//! came between does no harm, and of many the shortest decides. No lock.
 
 /// What rounds of questions have shown: bounds on the other's counter less ours, in ticks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,13 +1,14 @@
 //! User mode of x86_64 guests: `switch_to_user` and `set_segment_base`.
 //!
-//! Kernel and applications of an x86_64 guest both run in ring 3; which of them runs is the virtual CPU's [`Mode`]. The kernel
-//! leaves for an application by `switch_to_user`, with a frame on its stack; everything that happens to an application
-//! (exception, `int n`, event, `syscall`) brings the kernel back, on the stack of `stack_switch` ([`crate::bounce`]). With the mode
-//! change the page-table base ([`crate::paging::user_base`]) and the base of gs.
+//! Kernel and applications of an x86_64 guest both run in ring 3; which of them runs is the virtual CPU's [`Mode`]. The
+//! kernel leaves for an application by `switch_to_user`, with a frame on its stack; everything that happens to an
+//! application (exception, `int n`, event, `syscall`) brings the kernel back, on the stack of `stack_switch`
+//! ([`crate::bounce`]). With the mode change the page-table base ([`crate::paging::user_base`]) and the base of gs.
 //!
-//! Promises: nothing that a frame says gives an application more than ring 3 with interrupts on and no I/O privilege; whatever it
-//! names that the CPU cannot load (a selector, a rip that is not canonical) becomes its kernel's failsafe callback when the CPU
-//! finds out. A frame that cannot be read is `-EFAULT`, and nothing has happened. No lock but the paging lock, for the base.
+//! Promises: nothing that a frame says gives an application more than ring 3 with interrupts on and no I/O privilege;
+//! whatever it names that the CPU cannot load (a selector, a rip that is not canonical) becomes its kernel's failsafe
+//! callback when the CPU finds out. A frame that cannot be read is `-EFAULT`, and nothing has happened. No lock but the
+//! paging lock, for the base.
 //!
 //! Source: Xen at 1de2eb95ef (March 2005), arch-x86_64.h; what differs is marked [ours].
 
@@ -58,7 +59,8 @@ impl Application {
         Self { context: Context { ip, cs, flags: given(rflags), sp, ss, rcx, r11 }, rax }
     }
 
-    /// `switch_to_user()`: what the frame at the kernel's stack pointer says. What of it does not count need not be there.
+    /// `switch_to_user()`: what the frame at the kernel's stack pointer says. What of it does not count need not be
+    /// there.
     ///
     /// # Errors
     /// `EFAULT`: it cannot be read.
@@ -94,9 +96,10 @@ const fn given(flags: u64) -> u64 {
     flags & GIVEN_FLAGS | FIXED_FLAGS
 }
 
-/// Changes the mode of a virtual CPU that runs here: the page-table base with it, not the base of gs. `load` makes a frame the root
-/// that the CPU walks, and drops every translation. It comes too often to be a step of the flush clock, so this flush counts as made at the
-/// last: it may count as older than a stamp that was taken before it, never as younger than one that was taken after it.
+/// Changes the mode of a virtual CPU that runs here: the page-table base with it, not the base of gs. `load` makes a
+/// frame the root that the CPU walks, and drops every translation. It comes too often to be a step of the flush clock,
+/// so this flush counts as made at the last: it may count as older than a stamp that was taken before it, never as
+/// younger than one that was taken after it.
 ///
 /// # Errors
 /// Its applications have nothing to run on; nothing has changed.
@@ -129,11 +132,12 @@ pub fn switch_at_once<H: Hardware>(
     Some(settled)
 }
 
-/// `set_segment_base(which, base)`: of fs, or of gs in one of the modes. A base is a canonical address, and may be anybody's: what
-/// it leads to is protected by page tables.
+/// `set_segment_base(which, base)`: of fs, or of gs in one of the modes. A base is a canonical address, and may be
+/// anybody's: what it leads to is protected by page tables.
 ///
 /// # Errors
-/// `EINVAL`: there is no such register, the address is not canonical, or the selector cannot be loaded; nothing has changed.
+/// `EINVAL`: there is no such register, the address is not canonical, or the selector cannot be loaded; nothing has
+/// changed.
 pub fn set_segment_base<P: Personality, H: Hardware>(
     host: &Host<H>,
     dom: &Domain,

@@ -40,10 +40,11 @@ pub struct Vcpu {
     pub failsafe_callback: Option<Callback>,
     /// Where the `syscall` of an x86_64 guest's applications leads, in the flat code segment.
     pub system_call: Option<GuestVirt>,
-    /// Whether an x86_64 guest's kernel or an application runs: the mode of its paging state, to be had without a lock. Changed by
-    /// [`user_mode::switch`](crate::user_mode::switch). (An x86_32 guest's is its ring.)
+    /// Whether an x86_64 guest's kernel or an application runs: the mode of its paging state, to be had without a lock.
+    /// Changed by [`user_mode::switch`](crate::user_mode::switch). (An x86_32 guest's is its ring.)
     pub mode: Mode,
-    /// The kernel's stack for entries from ring 3 (the virtual TSS). Changed by [`set_kernel_stack`](Self::set_kernel_stack).
+    /// The kernel's stack for entries from ring 3 (the virtual TSS). Changed by
+    /// [`set_kernel_stack`](Self::set_kernel_stack).
     pub kernel_stack: (Selector, GuestVirt),
     /// Descriptor tables.
     pub segments: Segments,

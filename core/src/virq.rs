@@ -44,7 +44,8 @@ pub struct HardwareErrors {
     pub io: bool,
 }
 
-/// Port 61h of the PC/AT: which errors have been reported, and which are (Intel ICH9 data sheet, 13.8.1 "NMI status and control").
+/// Port 61h of the PC/AT: which errors have been reported, and which are (Intel ICH9 data sheet, 13.8.1 "NMI status and
+/// control").
 const PARITY_SOURCE: u8 = 1 << 7;
 const IO_SOURCE: u8 = 1 << 6;
 const IO_OFF: u8 = 1 << 3;
@@ -53,8 +54,8 @@ const PARITY_OFF: u8 = 1 << 2;
 const CONTROL: u8 = 0xf;
 
 impl HardwareErrors {
-    /// What a reading of the port says, and what to write to it: who has reported an error is turned off until the machine starts again, lest
-    /// it report the same without end.
+    /// What a reading of the port says, and what to write to it: who has reported an error is turned off until the
+    /// machine starts again, lest it report the same without end.
     #[must_use]
     pub const fn of_port(value: u8) -> (Self, Option<u8>) {
         // All ones: there is no such port.

@@ -1,8 +1,8 @@
-//! Where `print!` goes: the emergency console for domain 0 and whomever the hypervisor lets use it, the control interface's console
-//! for a domain that has a controller, and nowhere for one that has neither.
+//! Where `print!` goes: the emergency console for domain 0 and whomever the hypervisor lets use it, the control
+//! interface's console for a domain that has a controller, and nowhere for one that has neither.
 //!
-//! A `print!` is gathered on the stack and handed over in pieces of up to [`CHUNK`] bytes, so that an upcall that prints
-//! while other code does leaves whole pieces. The ring has no lock: it is used with upcalls masked.
+//! A `print!` is gathered on the stack and handed over in pieces of up to [`CHUNK`] bytes, so that an upcall that
+//! prints while other code does leaves whole pieces. The ring has no lock: it is used with upcalls masked.
 
 mod ring;
 

@@ -1,7 +1,7 @@
 //! Event channels: binding, masking, waiting, and the dispatch of upcalls to the ports' handlers.
 //!
-//! An upcall is entered with upcalls masked, and its entry point unmasks them when all is done. Handlers therefore never
-//! nest. A port that nobody handles is masked when it first fires.
+//! An upcall is entered with upcalls masked, and its entry point unmasks them when all is done. Handlers therefore
+//! never nest. A port that nobody handles is masked when it first fires.
 
 use crate::arch::{Arch, event_callback, failsafe_callback};
 use crate::{hypercall, shared_info};

@@ -8,8 +8,8 @@ use proxenos_abi::{DomId, Errno, Mfn, PAGE_SIZE};
 
 /// A page at which frames of other domains can be mapped, one at a time.
 ///
-/// Their contents are others', and may change at any time: they are read and written in words that nothing is assumed of. Before a
-/// frame is [shown](Self::show), the page is one of this domain's own.
+/// Their contents are others', and may change at any time: they are read and written in words that nothing is assumed
+/// of. Before a frame is [shown](Self::show), the page is one of this domain's own.
 #[derive(Clone, Copy, Debug)]
 pub struct Window(Frame);
 

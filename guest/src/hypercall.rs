@@ -147,8 +147,8 @@ pub fn fpu_taskswitch() -> Result<(), Errno> {
     check(unsafe { hypercall0(number(Hypercall::FpuTaskswitch)) }).map(drop)
 }
 
-/// 31, where the hypervisor has its option `audit=calls`: the memory of the whole machine is checked. Where something is
-/// amiss, that is the machine's end; where the option is off, the error is ENOSYS.
+/// 31, where the hypervisor has its option `audit=calls`: the memory of the whole machine is checked. Where something
+/// is amiss, that is the machine's end; where the option is off, the error is ENOSYS.
 pub fn audit() -> Result<(), Errno> {
     // SAFETY: changes no memory.
     check(unsafe { hypercall0(AUDIT_CALL as usize) }).map(drop)
@@ -282,8 +282,8 @@ pub fn event_channel_op<T: EvtchnArgument>(argument: T) -> Result<T, Errno> {
 pub fn event_channel_send(send: EvtchnSend) -> Result<(), Errno> {
     let mut op = MaybeUninit::<EvtchnOp>::uninit();
     let at = op.as_mut_ptr();
-    // SAFETY: two fields of the request, the second as large as a command's argument can be. The hypervisor reads the rest, if at
-    // all, as the bytes that are there.
+    // SAFETY: two fields of the request, the second as large as a command's argument can be. The hypervisor reads the
+    // rest, if at all, as the bytes that are there.
     unsafe {
         (&raw mut (*at).cmd).write_unaligned(EvtchnSend::COMMAND.raw());
         (&raw mut (*at).u).cast::<EvtchnSend>().write_unaligned(send);

@@ -1,8 +1,8 @@
 //! The guest's memory: its numbering, its page tables, its free frames.
 //!
 //! A frame has three names: its machine number (`Mfn`), its number in the guest's own contiguous view (`Pfn`), and the
-//! virtual address at which the SDK maps it, which is the pseudo-physical address plus the base of the image. The builder
-//! maps the first frames like that, [`frames`] goes on in the same way.
+//! virtual address at which the SDK maps it, which is the pseudo-physical address plus the base of the image. The
+//! builder maps the first frames like that, [`frames`] goes on in the same way.
 
 pub mod frames;
 pub mod range;

@@ -1,7 +1,7 @@
 //! The end of the domain, and the reasons it can give.
 //!
-//! For domain 0, the reason is the exit status of `cargo xtask run`. The interface names 0 (power off), 1 (reboot) and 2
-//! (suspend); the numbers above are ours and stay below 0x7f.
+//! For domain 0, the reason is the exit status of `cargo xtask run`. The interface names 0 (power off), 1 (reboot) and
+//! 2 (suspend); the numbers above are ours and stay below 0x7f.
 
 use crate::hypercall;
 use core::sync::atomic::{AtomicU16, Ordering};

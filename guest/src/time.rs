@@ -1,7 +1,7 @@
 //! Time as the shared page tells it, carried on by the time-stamp counter.
 //!
-//! The hypervisor increments `time_version1`, changes the fields, and then increments `time_version2`. Reading the second
-//! before the fields and the first after them, equal versions prove that nothing changed in between.
+//! The hypervisor increments `time_version1`, changes the fields, and then increments `time_version2`. Reading the
+//! second before the fields and the first after them, equal versions prove that nothing changed in between.
 
 use crate::arch::read_tsc;
 use crate::clock::{TimeSnapshot, WallClock};
@@ -50,8 +50,8 @@ pub enum Timeout {
     Domain,
 }
 
-/// Sets a timeout of the shared page, in nanoseconds; 0 asks for nothing. The hypervisor notices when it looks next: at the next tick,
-/// or when the domain waits.
+/// Sets a timeout of the shared page, in nanoseconds; 0 asks for nothing. The hypervisor notices when it looks next: at
+/// the next tick, or when the domain waits.
 pub fn set_timeout(which: Timeout, ns: u64) {
     let offset = match which {
         Timeout::System => SharedInfo::WALL_TIMEOUT,

@@ -12,8 +12,8 @@
 //! | `weight=N`               | under `sched=bvt`: its share of a CPU, 1 to 1000; default 100                           |
 //! | `reserve=SLICE/PERIOD`   | under `sched=atropos`: so many microseconds of every so many                            |
 //!
-//! What follows the word `--` is its own. This module uses nothing but `core` and [`crate::options`], so that host tests
-//! can include both.
+//! What follows the word `--` is its own. This module uses nothing but `core` and [`crate::options`], so that host
+//! tests can include both.
 
 use crate::options::{Bytes, Complaint, Micros, decimal, micros, size, split_guest_part};
 

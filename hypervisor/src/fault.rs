@@ -24,7 +24,8 @@ const MAX_FRAMES: usize = 32;
 /// How many reports have begun.
 static REPORTS: AtomicU32 = AtomicU32::new(0);
 
-/// Begins the one report there is: all other CPUs stop, this one too if another is faster. A second report then means that the first failed.
+/// Begins the one report there is: all other CPUs stop, this one too if another is faster. A second report then means
+/// that the first failed.
 fn begin() -> impl Write {
     ipi::stop_others();
     if REPORTS.fetch_add(1, Ordering::Relaxed) > 0 {
@@ -124,8 +125,8 @@ fn code_bytes(out: &mut impl Write, rip: u64) -> fmt::Result {
     writeln!(out)
 }
 
-/// Where a call to what is no code came from. There was no function yet to begin a frame, so the frame pointers do not lead
-/// there: it is the word on top of the stack, if that is a call's.
+/// Where a call to what is no code came from. There was no function yet to begin a frame, so the frame pointers do not
+/// lead there: it is the word on top of the stack, if that is a call's.
 fn caller(out: &mut impl Write, frame: &TrapFrame) -> fmt::Result {
     let in_text = |at: u64| VirtAddr::try_new(at).is_ok_and(|at| layout::text().contains(&at));
     if in_text(frame.rip) || !in_stack(frame.rsp) {

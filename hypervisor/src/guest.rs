@@ -1,8 +1,8 @@
 //! Guests on this CPU: who runs, what becomes of its traps, and what happens on every way back to it.
 //!
-//! [`trap`] takes whatever a guest's code did, hands it to `core` or back to the guest, and [`leave`] then looks at what is
-//! due before the guest goes on: time, its end, its sleep, another domain's turn, an upcall. The domain that runs belongs to this
-//! CPU until it stops: its virtual CPU is owned here ([`Running`]), so none of this takes a lock.
+//! [`trap`] takes whatever a guest's code did, hands it to `core` or back to the guest, and [`leave`] then looks at
+//! what is due before the guest goes on: time, its end, its sleep, another domain's turn, an upcall. The domain that
+//! runs belongs to this CPU until it stops: its virtual CPU is owned here ([`Running`]), so none of this takes a lock.
 //!
 //! | module | what |
 //! |---|---|
@@ -103,15 +103,16 @@ pub struct Running {
     notes: Notes,
 }
 
-/// What the entries in assembly want to know of who runs: it is at hand in [`CpuLocal`], and kept with who does not run.
+/// What the entries in assembly want to know of who runs: it is at hand in [`CpuLocal`], and kept with who does not
+/// run.
 #[derive(Debug)]
 struct Notes {
     /// Where `syscall` goes on: it depends on the mode of an x86_64 guest (see [`user`]).
     syscall_to: Cell<unsafe extern "C" fn()>,
     /// Whose exceptions come.
     traps_of: Cell<quick::TrapsOf>,
-    /// The error code that a store of its kernel's to a page table faults with; no code if writable page tables are off. A hint:
-    /// whether it is one is for the long way to find out.
+    /// The error code that a store of its kernel's to a page table faults with; no code if writable page tables are
+    /// off. A hint: whether it is one is for the long way to find out.
     table_store: Cell<u8>,
 }
 
@@ -212,9 +213,9 @@ impl CpuLocal {
     /// Who runs here.
     ///
     /// # Safety
-    /// At most one reference at a time: taken by [`trap`], by a call's handler or behind it, once for each entry from a guest (interrupts
-    /// are disabled and the hypervisor's own traps never come here, but through [`Self::domain`]). Where another domain's turn
-    /// begins, that reference ends, and [`install`](Self::install) gives the next.
+    /// At most one reference at a time: taken by [`trap`], by a call's handler or behind it, once for each entry from a
+    /// guest (interrupts are disabled and the hypervisor's own traps never come here, but through [`Self::domain`]).
+    /// Where another domain's turn begins, that reference ends, and [`install`](Self::install) gives the next.
     #[expect(clippy::mut_from_ref, reason = "the contents of a cell, exclusive by this function's contract")]
     unsafe fn running(&self) -> Option<&mut Running> {
         // SAFETY: as the caller promises; the CPU's own data is touched by no other CPU.
@@ -234,8 +235,8 @@ impl CpuLocal {
         }
     }
 
-    /// [`uninstall`](Self::uninstall) and [`install`](Self::install): makes a domain the one that runs here in place of another, which is
-    /// given back.
+    /// [`uninstall`](Self::uninstall) and [`install`](Self::install): makes a domain the one that runs here in place of
+    /// another, which is given back.
     ///
     /// # Safety
     /// `old` is the one that runs here, the only reference to it.
@@ -245,8 +246,8 @@ impl CpuLocal {
         old.notes.copy_from(&self.notes);
         self.note_running(&running);
         let running = Box::into_raw(running);
-        // SAFETY: as the caller promises: the box of `old` is the one in the cell, from which it is taken by being written over; and the
-        // other box takes its place.
+        // SAFETY: as the caller promises: the box of `old` is the one in the cell, from which it is taken by being
+        // written over; and the other box takes its place.
         unsafe {
             self.running.get().write(Some(Box::from_raw(running)));
             (&mut *running, Box::from_raw(core::ptr::from_mut(old)))
@@ -281,8 +282,8 @@ impl CpuLocal {
     #[inline]
     fn mask_upcalls(&self) {
         const _: () = assert!(SharedInfo::EVTCHN_UPCALL_MASK == 1);
-        // SAFETY: set with the domain, whose shared page it stays for as long as that is installed; all access to it is atomic.
-        // (The sum is no `VirtAddr`: it would be looked at whether it is still one.)
+        // SAFETY: set with the domain, whose shared page it stays for as long as that is installed; all access to it is
+        // atomic. (The sum is no `VirtAddr`: it would be looked at whether it is still one.)
         let mask = unsafe { AtomicU8::from_ptr(self.shared.get().as_mut_ptr::<u8>().wrapping_add(1)) };
         mask.store(1, Ordering::Release);
     }
@@ -308,8 +309,9 @@ pub fn init_cpu() {
 unsafe fn running_elsewhere<'a>() -> impl Iterator<Item = &'a Running> {
     let here = Cpu::current().id;
     let others = smp::cpus().filter(move |cpu| cpu.id != here);
-    // SAFETY: a CPU stands still in the handler of an interrupt from a guest or the idle loop, where it has no reference to this, or where it waits
-    // for another CPU, and nobody uses the reference that the call it waits in has.
+    // SAFETY: a CPU stands still in the handler of an interrupt from a guest or the idle loop, where it has no
+    // reference to this, or where it waits for another CPU, and nobody uses the reference that the call it waits in
+    // has.
     others.filter_map(|cpu| unsafe { (*cpu.local.running.get()).as_deref() })
 }
 
@@ -385,7 +387,8 @@ impl Running {
     }
 }
 
-/// What is due before a guest goes on. When this returns, `frame` is what it goes on with; it may be another's than before.
+/// What is due before a guest goes on. When this returns, `frame` is what it goes on with; it may be another's than
+/// before.
 #[inline]
 fn leave(cpu: &'static Cpu, mut run: &'static mut Running, frame: &mut TrapFrame) {
     loop {
@@ -507,26 +510,28 @@ fn enter(cpu: &'static Cpu, host: &'static Host<Hw>) -> ! {
     let run = idle(cpu, host, &mut frame);
     timer::program_for(cpu, run, &time::now());
     leave(cpu, run, &mut frame);
-    // SAFETY: page tables and descriptor tables are the domain's, validated; the frame is that of a guest at its start, or as it was
-    // when it was last interrupted. Nothing on the stack below it is needed.
+    // SAFETY: page tables and descriptor tables are the domain's, validated; the frame is that of a guest at its start,
+    // or as it was when it was last interrupted. Nothing on the stack below it is needed.
     unsafe {
         cpu.guest_frame().write(frame);
         resume_guest()
     }
 }
 
-/// A page fault while the hypervisor ran: one at an address of the guest's, that shadowing or an open page table caused, is
-/// repaired, and the access tried again. No paging lock is held (see [`memory`]).
+/// A page fault while the hypervisor ran: one at an address of the guest's, that shadowing or an open page table
+/// caused, is repaired, and the access tried again. No paging lock is held (see [`memory`]).
 pub fn repair_access(fault: &TrapFrame) -> Repair {
     let at = GuestVirt(Cr2::read_raw());
     let cpu = Cpu::current();
     let Some((host, dom)) = cpu.local.domain() else { return Repair::None };
-    // A four-level guest's tables are the CPU's own, unless it is watched: else nothing but writable ones can be in the way.
+    // A four-level guest's tables are the CPU's own, unless it is watched: else nothing but writable ones can be in the
+    // way.
     if dom.arch == Arch::X86_64 && !dom.is_assisted(VmAssistType::WritablePagetables) && !dom.log.is_on() {
         return Repair::None;
     }
     let repaired = assist::repair_access(host, dom, at, faults::access(fault.error_code));
-    // What was found in a page table that had to be closed may be the domain's end, which whoever makes the access does not look for.
+    // What was found in a page table that had to be closed may be the domain's end, which whoever makes the access does
+    // not look for.
     if dom.run_state().contains(RunState::CRASHED) {
         cpu.local.attention.store(1, Ordering::Relaxed);
         return Repair::None;
@@ -534,8 +539,8 @@ pub fn repair_access(fault: &TrapFrame) -> Repair {
     if repaired { Repair::TryAgain } else { Repair::None }
 }
 
-/// The `iretq` to a guest faulted. A page of its LDT may have been missing, and the way back is tried again; else the guest is
-/// told, or stopped.
+/// The `iretq` to a guest faulted. A page of its LDT may have been missing, and the way back is tried again; else the
+/// guest is told, or stopped.
 pub fn return_faulted(fault: &mut TrapFrame) {
     let cpu = Cpu::current();
     // SAFETY: the entry that led here has ended, and with it its reference.

@@ -1,12 +1,12 @@
 //! Interrupt lines: the I/O APICs' inputs, and what becomes of an interrupt that comes through one.
 //!
-//! A line's number is the one that guests and firmware's `INTERRUPT_LINE` registers know: below 16 an interrupt of the PC/AT, which the
-//! MADT may place on another input; above, the input itself. Each has a vector of its own for good. All inputs are masked
-//! until [`proxenos_core::pirq`], which keeps the books, opens one.
+//! A line's number is the one that guests and firmware's `INTERRUPT_LINE` registers know: below 16 an interrupt of the
+//! PC/AT, which the MADT may place on another input; above, the input itself. Each has a vector of its own for good.
+//! All inputs are masked until [`proxenos_core::pirq`], which keeps the books, opens one.
 //!
-//! An interrupt finds either a guest running or the idle loop: interrupts are disabled everywhere else. It is told to whoever has the line,
-//! which closes a level-triggered one, and then to the local APIC as over; so the I/O APIC never has to deliver it
-//! twice for one cause.
+//! An interrupt finds either a guest running or the idle loop: interrupts are disabled everywhere else. It is told to
+//! whoever has the line, which closes a level-triggered one, and then to the local APIC as over; so the I/O APIC never
+//! has to deliver it twice for one cause.
 //!
 //! The lock [`REGISTERS`] makes an access to an I/O APIC one: index, then data. It is innermost.
 
@@ -80,7 +80,8 @@ static REGISTERS: Mutex<()> = Mutex::new(());
 impl Chip {
     fn read(self, index: u32) -> u32 {
         let _guard = REGISTERS.lock();
-        // SAFETY: the MADT says that an I/O APIC's registers are here, and `init` has mapped them. Nobody else uses them.
+        // SAFETY: the MADT says that an I/O APIC's registers are here, and `init` has mapped them. Nobody else uses
+        // them.
         unsafe {
             self.registers.as_mut_ptr::<u32>().write_volatile(index);
             (self.registers + WINDOW).as_ptr::<u32>().read_volatile()

@@ -8,8 +8,8 @@
 //! - Interrupts are disabled whenever the hypervisor runs, except at the one `hlt` of the idle loop. So nothing here is
 //!   ever interrupted by itself, but by NMI, machine check and its own faults, and a spin lock is all a lock needs to
 //!   be.
-//! - Who waits with interrupts off, for a lock or for another CPU, serves what others want of it meanwhile: all locks are
-//!   [`proxenos_core::sync::Mutex`], but those that nobody waits for with anything else to do.
+//! - Who waits with interrupts off, for a lock or for another CPU, serves what others want of it meanwhile: all locks
+//!   are [`proxenos_core::sync::Mutex`], but those that nobody waits for with anything else to do.
 //! - A CPU has one stack; what is per CPU lies at its top ([`cpu::percpu`]).
 //! - A fault in the hypervisor is the end, except at the instructions of [`cpu::extable`]; it is reported ([`fault`]).
 #![no_std]

@@ -1,8 +1,9 @@
 //! How the machine's memory is divided among the hypervisor and the domains that the loader brings, in frames.
 //!
-//! Promises: domain 0 gets what it is said to have, or all that can be spared; what further domains want is put aside before that,
-//! up to half of it, and is there when they are built: whatever the machine's size, building domain 0 takes no more than is counted here,
-//! and a quarter of the reserve. Arithmetic, and nothing but `core`, so that host tests can include it.
+//! Promises: domain 0 gets what it is said to have, or all that can be spared; what further domains want is put aside
+//! before that, up to half of it, and is there when they are built: whatever the machine's size, building domain 0
+//! takes no more than is counted here, and a quarter of the reserve. Arithmetic, and nothing but `core`, so that host
+//! tests can include it.
 
 /// What the hypervisor keeps of free memory for its own tables and shadows, when domains take all that there is: a
 /// sixteenth, within these bounds.
@@ -42,13 +43,15 @@ pub const fn to_build(pages: Frames) -> Frames {
     pages.and(Frames(pages.0.div_ceil(LISTED)))
 }
 
-/// What a further domain takes: its memory, and what its shadows may come to, by its memory if `shadows` does not say it.
+/// What a further domain takes: its memory, and what its shadows may come to, by its memory if `shadows` does not say
+/// it.
 #[must_use]
 pub fn needs(pages: Frames, shadows: Option<Frames>) -> Frames {
     to_build(pages).and(shadows.unwrap_or(Frames(SHADOWS + pages.0 / 8)))
 }
 
-/// How much memory domain 0 gets of what is free before any domain is built: what is `asked`, or all but what further domains want.
+/// How much memory domain 0 gets of what is free before any domain is built: what is `asked`, or all but what further
+/// domains want.
 ///
 /// # Errors
 /// How much it can have, if that is less than is asked.
@@ -62,8 +65,8 @@ pub fn of_domain0(free: Frames, reserve: Frames, asked: Option<Frames>, wanted: 
     }
 }
 
-/// How much a further domain can take of what is free now: those built before have taken some for themselves, of which half of the
-/// reserve has to be left.
+/// How much a further domain can take of what is free now: those built before have taken some for themselves, of which
+/// half of the reserve has to be left.
 #[must_use]
 pub const fn for_further(free: Frames, reserve: Frames) -> Frames {
     free.less(Frames(reserve.0 / 2))

@@ -313,7 +313,8 @@ impl Options {
     }
 }
 
-/// Splits a command line at the first word `--`: what is ours, and what is domain 0's (`None` without such a word). (A module's command line is split alike: `domain_options`.)
+/// Splits a command line at the first word `--`: what is ours, and what is domain 0's (`None` without such a word). (A
+/// module's command line is split alike: `domain_options`.)
 #[must_use]
 pub fn split_guest_part(command_line: &str) -> (&str, Option<&str>) {
     for (at, _) in command_line.match_indices("--") {

@@ -25,7 +25,8 @@ fn select(at: PciAddress, register: u8) -> u16 {
 pub fn read(at: PciAddress, register: u8, width: Width) -> u32 {
     let _guard = PORTS.lock();
     let port = select(at, register);
-    // SAFETY: reads what was selected. A domain that may use devices has asked for it, and what it does to them is its own affair.
+    // SAFETY: reads what was selected. A domain that may use devices has asked for it, and what it does to them is its
+    // own affair.
     unsafe {
         match width {
             Width::One => Port::<u8>::new(port).read().into(),
@@ -39,8 +40,8 @@ pub fn read(at: PciAddress, register: u8, width: Width) -> u32 {
 pub fn write(at: PciAddress, register: u8, width: Width, value: u32) {
     let _guard = PORTS.lock();
     let port = select(at, register);
-    // SAFETY: as for `read`; where a device lies is not changed (`proxenos_core::physdev`), and what it does to memory by itself is a
-    // matter of trust in who may use devices (SPECIFICATION.md).
+    // SAFETY: as for `read`; where a device lies is not changed (`proxenos_core::physdev`), and what it does to memory
+    // by itself is a matter of trust in who may use devices (SPECIFICATION.md).
     unsafe {
         match width {
             Width::One => Port::<u8>::new(port).write(value as u8),

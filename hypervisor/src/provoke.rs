@@ -95,16 +95,16 @@ fn execute_data() {
 
 #[inline(never)]
 fn double_fault() {
-    // SAFETY: the fault's frame cannot be pushed, nor that of the fault which this causes; a double fault has a stack of
-    // its own, and does not return.
+    // SAFETY: the fault's frame cannot be pushed, nor that of the fault which this causes; a double fault has a stack
+    // of its own, and does not return.
     unsafe { asm!("mov rsp, {}", "ud2", in(reg) NOWHERE, options(noreturn)) }
 }
 
 /// On a stack that is none: what is not reported as a machine check had no stack of its own.
 #[inline(never)]
 fn machine_check() {
-    // SAFETY: the gate has a stack of its own, and what comes of it does not return. (`int` takes the gate's stack as the
-    // exception does: Intel SDM vol. 3 §6.14.5.)
+    // SAFETY: the gate has a stack of its own, and what comes of it does not return. (`int` takes the gate's stack as
+    // the exception does: Intel SDM vol. 3 §6.14.5.)
     unsafe { asm!("mov rsp, {}", "int 18", in(reg) NOWHERE, options(noreturn)) }
 }
 
@@ -118,8 +118,8 @@ fn interrupt_stack_overflow(which: InterruptStack) {
     };
     // Below the words by which the CPU is found.
     let top = Cpu::current().area().ist_stack(ist).end - 16u64;
-    // SAFETY: nobody uses that stack now, and nobody will: the fault does not return, nor does what follows where there was
-    // none in the whole range. Its guard is within so many words.
+    // SAFETY: nobody uses that stack now, and nobody will: the fault does not return, nor does what follows where there
+    // was none in the whole range. Its guard is within so many words.
     unsafe {
         asm!(
             "mov rsp, {top}",

@@ -42,8 +42,8 @@
 //! # Versions
 //!
 //! [`VERSION`] is this crate's. A minor step only adds variants behind those there are; who does not know one answers
-//! [`Cause::NotSupported`], which is also what an unreadable call gets, as far as its number can be read. All else is a major step. [`Hello`] and
-//! [`Welcome`] never change.
+//! [`Cause::NotSupported`], which is also what an unreadable call gets, as far as its number can be read. All else is a
+//! major step. [`Hello`] and [`Welcome`] never change.
 //!
 //! No lock guards anything here: these are values.
 

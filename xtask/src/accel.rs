@@ -1,9 +1,9 @@
 //! Whether KVM really works here.
 //!
-//! `/dev/kvm` may exist and yet be forbidden, or broken inside another virtual machine: some can run the hypervisor and fail at a
-//! guest's first `int` from ring 1 or `syscall`. So the hypervisor is booted under KVM with the hello guest of the same architecture;
-//! when that one has said goodbye, KVM has run all that matters. What was found is remembered below the target
-//! directory for this boot of the host and this build of the hypervisor.
+//! `/dev/kvm` may exist and yet be forbidden, or broken inside another virtual machine: some can run the hypervisor and
+//! fail at a guest's first `int` from ring 1 or `syscall`. So the hypervisor is booted under KVM with the hello guest
+//! of the same architecture; when that one has said goodbye, KVM has run all that matters. What was found is remembered
+//! below the target directory for this boot of the host and this build of the hypervisor.
 
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};

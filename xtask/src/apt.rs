@@ -71,7 +71,8 @@ pub fn refresh_if_stale() -> Result<()> {
     Ok(())
 }
 
-/// Fetches a package's file into an empty directory, and unpacks it there: nothing of it is installed. Apt chooses version and source.
+/// Fetches a package's file into an empty directory, and unpacks it there: nothing of it is installed. Apt chooses
+/// version and source.
 ///
 /// # Errors
 /// Where there is no apt, or it knows no such package.

@@ -1,8 +1,8 @@
 //! Further domains, which the hypervisor builds beside domain 0: how `--domain` and manifests name them.
 //!
-//! `GUEST[/ARCH] [options] [-- command line]`: a package under `guests/`, its architecture (`same` as domain 0's, which is the
-//! default, `other`, or by name), the hypervisor's options for it (`hypervisor/src/domain_options.rs`), and what is the guest's
-//! own. In place of a package, a path to an ELF file.
+//! `GUEST[/ARCH] [options] [-- command line]`: a package under `guests/`, its architecture (`same` as domain 0's, which
+//! is the default, `other`, or by name), the hypervisor's options for it (`hypervisor/src/domain_options.rs`), and what
+//! is the guest's own. In place of a package, a path to an ELF file.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;

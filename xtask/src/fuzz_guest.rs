@@ -1,8 +1,9 @@
 //! `cargo xtask fuzz-guest`: the blind guest, one seed after the other, until the time is over.
 //!
-//! The guest may do to itself what it likes: that it was ended is counted, and the next seed begins. A failure is what the host must not
-//! do: a panic (a violation that an audit found is one), a triple fault, silence. Time is counted in instructions, so the command that is
-//! printed with a failure repeats it to the digit, with the same compiler and QEMU.
+//! The guest may do to itself what it likes: that it was ended is counted, and the next seed begins. A failure is what
+//! the host must not do: a panic (a violation that an audit found is one), a triple fault, silence. Time is counted in
+//! instructions, so the command that is printed with a failure repeats it to the digit, with the same compiler and
+//! QEMU.
 
 use std::io::{self, Write};
 use std::path::Path;

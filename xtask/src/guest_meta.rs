@@ -112,7 +112,8 @@ pub struct Nmis {
     pub after: String,
     /// How many the hypervisor must have taken.
     pub least: u64,
-    /// What port 61h of the PC says of their cause, in place of what the machine has there. What is written to it is kept.
+    /// What port 61h of the PC says of their cause, in place of what the machine has there. What is written to it is
+    /// kept.
     pub reason: Option<u8>,
     /// The first byte that must have been written to that port.
     pub answer: Option<u8>,

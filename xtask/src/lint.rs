@@ -46,8 +46,8 @@ pub fn host(workspace: &Workspace) -> Vec<Planned> {
     planned
 }
 
-/// The fuzz target is in no workspace of ours, and takes a nightly toolchain to run. That it compiles can be seen without; what it
-/// calls is run by core's tests.
+/// The fuzz target is in no workspace of ours, and takes a nightly toolchain to run. That it compiles can be seen
+/// without; what it calls is run by core's tests.
 fn fuzz_target(workspace: &Workspace) -> Check {
     let mut command = cargo::host();
     let (manifest, target) = (workspace.root().join("fuzz/Cargo.toml"), workspace.root().join("target/fuzz-check"));
@@ -123,4 +123,43 @@ pub fn command() -> Result<u8> {
         }
     }
     Ok(status)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    /// As wide as code may be (`rustfmt.toml`).
+    const WIDTH: usize = 120;
+
+    /// All Rust files of ours below a directory.
+    fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            if path.is_dir() && name != "target" && !name.starts_with('.') {
+                sources(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path);
+            }
+        }
+    }
+
+    /// rustfmt does not see to comments.
+    #[test]
+    fn comments_are_no_wider_than_code() {
+        let mut files = Vec::new();
+        sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".."), &mut files);
+        assert!(files.len() > 300, "{} files", files.len());
+        for file in files {
+            let text = fs::read_to_string(&file).unwrap();
+            for (number, line) in text.lines().enumerate() {
+                let comment = line.trim_start().strip_prefix("//").map(|rest| rest.trim_start_matches(['/', '!', ' ']));
+                // A row of a table is one line.
+                let is_prose = comment.is_some_and(|comment| !comment.starts_with('|'));
+                assert!(!is_prose || line.chars().count() <= WIDTH, "{}:{}: {line}", file.display(), number + 1);
+            }
+        }
+    }
 }

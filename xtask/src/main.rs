@@ -50,7 +50,8 @@ enum Command {
     Test(TestArgs),
     /// Measure what operations cost a guest, in instructions; fails where a budget or the baseline is exceeded
     Bench(BenchArgs),
-    /// Boot the blind guest, seed after seed; fails where the host does not outlive it, with the command that repeats it
+    /// Boot the blind guest, seed after seed; fails where the host does not outlive it, with the command that repeats
+    /// it
     FuzzGuest(FuzzGuestArgs),
     /// Make a bootable ISO image with the hypervisor and a guest
     Image(ImageArgs),

@@ -4,11 +4,12 @@
 //!
 //! - **PVH** (the default): `-kernel proxenos` (ELF64 with a `XEN_ELFNOTE_PHYS32_ENTRY` note), `-initrd GUEST`, which
 //!   arrives as the one and only module, and without a command line of its own.
-//! - **Multiboot 1** (chosen when there is an initrd or a further domain besides the kernel): `-kernel proxenos.multiboot`,
-//!   `-initrd "GUEST args,INITRD,GUEST domain options -- args"`. `proxenos.multiboot` is made after linking from the hypervisor's ELF64 file: an
-//!   ELF32 file with the same segments at the same *physical* addresses and a Multiboot 1 header that this tool adds.
-//!   It is entered in 32-bit protected mode at the ELF64 file's `e_entry` (translated to a physical address when it is a
-//!   virtual one) with `eax = 0x2badb002` and `ebx` = the Multiboot 1 information.
+//! - **Multiboot 1** (chosen when there is an initrd or a further domain besides the kernel): `-kernel
+//!   proxenos.multiboot`, `-initrd "GUEST args,INITRD,GUEST domain options -- args"`. `proxenos.multiboot` is made
+//!   after linking from the hypervisor's ELF64 file: an ELF32 file with the same segments at the same *physical*
+//!   addresses and a Multiboot 1 header that this tool adds. It is entered in 32-bit protected mode at the ELF64 file's
+//!   `e_entry` (translated to a physical address when it is a virtual one) with `eax = 0x2badb002` and `ebx` = the
+//!   Multiboot 1 information.
 //! - **Multiboot 2** (the ISO, by GRUB): the ELF64 file itself, which holds a Multiboot 2 header in its first 32 KiB.
 //!   Entered at `e_entry` as well, with `eax = 0x36d76289`.
 //!
@@ -20,22 +21,23 @@
 //!
 //! # Command lines
 //!
-//! The hypervisor's options stand in its own command line (`-append`). Under Multiboot 1 QEMU puts the file's path before
-//! them as first word, which the hypervisor drops; under PVH and Multiboot 2 there is no such word. The guest's command
-//! line is the first module's command line without its first word (the file name). Under PVH a module has none: the guest's command
-//! line is then what follows the word `--` in the hypervisor's own command line, which is taken wherever the module carries none
-//! (`debug-exit=0xf4 loglvl=all -- root=/dev/ram0 quiet`).
+//! The hypervisor's options stand in its own command line (`-append`). Under Multiboot 1 QEMU puts the file's path
+//! before them as first word, which the hypervisor drops; under PVH and Multiboot 2 there is no such word. The guest's
+//! command line is the first module's command line without its first word (the file name). Under PVH a module has none:
+//! the guest's command line is then what follows the word `--` in the hypervisor's own command line, which is taken
+//! wherever the module carries none (`debug-exit=0xf4 loglvl=all -- root=/dev/ram0 quiet`).
 //!
 //! # The end of a run
 //!
-//! Every machine has an `isa-debug-exit` device at port 0xf4, one byte written is what counts, and the hypervisor is told by
-//! `debug-exit=0xf4`. When domain 0 shuts down with reason `r` (0..=0x7e) the hypervisor writes `r`, QEMU ends with
-//! `(r << 1) | 1`, and `r` is the exit status of `cargo xtask run`. A hypervisor that panics writes 0x7f: exit
+//! Every machine has an `isa-debug-exit` device at port 0xf4, one byte written is what counts, and the hypervisor is
+//! told by `debug-exit=0xf4`. When domain 0 shuts down with reason `r` (0..=0x7e) the hypervisor writes `r`, QEMU ends
+//! with `(r << 1) | 1`, and `r` is the exit status of `cargo xtask run`. A hypervisor that panics writes 0x7f: exit
 //! status 125. A refused domain-0 image is such a panic too. QEMU ending with 0 is an ACPI power-off: 0.
 //!
 //! # The console
 //!
-//! COM1. Lines of the hypervisor's log begin with `(px) `, of domain N's, where it may write any, with `(dN) `; all else is domain 0's.
+//! COM1. Lines of the hypervisor's log begin with `(px) `, of domain N's, where it may write any, with `(dN) `; all
+//! else is domain 0's.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -137,7 +139,8 @@ pub fn need() -> Result<()> {
     apt::need_program(PROGRAM, &["qemu-system-x86"], "to boot the hypervisor")
 }
 
-/// The hypervisor's command line: what every run needs, the user's options, and the guest's line where no module carries it.
+/// The hypervisor's command line: what every run needs, the user's options, and the guest's line where no module
+/// carries it.
 pub fn hypervisor_line(hv_args: &str, guest_line: Option<&str>) -> String {
     let mut line = format!("debug-exit={EXIT_PORT}");
     if !hv_args.is_empty() {

@@ -3,8 +3,8 @@
 //! `core` and `alloc` are built from source, so a toolchain qualifies when its sysroot holds them. In this order:
 //! 1. the active toolchain, if it has the sources (`rust-src`);
 //! 2. Debian's, if its sources are installed;
-//! 3. the active one of rustup, after `rustup component add rust-src`; a failure is remembered below the target directory,
-//!    and not tried again until `cargo xtask clean`;
+//! 3. the active one of rustup, after `rustup component add rust-src`; a failure is remembered below the target
+//!    directory, and not tried again until `cargo xtask clean`;
 //! 4. Debian's, after installing it.
 
 use std::path::{Path, PathBuf};

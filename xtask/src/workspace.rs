@@ -60,8 +60,8 @@ impl Workspace {
         Ok(dir)
     }
 
-    /// Names of the packages with tests for the host: the default members, and the guest SDK, whose arithmetic is tested
-    /// here though it is built for guests only.
+    /// Names of the packages with tests for the host: the default members, and the guest SDK, whose arithmetic is
+    /// tested here though it is built for guests only.
     pub fn host_packages(&self) -> Vec<String> {
         let default = self.metadata.workspace_default_packages().into_iter().map(|p| p.name.to_string());
         default.chain([GUEST_SDK.to_owned()]).collect()

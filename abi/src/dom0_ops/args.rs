@@ -36,15 +36,15 @@ pub struct CreateDomain<A: GuestArch> {
     pub cpu: u32,
     /// `__pad0`.
     pub pad0: u32,
-    /// In and out: the domain's number; 0 on input for any. On input with [`CREATE_OTHER_ARCH`], if the domain is to be of the other
-    /// architecture than its creator.
+    /// In and out: the domain's number; 0 on input for any. On input with [`CREATE_OTHER_ARCH`], if the domain is to be
+    /// of the other architecture than its creator.
     pub domain: DomId,
     /// `__pad1`.
     pub pad1: u16,
 }
 
-/// Bit of [`CreateDomain::domain`] on input: the domain is of the architecture that its creator is not of. The header knows of no
-/// such thing; no number of a domain has this bit, and an answer never does.
+/// Bit of [`CreateDomain::domain`] on input: the domain is of the architecture that its creator is not of. The header
+/// knows of no such thing; no number of a domain has this bit, and an answer never does.
 pub const CREATE_OTHER_ARCH: u16 = 1 << 15;
 
 layout!(CreateDomain<X86_32>: 20 { memory_kb: 0, cpu: 8, pad0: 12, domain: 16, pad1: 18 });

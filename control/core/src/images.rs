@@ -1,8 +1,8 @@
 //! Kernels and ramdisks: uploads under way, and those that are there.
 //!
 //! An image is kept as long as a domain is made from it, or nobody needs its memory. The digest that the client gave it
-//! is its name; what arrives is checked against length and checksum. A kernel is kept unpacked. All together, those that
-//! arrive and those that are there, take no more bytes than they were given.
+//! is its name; what arrives is checked against length and checksum. A kernel is kept unpacked. All together, those
+//! that arrive and those that are there, take no more bytes than they were given.
 
 use crate::gzip;
 use alloc::format;

@@ -1,7 +1,7 @@
 //! Domains that are being built, a piece a turn, so that nobody else waits for long.
 //!
-//! A build is for a domain that is known already ([`Life::Building`]): a new one, which is forgotten if it fails or when
-//! nobody waits for it any more, or one that is started again, whose end it is if it fails. Calls that wait for it
+//! A build is for a domain that is known already ([`Life::Building`]): a new one, which is forgotten if it fails or
+//! when nobody waits for it any more, or one that is started again, whose end it is if it fails. Calls that wait for it
 //! ([`Wait::Creation`]) hear how far it is, and what came of it.
 
 use crate::channel::Wait;

@@ -16,8 +16,8 @@ const FAR: Port = Port(33);
 const PREEMPTIONS: usize = 3;
 
 /// Runs the guest's CPU, which says whether the domain sleeps at the end, and a CPU for each port that is sent to, in
-/// every order. All must have been handled when everything has come to rest. The checker's first thread is no CPU: its first steps are
-/// not tried behind those of others.
+/// every order. All must have been handled when everything has come to rest. The checker's first thread is no CPU: its
+/// first steps are not tried behind those of others.
 fn every_order(
     prepare: impl Fn(&Machine) + Send + Sync + 'static,
     guest: impl Fn(&Machine) -> bool + Send + Sync + 'static,

@@ -1,8 +1,8 @@
 //! One frame and three CPUs, for the model checker (loom).
 //!
-//! The frame's record is `core`'s own code, compiled here over loom's atomics. What the record is there for is watched by
-//! a [`Machine`] that no CPU of the model can see stale: what each CPU's TLB holds, who relies on the frame as what. A
-//! mapping of the frame ends with a TLB entry left behind, as on a real CPU.
+//! The frame's record is `core`'s own code, compiled here over loom's atomics. What the record is there for is watched
+//! by a [`Machine`] that no CPU of the model can see stale: what each CPU's TLB holds, who relies on the frame as what.
+//! A mapping of the frame ends with a TLB entry left behind, as on a real CPU.
 //!
 //! The checker tries two orders only where it sees that they may differ, so whoever looks at the machine or changes it
 //! announces that ([`Machine::truth`]) in a way that orders nothing else.
@@ -111,8 +111,8 @@ impl Machine {
         }
     }
 
-    /// Takes what a new mapping for writing takes, as `Pager::get_l1_target` does; then the CPU writes through it. False if
-    /// it is refused.
+    /// Takes what a new mapping for writing takes, as `Pager::get_l1_target` does; then the CPU writes through it.
+    /// False if it is refused.
     #[must_use]
     pub fn map(&self, cpu: usize) -> bool {
         if !self.get_writable() {

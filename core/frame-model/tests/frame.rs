@@ -8,8 +8,8 @@ use proxenos_frame_model::{Machine, OTHER, OWNER};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
-/// How many times in a run a CPU that could go on is stopped for another. Every break that was tried shows with two, and all
-/// orders whatever take minutes.
+/// How many times in a run a CPU that could go on is stopped for another. Every break that was tried shows with two,
+/// and all orders whatever take minutes.
 const PREEMPTIONS: usize = 2;
 
 /// Runs a part for each CPU in every order, then what is to be true at the end.

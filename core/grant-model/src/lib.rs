@@ -1,11 +1,11 @@
 //! The entries of a grant table under several CPUs, for the model checker (loom).
 //!
-//! What the hypervisor does to an entry is `core`'s own code, compiled here over loom's atomics. What the grantor does is
-//! written here, as the header asks for it. Frames have contents that the checker watches: who reads or writes them while
-//! another writes, with no order between the two, is found out.
+//! What the hypervisor does to an entry is `core`'s own code, compiled here over loom's atomics. What the grantor does
+//! is written here, as the header asks for it. Frames have contents that the checker watches: who reads or writes them
+//! while another writes, with no order between the two, is found out.
 //!
-//! A locked instruction of x86 is a full barrier, which the checker must be told ([`locked`]); plain loads and stores are in
-//! order but for a load that overtakes a store, as acquire and release have it.
+//! A locked instruction of x86 is a full barrier, which the checker must be told ([`locked`]); plain loads and stores
+//! are in order but for a load that overtakes a store, as acquire and release have it.
 
 #[allow(dead_code, unused_imports)]
 #[path = "../../src/addr.rs"]

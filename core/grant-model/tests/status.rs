@@ -1,5 +1,6 @@
-//! What the flags of a grant promise to a guest that keeps to the protocol, in every order of the CPUs' steps and with every
-//! stale value that the memory model allows. Each model says what was broken in `core/src/grant/status.rs` to see it fail.
+//! What the flags of a grant promise to a guest that keeps to the protocol, in every order of the CPUs' steps and with
+//! every stale value that the memory model allows. Each model says what was broken in `core/src/grant/status.rs` to see
+//! it fail.
 
 use loom::model::Builder;
 use loom::sync::Arc;
@@ -103,7 +104,8 @@ fn who_maps_gets_what_it_was_granted() {
     );
 }
 
-/// Fails when a writer looks at GTF_readonly before, not in, the exchange; or when GTF_writing is left where all has ended.
+/// Fails when a writer looks at GTF_readonly before, not in, the exchange; or when GTF_writing is left where all has
+/// ended.
 #[test]
 fn what_was_made_read_only_is_not_written_to() {
     every_order(

@@ -1,20 +1,20 @@
 //! The memory invariants, checked over the whole machine.
 //!
 //! [`audit`] works out from scratch what every frame's counts and type should be (by walking every validated table, and
-//! adding ownership, pins, page-table bases and descriptor tables) and compares that with what the frame table says, the
-//! shadows with the tables they stand for, and the allocator's lists with both. It is how host tests judge every step,
-//! and how the hypervisor itself looks after its guests where its options ask for it (`audit`).
+//! adding ownership, pins, page-table bases and descriptor tables) and compares that with what the frame table says,
+//! the shadows with the tables they stand for, and the allocator's lists with both. It is how host tests judge every
+//! step, and how the hypervisor itself looks after its guests where its options ask for it (`audit`).
 //!
-//! What it cannot see is a TLB, nor a request that failed: of I5 and I7 it says little (the simulated CPUs of `sim_hw`, and
-//! the tests that compare before and after, do).
+//! What it cannot see is a TLB, nor a request that failed: of I5 and I7 it says little (the simulated CPUs of `sim_hw`,
+//! and the tests that compare before and after, do).
 //!
-//! Memory: it changes nothing but the heap, of which it takes a bounded part *before* it looks at anything: the counts of
-//! [`FRAMES_AT_A_TIME`] frames, for which it walks all tables; then of the next. From the first look on nothing is
+//! Memory: it changes nothing but the heap, of which it takes a bounded part *before* it looks at anything: the counts
+//! of [`FRAMES_AT_A_TIME`] frames, for which it walks all tables; then of the next. From the first look on nothing is
 //! allocated, since a heap that grows takes frames, which are what is being counted.
 //!
 //! Locks: takes every domain's paging lock, in the order given, then the allocator's, which it does not hold while it
-//! calls anything that might lock or allocate, and those of grants for one domain at a time. The caller holds none of them. References to frames that are no tables
-//! change without a lock, so all other CPUs stand still meanwhile.
+//! calls anything that might lock or allocate, and those of grants for one domain at a time. The caller holds none of
+//! them. References to frames that are no tables change without a lock, so all other CPUs stand still meanwhile.
 
 mod allocator;
 mod grants;

@@ -113,7 +113,8 @@ impl<H: Hardware> Audit<'_, H> {
         }
     }
 
-    /// A domain's shadows are those that are on the lists of their levels, and their frames are counted, with those of the two tables above.
+    /// A domain's shadows are those that are on the lists of their levels, and their frames are counted, with those of
+    /// the two tables above.
     pub(super) fn check_pool(&mut self, dom: &Domain, index: usize) {
         let frames = |list: u8, first: Mfn, table: Mfn| {
             let info = self.info(table);
@@ -138,7 +139,8 @@ impl<H: Hardware> Audit<'_, H> {
         self.expect(Invariant::ShadowFollows, at, "frames of shadows counted", claimed + upper, used);
     }
 
-    /// Checks what is shown of a directory where it is read as an L1 table: the tables that it names, and those only to be read.
+    /// Checks what is shown of a directory where it is read as an L1 table: the tables that it names, and those only to
+    /// be read.
     fn check_view<F: Format>(&mut self, table: Mfn, view: Mfn) {
         self.claim_shadow(table, view, 2);
         if !self.afresh {
@@ -185,7 +187,8 @@ impl<H: Hardware> Audit<'_, H> {
         }
     }
 
-    /// Each entry is two, for the two halves of the table below; behind the guest's part, the machine-to-physical table.
+    /// Each entry is two, for the two halves of the table below; behind the guest's part, the machine-to-physical
+    /// table.
     fn l2_slot<F: Format>(&self, table: Mfn, slot: u64) -> u64 {
         let index = (slot / 2) as usize;
         if !F::is_guest_slot(2, index) {

@@ -215,7 +215,8 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The blocks cover exactly the frames that are not out, none twice, each zone's sum is right, and no two buddies are free.
+/// The blocks cover exactly the frames that are not out, none twice, each zone's sum is right, and no two buddies are
+/// free.
 fn check_blocks(alloc: &FrameAllocator, table: FrameTable, out: u64) -> Result<(), TestCaseError> {
     let mut blocks: Vec<(Mfn, u32)> = alloc.blocks().collect();
     blocks.sort_unstable_by_key(|(first, _)| first.0);

@@ -88,8 +88,8 @@ pub struct TrapTable {
     fast_vector: u8,
     /// Its handler, as it was when that was asked for.
     fast: Option<TrapHandler>,
-    /// Address of an x86_32 guest's handler of [`SYSTEM_CALL`], if it is of the plainest kind: open to every ring, and not
-    /// masking events. Else 0, which is no handler's address (it ends the list of `set_trap_table`).
+    /// Address of an x86_32 guest's handler of [`SYSTEM_CALL`], if it is of the plainest kind: open to every ring, and
+    /// not masking events. Else 0, which is no handler's address (it ends the list of `set_trap_table`).
     plain_system_call: u32,
     /// Its code selector.
     plain_system_call_cs: u32,
@@ -151,12 +151,13 @@ impl TrapTable {
         (self.plain_system_call_cs, self.plain_system_call) = (cs, ip);
     }
 
-    /// `set_fast_trap(vector)`: from now on `int` of this vector goes to the handler that the table has for it now, whatever
-    /// the table says later; 0 undoes that, and so does a vector that has no handler. On x86 this was a gate from ring 3 straight to ring 1,
-    /// which long mode has not; what a guest sees of it is the same.
+    /// `set_fast_trap(vector)`: from now on `int` of this vector goes to the handler that the table has for it now,
+    /// whatever the table says later; 0 undoes that, and so does a vector that has no handler. On x86 this was a gate
+    /// from ring 3 straight to ring 1, which long mode has not; what a guest sees of it is the same.
     ///
     /// # Errors
-    /// `EPERM` for a vector that cannot be one, or whose handler is to mask events: no gate does that. The fast trap stays what it was.
+    /// `EPERM` for a vector that cannot be one, or whose handler is to mask events: no gate does that. The fast trap
+    /// stays what it was.
     #[cold]
     #[inline(never)]
     pub fn set_fast_trap<P: Personality>(&mut self, vector: u32) -> Result<(), Errno> {

@@ -1,12 +1,12 @@
 //! Entering a guest's kernel: its trap handlers and callbacks, and the frames it is entered with.
 //!
-//! Everything here is arithmetic on registers; the caller writes the [`Frame`] to the guest's stack (with fault recovery)
-//! and loads the registers. Promises: what the guest finds is what Xen 2.0 would have left on the stack, word for word;
-//! no handler's selector leads to ring 0 or to a segment of the hypervisor's; on x86_64 no handler's address is
-//! non-canonical. No lock: a [`TrapTable`] belongs to whoever runs the virtual CPU.
+//! Everything here is arithmetic on registers; the caller writes the [`Frame`] to the guest's stack (with fault
+//! recovery) and loads the registers. Promises: what the guest finds is what Xen 2.0 would have left on the stack, word
+//! for word; no handler's selector leads to ring 0 or to a segment of the hypervisor's; on x86_64 no handler's address
+//! is non-canonical. No lock: a [`TrapTable`] belongs to whoever runs the virtual CPU.
 //!
-//! Sources: 2.0's entry path as observed (x86_32), its March 2005 successor's (x86_64, where rcx and r11 are saved below
-//! the hardware's part of the frame because the handler is entered by `sysret`).
+//! Sources: 2.0's entry path as observed (x86_32), its March 2005 successor's (x86_64, where rcx and r11 are saved
+//! below the hardware's part of the frame because the handler is entered by `sysret`).
 
 mod handlers;
 #[cfg(test)]
@@ -145,8 +145,8 @@ impl Frame {
         self.len += N;
     }
 
-    /// Passes its words to `memory`, the lowest first. Inlined where mode and cause are known, this is as many stores as there
-    /// are words, and no frame is ever built.
+    /// Passes its words to `memory`, the lowest first. Inlined where mode and cause are known, this is as many stores
+    /// as there are words, and no frame is ever built.
     ///
     /// # Errors
     /// The first that a store returns; the words above are not passed then.

@@ -315,7 +315,8 @@ fn what_is_no_transfer_through_a_gate_is_the_guests() {
     let named = selector(GATE, 3);
     let mut scene = Scene::new();
     scene.install(GATE, gate(selector(CODE1, 1).0, ENTRY, 3, 0));
-    // mov %eax,%ds names the gate too; so does an interrupt's number, or an external event; other selectors are no gates.
+    // mov %eax,%ds names the gate too; so does an interrupt's number, or an external event; other selectors are no
+    // gates.
     let mut registers = scene.caller(3, &[0x8e, 0xd8], &[]);
     assert_eq!(scene.attempt(&mut registers, code_of(named)), Outcome::Other);
     let mut registers = scene.caller(3, &lcall(named), &[]);

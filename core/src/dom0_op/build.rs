@@ -1,8 +1,8 @@
 //! `DOM0_BUILDDOMAIN`: a domain gets the state in which it begins.
 //!
-//! Its memory holds what its builder has put there by then; of that, the page tables and the pages of its GDT are validated here, if
-//! its builder has not pinned them before, which makes way as always. The rest of the context is looked at first, so a request that is
-//! refused leaves the domain unbuilt and as it was.
+//! Its memory holds what its builder has put there by then; of that, the page tables and the pages of its GDT are
+//! validated here, if its builder has not pinned them before, which makes way as always. The rest of the context is
+//! looked at first, so a request that is refused leaves the domain unbuilt and as it was.
 
 use super::Request;
 use super::context::{self, Boxed, Layout};

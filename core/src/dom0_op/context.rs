@@ -1,10 +1,12 @@
-//! A virtual CPU's whole state as the interface lays it out (`full_execution_context_t`), from what it is made of and back.
+//! A virtual CPU's whole state as the interface lays it out (`full_execution_context_t`), from what it is made of and
+//! back.
 //!
-//! The layout is the subject's architecture's. If that is not the caller's, a flag says so ([`ContextFlags::OTHER_ARCH`]). The order of an
-//! x86_32 CPU's registers is that of the caller's version.
+//! The layout is the subject's architecture's. If that is not the caller's, a flag says so
+//! ([`ContextFlags::OTHER_ARCH`]). The order of an x86_32 CPU's registers is that of the caller's version.
 //!
-//! Promise: what is made of a context ([`load`]) is what a guest may have: a state that the CPU enters outside of its rings, with flags
-//! that no guest has, or an FPU image that it does not load, is refused or put right before anything is changed.
+//! Promise: what is made of a context ([`load`]) is what a guest may have: a state that the CPU enters outside of its
+//! rings, with flags that no guest has, or an FPU image that it does not load, is refused or put right before anything
+//! is changed.
 
 use crate::addr::GuestVirt;
 use crate::bounce::{Callback, DataSegments};

@@ -1,5 +1,5 @@
-//! Requests of a privileged domain on the simulated machine: callers and subjects of either architecture. Domain 0 calls, domain 1 is the
-//! subject, parked.
+//! Requests of a privileged domain on the simulated machine: callers and subjects of either architecture. Domain 0
+//! calls, domain 1 is the subject, parked.
 
 mod machine;
 mod scheduling;
@@ -65,7 +65,8 @@ fn what_comes_before_the_command() {
         let op = |cmd: u32, version: u32| Dom0Op { cmd, interface_version: version, ..Dom0Op::new(sched_id()) };
         for version in [0xaaaa_0019, 0xaaaa_001a] {
             assert_eq!(world.dom0_op_raw(op(Dom0Command::SchedId.raw(), version)).0, OK);
-            // Numbers that the header does not have: memory types, performance counters and the like came later, or are gone.
+            // Numbers that the header does not have: memory types, performance counters and the like came later, or are
+            // gone.
             for number in [0, 1, 3, 4, 5, 26, 31, 32, 33, 34, 99, u32::MAX] {
                 assert_eq!(world.dom0_op_raw(op(number, version)).0, error(Errno::ENOSYS), "{number}");
             }

@@ -9,12 +9,12 @@
 //! | `g` | in1: register | reads a register into out1 and out2 |
 //! | `p` | in1: register; in3, in4: its value | sets one |
 //!
-//! The first three are 2.0's (whose in3, a process of a Linux, and in4 meant nothing to the domain itself); the others, high halves and outputs are
-//! ours. Addresses are those of the domain's kernel. Registers are rax, rbx, rcx, rdx, rsi, rdi, rbp, r8 to r15, rsp, rip, and rflags, which is not set; an
-//! x86_32 domain has no r8 to r15.
+//! The first three are 2.0's (whose in3, a process of a Linux, and in4 meant nothing to the domain itself); the others,
+//! high halves and outputs are ours. Addresses are those of the domain's kernel. Registers are rax, rbx, rcx, rdx, rsi,
+//! rdi, rbp, r8 to r15, rsp, rip, and rflags, which is not set; an x86_32 domain has no r8 to r15.
 //!
-//! The call succeeds; `status` says what came of it: see [`Status`]. Memory that is not the domain's own, or is a page table or descriptors, is not
-//! written. The domain does not run meanwhile.
+//! The call succeeds; `status` says what came of it: see [`Status`]. Memory that is not the domain's own, or is a page
+//! table or descriptors, is not written. The domain does not run meanwhile.
 
 use super::life;
 use crate::addr::{GuestVirt, MachineAddr, PAGE_SIZE};

@@ -10,8 +10,9 @@ use crate::preempt::Stop;
 use proxenos_abi::Errno;
 use proxenos_abi::dom0_ops::args::PcidevAccess;
 
-/// `DOM0_PCIDEV_ACCESS`: gives a domain a device, with its configuration, memory, ports and line. To take one away is refused, as 2.0 did. With its first
-/// device a domain may have memory in one piece and caches written back, but unlike there it does not come to control other domains.
+/// `DOM0_PCIDEV_ACCESS`: gives a domain a device, with its configuration, memory, ports and line. To take one away is
+/// refused, as 2.0 did. With its first device a domain may have memory in one piece and caches written back, but unlike
+/// there it does not come to control other domains.
 pub(super) fn pcidev_access<H: Hardware>(caller: &mut Caller<'_, H>, argument: PcidevAccess) -> Result<u64, Stop> {
     let at = PciAddress::new(argument.bus, argument.dev, argument.func).ok_or(Errno::EINVAL)?;
     if argument.enable == 0 {

@@ -16,9 +16,10 @@ use proxenos_abi::dom0_ops::args::{DomainFlags, GetDomainInfo};
 use proxenos_abi::zerocopy::IntoBytes;
 use proxenos_abi::{Errno, GuestWord, Padded, X86_32, X86_64};
 
-/// `DOM0_GETDOMAININFO`: of the domain with the lowest number that is not below the one asked for. Its context is looked at while it
-/// does not run. A domain at its end has none; of the caller's own, the registers are those that a call
-/// hands over, with its data selectors, and there is no FPU's. (2.0 gave the registers of when the caller was last switched from.)
+/// `DOM0_GETDOMAININFO`: of the domain with the lowest number that is not below the one asked for. Its context is
+/// looked at while it does not run. A domain at its end has none; of the caller's own, the registers are those that a
+/// call hands over, with its data selectors, and there is no FPU's. (2.0 gave the registers of when the caller was last
+/// switched from.)
 ///
 /// # Errors
 /// ESRCH when there is no such domain; EINVAL (as in 2.0) for a context that cannot be written.

@@ -1,8 +1,9 @@
 //! The life of domains: create, destroy, pause, unpause.
 //!
-//! A domain is created paused and unbuilt, and runs when it is built and unpaused. Both its creation and its end can take long and make
-//! way. A creation that nobody comes back for has left a domain without all of its memory, which `DOM0_GETDOMAININFO` shows and
-//! `DOM0_DESTROYDOMAIN` ends like any other; an end that nobody comes back for is gone on with by whoever destroys the domain again.
+//! A domain is created paused and unbuilt, and runs when it is built and unpaused. Both its creation and its end can
+//! take long and make way. A creation that nobody comes back for has left a domain without all of its memory, which
+//! `DOM0_GETDOMAININFO` shows and `DOM0_DESTROYDOMAIN` ends like any other; an end that nobody comes back for is gone
+//! on with by whoever destroys the domain again.
 
 use super::other;
 use crate::addr::DomId;
@@ -20,10 +21,12 @@ use core::sync::atomic::Ordering;
 use proxenos_abi::Errno;
 use proxenos_abi::dom0_ops::args::{CREATE_OTHER_ARCH, CreateDomain, DestroyDomain, PauseDomain, UnpauseDomain};
 
-/// `DOM0_CREATEDOMAIN`: a domain with so much memory, paused, of the caller's architecture or, if it says so, of the other.
+/// `DOM0_CREATEDOMAIN`: a domain with so much memory, paused, of the caller's architecture or, if it says so, of the
+/// other.
 ///
 /// # Errors
-/// EINVAL for a number that is taken or reserved, and for a CPU that there is not; ENOMEM; ENOSPC for a CPU that has no room.
+/// EINVAL for a number that is taken or reserved, and for a CPU that there is not; ENOMEM; ENOSPC for a CPU that has no
+/// room.
 pub(super) fn create<P: Personality, H: Hardware>(
     caller: &mut Caller<'_, H>,
     call: Call,
@@ -124,7 +127,8 @@ pub(super) fn destroy<H: Hardware>(caller: &mut Caller<'_, H>, argument: Destroy
     Ok(0)
 }
 
-/// `DOM0_PAUSEDOMAIN`: when this returns 0, the domain does not run, until it is unpaused. Once paused is as good as twice.
+/// `DOM0_PAUSEDOMAIN`: when this returns 0, the domain does not run, until it is unpaused. Once paused is as good as
+/// twice.
 pub(super) fn pause<H: Hardware>(caller: &Caller<'_, H>, argument: PauseDomain) -> Result<u64, Stop> {
     let dom = other(caller, argument.domain)?;
     dom.pause();

@@ -15,7 +15,8 @@ use proxenos_abi::{Errno, GuestWord, Padded};
 /// Text is copied in pieces of so many bytes.
 const PIECE: usize = 512;
 
-/// `DOM0_PHYSINFO`. The number of pages is one more than the highest, as in 2.0: it bounds what frame numbers there are.
+/// `DOM0_PHYSINFO`. The number of pages is one more than the highest, as in 2.0: it bounds what frame numbers there
+/// are.
 pub(super) fn phys_info<P: Personality, H: Hardware>(
     caller: &mut Caller<'_, H>,
     _: Dom0Version,
@@ -35,10 +36,11 @@ pub(super) fn phys_info<P: Personality, H: Hardware>(
     Ok(0)
 }
 
-/// `DOM0_SETTIME`: the date that there was, or will be, at a system time. The caller's page has it at once, all others' when their clocks are written
-/// next: those that run within a tick, the others before they run.
+/// `DOM0_SETTIME`: the date that there was, or will be, at a system time. The caller's page has it at once, all others'
+/// when their clocks are written next: those that run within a tick, the others before they run.
 ///
-/// A date is refused by which the clock would show less than 0 or more than 32 bits of seconds now: 2.0 showed something else then.
+/// A date is refused by which the clock would show less than 0 or more than 32 bits of seconds now: 2.0 showed
+/// something else then.
 pub(super) fn set_time<H: Hardware>(caller: &Caller<'_, H>, argument: SetTime) -> Result<u64, Stop> {
     let SetTime { secs, usecs, system_time } = argument;
     let date = i128::from(secs) * i128::from(NS_PER_SEC) + i128::from(usecs) * 1000;
@@ -51,8 +53,8 @@ pub(super) fn set_time<H: Hardware>(caller: &Caller<'_, H>, argument: SetTime) -
     Ok(0)
 }
 
-/// `DOM0_READCONSOLE`: the log, from the oldest byte that is kept, and as much of it as there is room for. The result is how much. With the
-/// flag, what there was when the call began is then forgotten, read or not, as in 2.0.
+/// `DOM0_READCONSOLE`: the log, from the oldest byte that is kept, and as much of it as there is room for. The result
+/// is how much. With the flag, what there was when the call began is then forgotten, read or not, as in 2.0.
 pub(super) fn read_console<P: Personality, H: Hardware>(
     caller: &Caller<'_, H>,
     argument: ReadConsole<P>,
@@ -79,8 +81,8 @@ pub(super) fn read_console<P: Personality, H: Hardware>(
     Ok(copied)
 }
 
-/// `DOM0_GETTBUFS`: where the trace buffers are. Without any (`tbuf_size=`), or where their heads have the other architecture's layout, -ENODATA and
-/// zeroes.
+/// `DOM0_GETTBUFS`: where the trace buffers are. Without any (`tbuf_size=`), or where their heads have the other
+/// architecture's layout, -ENODATA and zeroes.
 pub(super) fn get_tbufs<P: Personality, H: Hardware>(
     caller: &mut Caller<'_, H>,
     _: Dom0Version,

@@ -103,12 +103,12 @@ pub(super) fn get_page_frame_info<P: Personality, H: Hardware>(
     Ok(0)
 }
 
-/// `DOM0_GETPAGEFRAMEINFO2`: to each number in an array its frame's type is added, at the top of a word's low 32 bits. A frame that is
-/// not the domain's gets them all.
+/// `DOM0_GETPAGEFRAMEINFO2`: to each number in an array its frame's type is added, at the top of a word's low 32 bits.
+/// A frame that is not the domain's gets them all.
 ///
 /// # Errors
-/// ESRCH; E2BIG for more than [`MAX_BATCH`]; EINVAL (as in 2.0) for an array that cannot be read and written, of which the beginning may
-/// have been dealt with.
+/// ESRCH; E2BIG for more than [`MAX_BATCH`]; EINVAL (as in 2.0) for an array that cannot be read and written, of which
+/// the beginning may have been dealt with.
 pub(super) fn get_page_frame_info2<P: Personality, H: Hardware>(
     caller: &mut Caller<'_, H>,
     call: Call,
@@ -175,7 +175,8 @@ pub(super) fn set_initial_mem<P: Personality, H: Hardware>(
     }
 }
 
-/// `DOM0_SETDOMAINMAXMEM`: how much a domain may have, in KiB (2.0 took the number for bytes). What it has more it keeps.
+/// `DOM0_SETDOMAINMAXMEM`: how much a domain may have, in KiB (2.0 took the number for bytes). What it has more it
+/// keeps.
 pub(super) fn set_max_mem<P: Personality, H: Hardware>(
     caller: &Caller<'_, H>,
     argument: SetDomainMaxMem<P>,

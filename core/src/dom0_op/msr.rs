@@ -1,8 +1,9 @@
 //! `DOM0_MSR`: model-specific registers of the CPUs in a mask.
 //!
-//! A CPU that has no such register refuses (-EINVAL; 2.0 died of that). All registers may be read. Written may be all but those on which the
-//! hypervisor itself stands, or by which one CPU would come to differ from the others in what domains rely on (-EPERM): entry points,
-//! descriptor bases, what a CPU records in memory, the clock, the interrupt controller, memory types, speculation. (2.0 kept nothing back.)
+//! A CPU that has no such register refuses (-EINVAL; 2.0 died of that). All registers may be read. Written may be all
+//! but those on which the hypervisor itself stands, or by which one CPU would come to differ from the others in what
+//! domains rely on (-EPERM): entry points, descriptor bases, what a CPU records in memory, the clock, the interrupt
+//! controller, memory types, speculation. (2.0 kept nothing back.)
 
 use crate::control::{CpuMask, MsrNumber, MsrRefused};
 use crate::host::Hardware;
@@ -37,7 +38,8 @@ const OWN: [RangeInclusive<u32>; 20] = [
     // MTRRs and PAT: different ones on two CPUs, or for the hypervisor's memory, are nobody's to make.
     0x200..=0x27f,
     0x2ff..=0x2ff,
-    // PEBS, its area (and BTS's), and processor trace: by these a CPU writes to memory, at addresses that nobody checks.
+    // PEBS, its area (and BTS's), and processor trace: by these a CPU writes to memory, at addresses that nobody
+    // checks.
     0x3f1..=0x3f1,
     0x560..=0x58f,
     0x600..=0x600,
@@ -57,8 +59,9 @@ fn may_be_written(register: MsrNumber) -> bool {
     !OWN.iter().any(|own| own.contains(&register.0)) && register.0 != 0xda0
 }
 
-/// `DOM0_MSR`. Bits of CPUs that do not exist mean nothing, but one has to. Of several CPUs the caller's is asked first, if it is among them: if that refuses,
-/// nothing has changed anywhere; and it is the one whose value is read. Else it is the lowest.
+/// `DOM0_MSR`. Bits of CPUs that do not exist mean nothing, but one has to. Of several CPUs the caller's is asked
+/// first, if it is among them: if that refuses, nothing has changed anywhere; and it is the one whose value is read.
+/// Else it is the lowest.
 pub(super) fn msr<H: Hardware>(caller: &mut Caller<'_, H>, _: Dom0Version, argument: &mut Msr) -> Result<u64, Stop> {
     let hw = &caller.host.hw;
     let (register, mask) = (MsrNumber(argument.msr), CpuMask(argument.cpu_mask));

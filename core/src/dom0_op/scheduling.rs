@@ -1,5 +1,5 @@
-//! Who runs where and how much: `DOM0_SCHED_ID`, `DOM0_SCHEDCTL`, `DOM0_ADJUSTDOM`, `DOM0_PINCPUDOMAIN`. (What the parameters mean:
-//! [`crate::sched::control`].)
+//! Who runs where and how much: `DOM0_SCHED_ID`, `DOM0_SCHEDCTL`, `DOM0_ADJUSTDOM`, `DOM0_PINCPUDOMAIN`. (What the
+//! parameters mean: [`crate::sched::control`].)
 
 use super::other;
 use crate::event::EventDomains;
@@ -58,8 +58,8 @@ pub(super) fn adjust_dom<H: Hardware>(
     Ok(0)
 }
 
-/// `DOM0_PINCPUDOMAIN`: the domain runs on this CPU from now on. Nothing else moves a domain, so that one that is not pinned
-/// stays as well, and -1 has no effect, as in 2.0.
+/// `DOM0_PINCPUDOMAIN`: the domain runs on this CPU from now on. Nothing else moves a domain, so that one that is not
+/// pinned stays as well, and -1 has no effect, as in 2.0.
 pub(super) fn pin_cpu_domain<H: Hardware>(caller: &Caller<'_, H>, argument: PinCpuDomain) -> Result<u64, Stop> {
     let dom = other(caller, argument.domain)?;
     if { argument.cpu } == ANY_CPU {

@@ -1,7 +1,8 @@
-//! Event channels: 1024 ports a domain, each closed, waiting, or bound to another port, a virtual or a physical interrupt.
+//! Event channels: 1024 ports a domain, each closed, waiting, or bound to another port, a virtual or a physical
+//! interrupt.
 //!
-//! Promises: the two ends of a bound channel always name each other; a virtual or physical interrupt is bound to at most
-//! one port of a domain, and its port says so; a refused request changes nothing; nothing binds to a dying domain.
+//! Promises: the two ends of a bound channel always name each other; a virtual or physical interrupt is bound to at
+//! most one port of a domain, and its port says so; a refused request changes nothing; nothing binds to a dying domain.
 //!
 //! Locks: each domain's ports are behind the mutex of its [`EventChannels`]. Two are taken in order of domain id, never
 //! otherwise. The tables from interrupt to port are atomics beside it, so an interrupt is delivered without a lock. The
@@ -50,7 +51,8 @@ pub trait EventDomain {
     /// `upcall_pending` was just set: wake the domain if it is blocked, interrupt its CPU if it runs on another.
     /// May be called with another domain's port mutex held, and from interrupt context.
     fn notify(&self);
-    /// The same, if it is the domain that runs on this CPU which has sent the event: it looks for itself on its way back.
+    /// The same, if it is the domain that runs on this CPU which has sent the event: it looks for itself on its way
+    /// back.
     fn notify_self(&self) {
         self.notify();
     }

@@ -149,7 +149,8 @@ pub fn bind_virq<D: EventDomain>(caller: &D, virq: Virq) -> Result<Port, EventEr
     Ok(port)
 }
 
-/// Routes a physical interrupt to the caller and binds it to a free port; answers the port it has already, if it has one.
+/// Routes a physical interrupt to the caller and binds it to a free port; answers the port it has already, if it has
+/// one.
 ///
 /// # Errors
 /// [`EventError::NoSuchInterrupt`], [`EventError::NoFreePort`], [`EventError::OutOfMemory`], and those of
@@ -282,7 +283,8 @@ pub fn send<S: EventDomains, M: MachineMemory>(
     }
 }
 
-/// The same, where the ports are free at once and the port is bound to another: the result of the call. Else nothing is done.
+/// The same, where the ports are free at once and the port is bound to another: the result of the call. Else nothing is
+/// done.
 #[inline(always)]
 pub fn send_at_once<S: EventDomains, M: MachineMemory>(
     caller: &S::Domain,
@@ -294,8 +296,8 @@ pub fn send_at_once<S: EventDomains, M: MachineMemory>(
     send_holding(caller.events().try_lock()?, caller, domains, memory, port)
 }
 
-/// Sends an event through one of the caller's ports, which are locked: to the end, so that the remote domain cannot take its end
-/// away, and free its page, in between.
+/// Sends an event through one of the caller's ports, which are locked: to the end, so that the remote domain cannot
+/// take its end away, and free its page, in between.
 #[inline(always)]
 fn send_holding<S: EventDomains, M: MachineMemory>(
     ports: MutexGuard<'_, EventPorts>,

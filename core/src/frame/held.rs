@@ -1,7 +1,7 @@
 //! Tables that are held already: the references of a use of them, taken and given back in one exchange each.
 //!
-//! As [`super::mapping`] has it for mappings: what is [`FrameInfo::get`] and [`FrameInfo::get_type`] at once, where the type is
-//! the one asked for and validated.
+//! As [`super::mapping`] has it for mappings: what is [`FrameInfo::get`] and [`FrameInfo::get_type`] at once, where the
+//! type is the one asked for and validated.
 
 use super::word::{CROWDED, KIND, ONE_REF, ONE_TYPE, OWNER, VALIDATED, kind_field, owner_field, type_count};
 use super::{FrameInfo, FrameType};
@@ -17,8 +17,8 @@ impl FrameInfo {
         self.word.load(Ordering::Acquire) & SEEN == owner_field(owner) | kind_field(kind) | VALIDATED
     }
 
-    /// Takes a reference to `owner`'s frame, and one to it as `kind`, if it is validated as that. False says nothing and
-    /// changes nothing.
+    /// Takes a reference to `owner`'s frame, and one to it as `kind`, if it is validated as that. False says nothing
+    /// and changes nothing.
     #[inline]
     #[must_use]
     pub(crate) fn get_held(&self, owner: DomId, kind: FrameType) -> bool {

@@ -2,7 +2,8 @@
 //!
 //! A writable mapping holds a reference to its frame and one to its type. Both counts lie in one word, so what is
 //! [`FrameInfo::get`] and then [`FrameInfo::get_type`] is one compare-and-swap where nothing has to be done in between:
-//! the frame is the owner's and writable memory already. It is then the same as the two, with nobody looking in between.
+//! the frame is the owner's and writable memory already. It is then the same as the two, with nobody looking in
+//! between.
 
 use super::FrameInfo;
 use super::FrameType::{Descriptor, Writable};
@@ -66,8 +67,8 @@ impl FrameInfo {
             && self.word.compare_exchange_weak(now, next, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// As [`get`](Self::get), if nobody else is quicker and the owner has not given the frame up. False says nothing and changes
-    /// nothing.
+    /// As [`get`](Self::get), if nobody else is quicker and the owner has not given the frame up. False says nothing
+    /// and changes nothing.
     #[inline(always)]
     pub(crate) fn get_readable_quickly(&self, wanted: WritableOf) -> bool {
         let now = self.word.load(Ordering::Relaxed);
@@ -75,8 +76,8 @@ impl FrameInfo {
             && self.word.compare_exchange_weak(now, now + ONE_REF, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
-    /// As [`get_writable`](Self::get_writable) where somebody else was quicker, or the frame was writable memory last and is
-    /// nothing since. No other type came between then, so no TLB need be flushed.
+    /// As [`get_writable`](Self::get_writable) where somebody else was quicker, or the frame was writable memory last
+    /// and is nothing since. No other type came between then, so no TLB need be flushed.
     #[cold]
     #[inline(never)]
     pub(crate) fn get_writable_again(&self, owner: DomId) -> bool {
@@ -90,16 +91,16 @@ impl FrameInfo {
     }
 
     /// Gives back a reference to the frame as writable memory and one to the frame itself: [`put_type`](Self::put_type)
-    /// and [`put`](Self::put); nothing, if it is I/O memory. `stamp` is the TLB clock, read when no CPU could walk to the
-    /// mapping any more. True when the frame is to be freed.
+    /// and [`put`](Self::put); nothing, if it is I/O memory. `stamp` is the TLB clock, read when no CPU could walk to
+    /// the mapping any more. True when the frame is to be freed.
     #[inline(always)]
     #[must_use]
     pub fn put_writable(&self, stamp: u32) -> bool {
         !self.put_writable_quickly(stamp) && self.put_last_writable()
     }
 
-    /// As [`put_writable`](Self::put_writable), if others rely on the type too and nobody else is quicker. False says nothing
-    /// and leaves no more than the stamp; true: done, and the frame is not to be freed.
+    /// As [`put_writable`](Self::put_writable), if others rely on the type too and nobody else is quicker. False says
+    /// nothing and leaves no more than the stamp; true: done, and the frame is not to be freed.
     #[inline(always)]
     pub(crate) fn put_writable_quickly(&self, stamp: u32) -> bool {
         self.set_stamp(stamp);
@@ -121,8 +122,8 @@ impl FrameInfo {
     }
 
     /// Gives back the reference of a mapping that allows no writes; `stamp` and result are as
-    /// [`put_writable`](Self::put_writable)'s. A page that is only read may still be in a TLB when it is given to somebody
-    /// else.
+    /// [`put_writable`](Self::put_writable)'s. A page that is only read may still be in a TLB when it is given to
+    /// somebody else.
     #[inline]
     #[must_use]
     pub fn put_readable(&self, stamp: u32) -> bool {
@@ -131,8 +132,9 @@ impl FrameInfo {
         self.word.load(Ordering::Relaxed) & REFS != 0 && self.put()
     }
 
-    /// As [`put_readable`](Self::put_readable), under the conditions of [`put_writable_quickly`](Self::put_writable_quickly),
-    /// and if the frame is no page of descriptors, whose owner wants to know.
+    /// As [`put_readable`](Self::put_readable), under the conditions of
+    /// [`put_writable_quickly`](Self::put_writable_quickly), and if the frame is no page of descriptors, whose owner
+    /// wants to know.
     #[inline(always)]
     pub(crate) fn put_readable_quickly(&self, stamp: u32) -> bool {
         const OTHER_REFS: u64 = REFS & !ONE_REF;

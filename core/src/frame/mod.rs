@@ -9,10 +9,10 @@
 //! - the type changes only at type count zero (I2);
 //! - the reference count is at least the type count, and a frame is freed only when it reaches zero (I3).
 //!
-//! No lock: owner, counts and type lie in one [`word`] that changes by compare-and-swap, so a frame never has, even for an
-//! instant, a type that its references do not cover; `core/frame-model` tries out what several CPUs can do to it at once.
-//! Validating a table (walking its entries) is the paging module's business and happens under the owner's paging lock;
-//! [`FrameInfo::get_type`] only tells its caller that it is due.
+//! No lock: owner, counts and type lie in one [`word`] that changes by compare-and-swap, so a frame never has, even for
+//! an instant, a type that its references do not cover; `core/frame-model` tries out what several CPUs can do to it at
+//! once. Validating a table (walking its entries) is the paging module's business and happens under the owner's paging
+//! lock; [`FrameInfo::get_type`] only tells its caller that it is due.
 
 mod caching;
 mod held;
@@ -144,14 +144,16 @@ pub enum TypeRest {
 pub struct FrameInfo {
     word: AtomicU64,
     /// Free-list links (frame numbers), for the allocator alone while the frame is free. What they are while it is a
-    /// two-level guest's directory, [`crate::paging::linear`] says; a four-level guest's L1, [`FrameInfo::note_parent`].
+    /// two-level guest's directory, [`crate::paging::linear`] says; a four-level guest's L1,
+    /// [`FrameInfo::note_parent`].
     pub(crate) next: AtomicU32,
     pub(crate) prev: AtomicU32,
     /// First frame of this table's shadow; zero when it has none.
     shadow: AtomicU32,
     /// TLB clock when a type or the frame itself was last given up: who reuses it flushes older TLBs first.
     stamp: AtomicU32,
-    /// Not zero when the frame has been mapped uncached and writable since what caches hold of it was last dropped ([`caching`]).
+    /// Not zero when the frame has been mapped uncached and writable since what caches hold of it was last dropped
+    /// ([`caching`]).
     uncached: AtomicU32,
 }
 
@@ -216,8 +218,8 @@ impl FrameInfo {
         self.shadow.store(shadow.map_or(0, |m| m.0 as u32), Ordering::Relaxed);
     }
 
-    /// Notes which slot of which table led to this one last. A hint: nobody takes it back. It lies where a free frame has its
-    /// links, and is read only of frames that are in use.
+    /// Notes which slot of which table led to this one last. A hint: nobody takes it back. It lies where a free frame
+    /// has its links, and is read only of frames that are in use.
     pub(crate) fn note_parent(&self, table: Mfn, index: usize) {
         self.next.store(table.0 as u32, Ordering::Relaxed);
         self.prev.store(index as u32, Ordering::Relaxed);
@@ -331,8 +333,9 @@ impl FrameInfo {
         Some(before & REFS == ONE_REF)
     }
 
-    /// Gives up the owner's own reference to a frame that is shared with the hypervisor, and the hypervisor's use of it as
-    /// writable memory; the result is as [`put_allocation`](Self::put_allocation)'s. It stays outside the owner's reservation.
+    /// Gives up the owner's own reference to a frame that is shared with the hypervisor, and the hypervisor's use of it
+    /// as writable memory; the result is as [`put_allocation`](Self::put_allocation)'s. It stays outside the owner's
+    /// reservation.
     #[must_use]
     pub(crate) fn put_shared(&self) -> Option<bool> {
         let before = self.change_if(|now| {
@@ -344,8 +347,8 @@ impl FrameInfo {
     }
 
     /// Hands the frame from one owner to another, if owning it is the only reference there is. False when it is not.
-    /// `flush` is called with the frame's stamp while it is nobody's: the old owner's last mapping may still be in a TLB,
-    /// and the new one can refer to the frame as soon as it has it (invariant I5).
+    /// `flush` is called with the frame's stamp while it is nobody's: the old owner's last mapping may still be in a
+    /// TLB, and the new one can refer to the frame as soon as it has it (invariant I5).
     #[must_use]
     pub fn reassign(&self, from: DomId, to: DomId, flush: impl FnOnce(u32)) -> bool {
         self.hand_on(from, to, |stamp| {
@@ -354,8 +357,8 @@ impl FrameInfo {
         })
     }
 
-    /// As [`reassign`](Self::reassign), if `flush` says, when the frame is nobody's, that it is to be done; else the old owner
-    /// has it back.
+    /// As [`reassign`](Self::reassign), if `flush` says, when the frame is nobody's, that it is to be done; else the
+    /// old owner has it back.
     #[must_use]
     pub(crate) fn hand_on(&self, from: DomId, to: DomId, flush: impl FnOnce(u32) -> bool) -> bool {
         const SEEN: u64 = OWNER | REFS | TYPES | STATE | ALLOCATED | SHARED;
@@ -449,7 +452,8 @@ impl FrameInfo {
     /// last one, under the owner's paging lock. `stamp` is the TLB clock, now.
     ///
     /// Not only the last one leaves its stamp: between a look at the count and the change to zero another CPU may take
-    /// the type, flush, fill its TLB and give the type back, so that the count is what it was but the first stamp too old.
+    /// the type, flush, fill its TLB and give the type back, so that the count is what it was but the first stamp too
+    /// old.
     pub fn put_type(&self, stamp: impl Fn() -> u32) -> TypeRest {
         self.set_stamp(stamp());
         let before = self.change(|now| {

@@ -39,15 +39,16 @@ impl FrameTable {
         self.frames.get(usize::try_from(mfn.0).ok()?)
     }
 
-    /// The record of a frame, if the table knows it and it does not lie in the first MiB, which counts as I/O memory. If the
-    /// owner is a domain or the hypervisor, it is RAM.
+    /// The record of a frame, if the table knows it and it does not lie in the first MiB, which counts as I/O memory.
+    /// If the owner is a domain or the hypervisor, it is RAM.
     #[inline]
     #[must_use]
     pub fn above_first_mib(&self, mfn: Mfn) -> Option<&'static FrameInfo> {
         self.above_first_mib.get(usize::try_from(mfn.0.wrapping_sub(FIRST_RAM_FRAME.0)).ok()?)
     }
 
-    /// The first frame from `from` on that `owner` owns, of so many; if none is, the one behind those, or behind all there are.
+    /// The first frame from `from` on that `owner` owns, of so many; if none is, the one behind those, or behind all
+    /// there are.
     #[must_use]
     pub fn next_of(&self, owner: DomId, from: Mfn, most: u64) -> Mfn {
         let end = from.0.saturating_add(most).min(self.len());

@@ -1,8 +1,8 @@
 //! What a domain has mapped of others' grants, by the numbers (handles) that it was given.
 //!
-//! A mapping holds a reference of its own to its frame, as writable memory if it allows writes, and keeps the granting domain
-//! from being forgotten. The page-table entry that it wrote for CPUs, if any, is not part of it: that holds references
-//! of its own, like any other entry.
+//! A mapping holds a reference of its own to its frame, as writable memory if it allows writes, and keeps the granting
+//! domain from being forgotten. The page-table entry that it wrote for CPUs, if any, is not part of it: that holds
+//! references of its own, like any other entry.
 //!
 //! Lock: the list's own, innermost.
 

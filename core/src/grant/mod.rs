@@ -1,8 +1,8 @@
 //! Grants: what a domain lets others do with single frames of its own (`grant_table.h`, `grant_table_op`).
 //!
-//! A domain has a table of grants in frames that it shares with the hypervisor ([`table`], [`status`]). Another domain *maps* a
-//! grant, for its CPUs, for devices or both, and is given a handle; it *unmaps* by handle ([`mappings`], [`ops`]). Or
-//! it gives a frame away to a grant that waits for one ([`transfer`]).
+//! A domain has a table of grants in frames that it shares with the hypervisor ([`table`], [`status`]). Another domain
+//! *maps* a grant, for its CPUs, for devices or both, and is given a handle; it *unmaps* by handle ([`mappings`],
+//! [`ops`]). Or it gives a frame away to a grant that waits for one ([`transfer`]).
 //!
 //! # Who holds which reference
 //!
@@ -20,32 +20,33 @@
 //! # No page-table entry without a handle
 //!
 //! Nobody but the hypervisor makes an entry for another domain's frame (a privileged domain apart, which has the right
-//! without any grant): an entry cannot be copied, moved, or given back the right to write, since each new one is checked as
-//! if it were of a frame of the domain's own. So a granted frame is mapped at most at the places, table and slot, that
-//! handles remember; and each way in which a host mapping's handle ends clears its place, if the frame is (still)
-//! there. An unmap whose address is not the mapping's is refused, before anything is done. One whose entry is gone,
-//! because its domain has overwritten it, succeeds: there is nothing left to clear, and the handle would be held for good.
-//! That several handles remember one place (each overwrote the last one's entry) does no harm: the first unmap
-//! clears it. The audit looks for a handle for each such entry (invariant I4).
+//! without any grant): an entry cannot be copied, moved, or given back the right to write, since each new one is
+//! checked as if it were of a frame of the domain's own. So a granted frame is mapped at most at the places, table and
+//! slot, that handles remember; and each way in which a host mapping's handle ends clears its place, if the frame is
+//! (still) there. An unmap whose address is not the mapping's is refused, before anything is done. One whose entry is
+//! gone, because its domain has overwritten it, succeeds: there is nothing left to clear, and the handle would be held
+//! for good. That several handles remember one place (each overwrote the last one's entry) does no harm: the first
+//! unmap clears it. The audit looks for a handle for each such entry (invariant I4).
 //!
 //! # Order
 //!
-//! *Map:* flags are set in the grantor's table; then the frame is referred to; then the entry is written. *Unmap:* entries
-//! are cleared; the TLB is flushed; then references are given back; then the flags are cleared. Between
-//! the steps no lock is held. So at no moment can a grantor see its flags clear while its frame can still be reached, by a TLB or
-//! by the hypervisor in the name of the other domain. A batch flushes once for each 32 unmaps. The mapping domain's
-//! one virtual CPU is in the hypervisor meanwhile. *Relied upon:* what another CPU's TLB remembers of that domain is of no
-//! use, since a CPU that begins to run a domain which ran elsewhere in between loads its tables anew.
+//! *Map:* flags are set in the grantor's table; then the frame is referred to; then the entry is written. *Unmap:*
+//! entries are cleared; the TLB is flushed; then references are given back; then the flags are cleared. Between the
+//! steps no lock is held. So at no moment can a grantor see its flags clear while its frame can still be reached, by a
+//! TLB or by the hypervisor in the name of the other domain. A batch flushes once for each 32 unmaps. The mapping
+//! domain's one virtual CPU is in the hypervisor meanwhile. *Relied upon:* what another CPU's TLB remembers of that
+//! domain is of no use, since a CPU that begins to run a domain which ran elsewhere in between loads its tables anew.
 //!
 //! # The end of either side
 //!
-//! Of the grantor: its table is closed first, then what is its own goes as always. Frames that are mapped stay its until they are
-//! unmapped; the mappings keep its [`Domain`], so no later domain of the same number is taken for it. Of the mapping domain: page
-//! tables go first, and when nothing is a table any more the handles.
+//! Of the grantor: its table is closed first, then what is its own goes as always. Frames that are mapped stay its
+//! until they are unmapped; the mappings keep its [`Domain`], so no later domain of the same number is taken for it. Of
+//! the mapping domain: page tables go first, and when nothing is a table any more the handles.
 //!
-//! Locks: the grantor's table, the mapping domain's list, and the paging lock of the mapping domain, one at a time. Only the
-//! audit, for which all CPUs stand still, and transfers (which hold the table for as long as a frame is on its way)
-//! take others with them; both of these locks come behind paging locks and ports, and before the frame allocator's.
+//! Locks: the grantor's table, the mapping domain's list, and the paging lock of the mapping domain, one at a time.
+//! Only the audit, for which all CPUs stand still, and transfers (which hold the table for as long as a frame is on its
+//! way) take others with them; both of these locks come behind paging locks and ports, and before the frame
+//! allocator's.
 
 pub mod mappings;
 pub mod ops;
@@ -133,7 +134,8 @@ fn refer<H: Hardware>(
     Ok(())
 }
 
-/// Ends a mapping of a domain's, which is for nothing any more: no page-table entry and no TLB leads to the frame by it.
+/// Ends a mapping of a domain's, which is for nothing any more: no page-table entry and no TLB leads to the frame by
+/// it.
 fn unpin<H: Hardware>(host: &Host<H>, grantee: DomId, mapping: &Mapping) {
     let Mapping { owner, grant, access, frame, .. } = mapping;
     let info = host.frames.info(*frame).expect("a counted reference names a frame of the table");

@@ -1,13 +1,13 @@
 //! `grant_table_op(command, array, count)`: sets tables up, maps and unmaps grants.
 //!
-//! Each operation of the array has a status of its own, and the call's result is 0; it is an error where the call itself is
-//! wrong, or its array cannot be read and written. Statuses are 2.0's: an entry that does not grant what is asked for is
-//! GNTST_general_error; GNTST_bad_gntref is for what cannot be a grant at all; no room for one more mapping is GNTST_no_device_space.
-//! [ours] The address for devices is an address, as the header says (2.0: a frame's number). An address in a request must be a
-//! page's first.
+//! Each operation of the array has a status of its own, and the call's result is 0; it is an error where the call
+//! itself is wrong, or its array cannot be read and written. Statuses are 2.0's: an entry that does not grant what is
+//! asked for is GNTST_general_error; GNTST_bad_gntref is for what cannot be a grant at all; no room for one more
+//! mapping is GNTST_no_device_space. [ours] The address for devices is an address, as the header says (2.0: a frame's
+//! number). An address in a request must be a page's first.
 //!
-//! Operations that come before a bad pointer have been done. One whose outcome cannot be written is not carried out, but if
-//! it is itself what made its outcome's place unwritable: then a mapping is undone, and an unmapping stays done.
+//! Operations that come before a bad pointer have been done. One whose outcome cannot be written is not carried out,
+//! but if it is itself what made its outcome's place unwritable: then a mapping is undone, and an unmapping stays done.
 //!
 //! A long array makes way between operations ([`crate::preempt`]); unmaps go [`GROUP`] at a time.
 
@@ -41,8 +41,8 @@ pub const GROUP: usize = 32;
 /// `grant_table_op`.
 ///
 /// # Errors
-/// EINVAL for more than 512 operations, or more than one of GNTTABOP_setup_table; ENOSYS for an unknown command; EFAULT for a
-/// bad pointer.
+/// EINVAL for more than 512 operations, or more than one of GNTTABOP_setup_table; ENOSYS for an unknown command; EFAULT
+/// for a bad pointer.
 pub fn grant_table_op<P: Personality, H: Hardware>(
     caller: &mut Caller<'_, H>,
     command: u32,
@@ -244,7 +244,8 @@ fn write<P: Personality, H: Hardware>(
     Some(HostEntry { at, table: found.table, slot: found.index as u16 })
 }
 
-/// Clears a mapping's page-table entry, if it is there: the domain may have made something else of the table, or of the entry.
+/// Clears a mapping's page-table entry, if it is there: the domain may have made something else of the table, or of the
+/// entry.
 fn clear<P: Personality, H: Hardware>(host: &Host<H>, dom: &Domain, entry: HostEntry, frame: Mfn) {
     let pager = Pager::new(host, dom);
     let state = pager.lock();

@@ -1,22 +1,24 @@
 //! The entries of a grant table, which a guest changes at the same time: what the hypervisor reads of them and what it
 //! writes into them.
 //!
-//! An entry is two words of 32 bits: flags and the grantee's number in the first, a frame in the second. Nothing in an entry
-//! is relied upon: what is pinned, for whom and how often, the hypervisor knows by itself ([`super::table`]). The flags tell the
-//! *guest*. Promises, to a guest that keeps to the header's protocol:
+//! An entry is two words of 32 bits: flags and the grantee's number in the first, a frame in the second. Nothing in an
+//! entry is relied upon: what is pinned, for whom and how often, the hypervisor knows by itself ([`super::table`]). The
+//! flags tell the *guest*. Promises, to a guest that keeps to the header's protocol:
 //!
-//! - A guest that has withdrawn a grant, by compare-and-exchange while neither `GTF_reading` nor `GTF_writing` was set, has its
-//!   frame to itself: nobody has it pinned, and nobody pins it by that grant any more. One that made it read-only, while
-//!   `GTF_writing` was not set, is not written to.
+//! - A guest that has withdrawn a grant, by compare-and-exchange while neither `GTF_reading` nor `GTF_writing` was set,
+//!   has its frame to itself: nobody has it pinned, and nobody pins it by that grant any more. One that made it
+//!   read-only, while `GTF_writing` was not set, is not written to.
 //! - What is pinned by a grant is the frame that was granted with it, to that domain.
-//! - `GTF_transfer_committed` is set only if a frame comes, and `GTF_transfer_completed` when its number is in the entry.
+//! - `GTF_transfer_committed` is set only if a frame comes, and `GTF_transfer_completed` when its number is in the
+//!   entry.
 //!
-//! So flags are *set* by compare-and-exchange of the whole first word, before the frame's number is read and before anything
-//! is pinned; and they are *cleared* when nothing is pinned any more, by an instruction that touches no other bit.
-//! A guest that changes an entry as fast as it can harms itself: after a few attempts its grant is as good as none.
+//! So flags are *set* by compare-and-exchange of the whole first word, before the frame's number is read and before
+//! anything is pinned; and they are *cleared* when nothing is pinned any more, by an instruction that touches no other
+//! bit. A guest that changes an entry as fast as it can harms itself: after a few attempts its grant is as good as
+//! none.
 //!
-//! No lock of its own: calls for one entry are made under its table's lock. `core/grant-model` compiles this file over a model
-//! checker's atomics, with a guest beside it.
+//! No lock of its own: calls for one entry are made under its table's lock. `core/grant-model` compiles this file over
+//! a model checker's atomics, with a guest beside it.
 
 use crate::addr::{DomId, MachineAddr};
 use crate::machine::MachineMemory;
@@ -76,8 +78,8 @@ fn mark<M: MachineMemory>(
     Err(Unfit::Unstable)
 }
 
-/// Notes in an entry that `grantee` is about to have the frame pinned; the number of the frame granted. (What it really has,
-/// [`end`] is told then.)
+/// Notes in an entry that `grantee` is about to have the frame pinned; the number of the frame granted. (What it really
+/// has, [`end`] is told then.)
 ///
 /// # Errors
 /// The entry does not grant that, and is unchanged.
@@ -109,8 +111,8 @@ pub fn end<M: MachineMemory>(memory: &M, entry: MachineAddr, left: Option<Access
     memory.and32(entry, !u32::from(over.bits()));
 }
 
-/// Commits a frame of `giver`'s to an entry that waits for one; what the guest says of the place that it is to fill (a pfn, or
-/// 0). From here on the guest waits, so [`complete`] follows.
+/// Commits a frame of `giver`'s to an entry that waits for one; what the guest says of the place that it is to fill (a
+/// pfn, or 0). From here on the guest waits, so [`complete`] follows.
 ///
 /// # Errors
 /// The entry waits for nothing of the kind, and is unchanged.

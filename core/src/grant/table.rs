@@ -1,9 +1,9 @@
 //! What a domain grants: the frames of its table, and for each entry who has it pinned.
 //!
-//! An entry is *active* while somebody has it pinned. All who do are the one domain that the entry was granted to
-//! then, and what they have pinned is the one frame that it named then, whatever the guest has made of the entry since: an
-//! entry that no longer says so grants nothing more. The references to the frame are its mappings' ([`super::mappings`]);
-//! counted here is only what the entry's flags have to say, and who may come in addition.
+//! An entry is *active* while somebody has it pinned. All who do are the one domain that the entry was granted to then,
+//! and what they have pinned is the one frame that it named then, whatever the guest has made of the entry since: an
+//! entry that no longer says so grants nothing more. The references to the frame are its mappings'
+//! ([`super::mappings`]); counted here is only what the entry's flags have to say, and who may come in addition.
 //!
 //! Lock: the table's own, for one entry at a time. No other lock is taken within it but the frame allocator's.
 
@@ -100,7 +100,8 @@ impl Table {
         Ok(())
     }
 
-    /// The domain ends: nobody pins anything any more, and no entry is written to. The frames are its caller's to give up.
+    /// The domain ends: nobody pins anything any more, and no entry is written to. The frames are its caller's to give
+    /// up.
     pub(crate) fn close(&mut self) -> ArrayVec<Mfn, MAX_TABLE_FRAMES> {
         self.state = State::Closed;
         core::mem::take(&mut self.frames)
@@ -117,8 +118,8 @@ impl Table {
         }
     }
 
-    /// One more mapping of a grant; the frame. What the entry names may be anything: the caller looks at it, and takes the
-    /// mapping back with [`end`](Self::end) if it cannot be.
+    /// One more mapping of a grant; the frame. What the entry names may be anything: the caller looks at it, and takes
+    /// the mapping back with [`end`](Self::end) if it cannot be.
     pub(crate) fn begin<H: Hardware>(
         &mut self,
         host: &Host<H>,

@@ -1,9 +1,10 @@
 //! MMUEXT_TRANSFER_PAGE: a domain gives a frame away to a grant that accepts one.
 //!
-//! In this order, so that each step either can be taken back or cannot fail: the receiver's reservation is counted; the frame
-//! is taken from its owner, if nothing refers to it, and is nobody's for a moment; it is gone from every TLB and
+//! In this order, so that each step either can be taken back or cannot fail: the receiver's reservation is counted; the
+//! frame is taken from its owner, if nothing refers to it, and is nobody's for a moment; it is gone from every TLB and
 //! cache (I5); the grant is committed; the frame is the receiver's; its number is written, and the grant completed. The
-//! contents go with it. A frame that comes has the pfn that the grant's entry named, if it named one, and none otherwise.
+//! contents go with it. A frame that comes has the pfn that the grant's entry named, if it named one, and none
+//! otherwise.
 //!
 //! Lock: the receiver's table, from commitment to completion, so that a receiver that ends meanwhile has the frame
 //! when it gives up its memory, or never.

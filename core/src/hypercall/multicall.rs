@@ -1,11 +1,13 @@
 //! The list of a `multicall`, and the short way through it.
 //!
-//! [`answer`] makes calls of the list for as long as each has a short way: the questions and changes of which kernels make their task
-//! switches and batches of mappings. It stops *before* the first that has none, of which it has done nothing; that one is for the way
-//! at length, which begins where this one stopped ([`Course`]). So what is done here is a special case of what would be done there.
+//! [`answer`] makes calls of the list for as long as each has a short way: the questions and changes of which kernels
+//! make their task switches and batches of mappings. It stops *before* the first that has none, of which it has done
+//! nothing; that one is for the way at length, which begins where this one stopped ([`Course`]). So what is done here
+//! is a special case of what would be done there.
 //!
-//! An entry is read in pieces, as they are needed: a list that changes while it is being read may be seen as it was or as it is. A number
-//! that cannot be read is read as all ones, which is no call's: the way at length finds out what is amiss. No lock of its own.
+//! An entry is read in pieces, as they are needed: a list that changes while it is being read may be seen as it was or
+//! as it is. A number that cannot be read is read as all ones, which is no call's: the way at length finds out what is
+//! amiss. No lock of its own.
 
 use super::{Args, fpu_taskswitch, stack_switch, to_register};
 use crate::addr::{GuestVirt, MachineAddr};
@@ -67,7 +69,8 @@ pub(super) fn answer<P: Personality, H: Hardware>(
     None
 }
 
-/// A call was made, and its result cannot be written: it must not be made again. (Inlined, this would cost those that can.)
+/// A call was made, and its result cannot be written: it must not be made again. (Inlined, this would cost those that
+/// can.)
 #[cold]
 #[inline(never)]
 fn write_failed() -> Option<u64> {

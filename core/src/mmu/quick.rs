@@ -1,14 +1,14 @@
 //! The calls and requests that kernels make most, by a short way: changes of L1 entries, flushes, a new base.
 //!
-//! [`mmu_update`] carries out requests for as long as they are such, and as nothing about them is out of the ordinary: the
-//! caller's own frames, types that are held already. It stops *before* the first that is not, of which it has changed
-//! nothing; that one is for the way at length ([`super::mmu_update`]), which decides everything anew and begins where this one
-//! stopped ([`Course`]). So what is done here is a special case of what would be done there, and nothing is refused here. The
-//! same goes for [`update_va_mapping`].
+//! [`mmu_update`] carries out requests for as long as they are such, and as nothing about them is out of the ordinary:
+//! the caller's own frames, types that are held already. It stops *before* the first that is not, of which it has
+//! changed nothing; that one is for the way at length ([`super::mmu_update`]), which decides everything anew and begins
+//! where this one stopped ([`Course`]). So what is done here is a special case of what would be done there, and nothing
+//! is refused here. The same goes for [`update_va_mapping`].
 //!
-//! Some requests are read at a time, where 2.0 reads one at a time: a list that changes while it is being read may be seen
-//! as it was or as it is. Behind a request that is not for here it is read again. If some of them cannot be read, none of
-//! them is carried out here, and the way at length finds the one that cannot.
+//! Some requests are read at a time, where 2.0 reads one at a time: a list that changes while it is being read may be
+//! seen as it was or as it is. Behind a request that is not for here it is read again. If some of them cannot be read,
+//! none of them is carried out here, and the way at length finds the one that cannot.
 //!
 //! The paging lock is held for all that were read at a time, and no longer: never while guest memory is touched.
 
@@ -49,8 +49,8 @@ impl Course {
         Self { completed: 0, flush_tlb: false, poll: Poll::begin() }
     }
 
-    /// Carries out requests of a list of `count`, all of whose addresses are the guest's, up to one that is not for here, or
-    /// until the call should make way.
+    /// Carries out requests of a list of `count`, all of whose addresses are the guest's, up to one that is not for
+    /// here, or until the call should make way.
     pub(super) fn run<P: Personality, H: Hardware>(
         &mut self,
         host: &Host<H>,
@@ -254,9 +254,9 @@ fn extended<P: Personality, H: Hardware>(
     }
 }
 
-/// Carries out a checked store, if it is one to an entry of an L1 table of the caller's; false when it is not for here, and
-/// nothing has changed. `table` is the one of the last store since the lock was taken, or none: it stays one while that is
-/// held (see [`L1Table`]).
+/// Carries out a checked store, if it is one to an entry of an L1 table of the caller's; false when it is not for here,
+/// and nothing has changed. `table` is the one of the last store since the lock was taken, or none: it stays one while
+/// that is held (see [`L1Table`]).
 #[inline(always)]
 fn store<P: Personality, H: Hardware>(pager: Pager<'_, H>, table: &mut L1Table, request: &MmuUpdate<P>) -> bool {
     let (at, value) = (request.address(), request.val.to_u64());

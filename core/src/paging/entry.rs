@@ -1,8 +1,8 @@
 //! Changing one entry of a validated table.
 //!
-//! The order is always: check and take the new entry's reference, exchange the entries atomically, write the shadow, give
-//! the old entry's reference back. So a refused request leaves the entry and every count as they were (invariant I7),
-//! and at no time does a present entry lack its reference.
+//! The order is always: check and take the new entry's reference, exchange the entries atomically, write the shadow,
+//! give the old entry's reference back. So a refused request leaves the entry and every count as they were (invariant
+//! I7), and at no time does a present entry lack its reference.
 
 use super::format::{Format, Pte};
 use super::types::get_own_target;
@@ -11,10 +11,10 @@ use crate::addr::{MachineAddr, Mfn};
 use crate::frame::FrameType;
 use crate::host::Hardware;
 
-/// A validated L1 table of the domain's own, found while the domain's paging lock is held: it stays one until the lock is
-/// released. For type references to a table are taken and given back under that lock only, and each comes with a
-/// reference to the frame; as long as there is one, neither the type nor the frame goes. So to change entries of the table
-/// takes no reference of one's own.
+/// A validated L1 table of the domain's own, found while the domain's paging lock is held: it stays one until the lock
+/// is released. For type references to a table are taken and given back under that lock only, and each comes with a
+/// reference to the frame; as long as there is one, neither the type nor the frame goes. So to change entries of the
+/// table takes no reference of one's own.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct L1Table {
     mfn: Mfn,
@@ -34,8 +34,9 @@ impl L1Table {
 }
 
 impl<H: Hardware> Pager<'_, H> {
-    /// Looks whether a frame is an L1 table of the domain's, and one that [`update_l1_quickly`](Self::update_l1_quickly) can change:
-    /// it has its shadow, and nobody's writes are recorded. The caller holds the paging lock.
+    /// Looks whether a frame is an L1 table of the domain's, and one that
+    /// [`update_l1_quickly`](Self::update_l1_quickly) can change: it has its shadow, and nobody's writes are recorded.
+    /// The caller holds the paging lock.
     #[inline(always)]
     pub(crate) fn own_l1_table<F: Format>(&self, mfn: Mfn) -> Option<L1Table> {
         let info = self.host.frames.above_first_mib(mfn)?;
@@ -45,8 +46,8 @@ impl<H: Hardware> Pager<'_, H> {
         Some(L1Table { mfn, shadow: if F::SHADOWED { info.shadow()? } else { Mfn(0) } })
     }
 
-    /// The same for a frame that a validated entry names where an L1 table should be: it is one, or (then this is none) a directory
-    /// that is read as one.
+    /// The same for a frame that a validated entry names where an L1 table should be: it is one, or (then this is none)
+    /// a directory that is read as one.
     #[inline(always)]
     pub(super) fn walked_l1_table<F: Format>(&self, mfn: Mfn) -> Option<L1Table> {
         if self.host.is_any_watched() {
@@ -62,9 +63,9 @@ impl<H: Hardware> Pager<'_, H> {
         Some(L1Table { mfn, shadow: info.shadow()? })
     }
 
-    /// [`update_l1`](Self::update_l1) for what most changes are: to nothing, to a frame of the domain's own that needs no new
-    /// type, or to what differs harmlessly. `at` is the entry's address in `table`. False says nothing, and nothing has
-    /// changed. The caller holds the paging lock.
+    /// [`update_l1`](Self::update_l1) for what most changes are: to nothing, to a frame of the domain's own that needs
+    /// no new type, or to what differs harmlessly. `at` is the entry's address in `table`. False says nothing, and
+    /// nothing has changed. The caller holds the paging lock.
     #[inline(always)]
     pub(crate) fn update_l1_quickly<F: Format>(&self, table: &L1Table, at: MachineAddr, new: Pte) -> bool {
         let (hw, frames) = (&self.host.hw, &self.host.frames);
@@ -77,9 +78,9 @@ impl<H: Hardware> Pager<'_, H> {
         if new.present() && !get_own_target::<F, H>(self.host, self.dom, new) {
             return false;
         }
-        // The CPU may have set A or D in the old entry meanwhile; its frame and rights cannot have changed, and with them the
-        // reference that is given back: we hold the paging lock.
-        // The shadow first, so that both are changed behind the exchange.
+        // The CPU may have set A or D in the old entry meanwhile; its frame and rights cannot have changed, and with
+        // them the reference that is given back: we hold the paging lock. The shadow first, so that both are changed
+        // behind the exchange.
         self.write_l1_shadow_at::<F>(table.shadow, at, new);
         F::swap_at(hw, at, new);
         if old.present() {

@@ -1,9 +1,9 @@
 //! Page faults that are plainly the guest's: the short way for nearly all that its kernel is to hear of (demand paging,
 //! copy-on-write).
 //!
-//! A fault is the guest's unless writable page tables ([`super::writable`]) or shadows ([`super::shadow`]) caused it. Both are
-//! told by one look at the guest's own entry, and where there is any doubt, this says so and changes nothing: whoever
-//! asked goes the long way, which decides all cases. Takes the owner's paging lock itself, if it is free.
+//! A fault is the guest's unless writable page tables ([`super::writable`]) or shadows ([`super::shadow`]) caused it.
+//! Both are told by one look at the guest's own entry, and where there is any doubt, this says so and changes nothing:
+//! whoever asked goes the long way, which decides all cases. Takes the owner's paging lock itself, if it is free.
 
 use super::format::{Format, Pte, TwoLevel, bits};
 use super::shadow::Access;
@@ -23,8 +23,8 @@ pub enum Page {
 }
 
 impl<H: Hardware> Pager<'_, H> {
-    /// Whether a page fault is the guest's, and what its tables say of the page; `None` if only the long way can tell. `seen` is
-    /// what the CPU saw.
+    /// Whether a page fault is the guest's, and what its tables say of the page; `None` if only the long way can tell.
+    /// `seen` is what the CPU saw.
     #[inline(always)]
     pub fn plain_fault<F: Format>(&self, at: GuestVirt, access: Access, seen: Page) -> Option<Page> {
         // The CPU may have walked a shadow that says less than the guest's tables.
@@ -52,8 +52,8 @@ impl<H: Hardware> Pager<'_, H> {
         Some(page)
     }
 
-    /// What a two-level guest's tables say of a page that they do not let it access so; `None` if they do (then A or D, or a shadow,
-    /// was missing), or if they must be looked at more closely.
+    /// What a two-level guest's tables say of a page that they do not let it access so; `None` if they do (then A or D,
+    /// or a shadow, was missing), or if they must be looked at more closely.
     #[inline(always)]
     fn refused_page(&self, state: &PagingState, at: GuestVirt, access: Access) -> Option<Page> {
         let hw = &self.host.hw;
@@ -70,7 +70,8 @@ impl<H: Hardware> Pager<'_, H> {
         if !entry.present() {
             return Some(Page::Absent);
         }
-        // Should this be a directory in the place of an L1 table, what is in the hypervisor's slots has never been looked at.
+        // Should this be a directory in the place of an L1 table, what is in the hypervisor's slots has never been
+        // looked at.
         if !TwoLevel::is_guest_slot(2, index) {
             return None;
         }

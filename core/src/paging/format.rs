@@ -48,8 +48,8 @@ pub mod bits {
     pub const HARMLESS: u64 = US | A | D | AVL | NX;
 }
 
-/// What [`Pte::plain_mfn`] leaves of a shifted entry: all but NX. In a form that a loop over many entries does not build anew for
-/// each.
+/// What [`Pte::plain_mfn`] leaves of a shifted entry: all but NX. In a form that a loop over many entries does not
+/// build anew for each.
 #[derive(Clone, Copy)]
 pub struct PlainNumbers(u64);
 
@@ -116,8 +116,8 @@ pub trait Format {
     const INDEX_BITS: u32;
     /// Bits that a present entry must not have.
     const REFUSED: u64;
-    /// Bits that a present entry above L1 must not have. Where the CPU walks these tables, how it reads the one below is not the
-    /// guest's to say.
+    /// Bits that a present entry above L1 must not have. Where the CPU walks these tables, how it reads the one below
+    /// is not the guest's to say.
     const REFUSED_ABOVE: u64;
     /// The present bits of all entries that lie in 64 bits of a table.
     const PRESENT: u64;

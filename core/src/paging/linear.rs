@@ -1,6 +1,6 @@
-//! Linear page tables: a directory (a two-level guest's L2 table) hung into a directory as if it were an L1 table, so that the
-//! guest reads its own tables at addresses of its own (NetBSD's recursive slots). Only to be read, and only under
-//! shadows: a four-level guest's entries are walked by the CPU as they are, and lead one level down each.
+//! Linear page tables: a directory (a two-level guest's L2 table) hung into a directory as if it were an L1 table, so
+//! that the guest reads its own tables at addresses of its own (NetBSD's recursive slots). Only to be read, and only
+//! under shadows: a four-level guest's entries are walked by the CPU as they are, and lead one level down each.
 //!
 //! | entry of directory T names | reference it holds |
 //! |---|---|
@@ -9,24 +9,25 @@
 //!
 //! An L2 entry that may be an ordinary one is: a frame that nobody uses as a directory yet is taken as an L1 table.
 //!
-//! **The view.** What the CPU is to walk in place of a directory read as an L1 table is a second shadow of it, of two frames:
-//! each present entry maps the frame of the table it names, for reading only, under the entry's US, PCD and PWT. The
-//! hypervisor's slots are not in it. It is made with the first linear entry that names the directory, written with every
-//! change of it, and freed with the last such entry. Accessed and dirty bits of a directory's entries are never the
-//! hypervisor's to set, whichever way they are reached: the view counts as accessed, and nothing in it is writable.
+//! **The view.** What the CPU is to walk in place of a directory read as an L1 table is a second shadow of it, of two
+//! frames: each present entry maps the frame of the table it names, for reading only, under the entry's US, PCD and
+//! PWT. The hypervisor's slots are not in it. It is made with the first linear entry that names the directory, written
+//! with every change of it, and freed with the last such entry. Accessed and dirty bits of a directory's entries are
+//! never the hypervisor's to set, whichever way they are reached: the view counts as accessed, and nothing in it is
+//! writable.
 //!
-//! The view holds no references: a frame it maps is held by the very entry that the view shows, and a stamp is taken when
-//! that lets go, as for any table. The hypervisor itself reads no table through such a mapping, so a translation that
-//! outlives a change shows a guest its own past, as on a CPU that walks these tables; the INVLPG that drops it is that of
-//! the address where the guest reads.
+//! The view holds no references: a frame it maps is held by the very entry that the view shows, and a stamp is taken
+//! when that lets go, as for any table. The hypervisor itself reads no table through such a mapping, so a translation
+//! that outlives a change shows a guest its own past, as on a CPU that walks these tables; the INVLPG that drops it is
+//! that of the address where the guest reads.
 //!
-//! **Where it is noted.** A frame's free-list links are idle while it is in use. Of a validated directory's, `prev` is the view's first
-//! frame and `next` counts the linear entries that lead to it (of one that is half validated, both are a list's links,
-//! [`super::partial`]'s). The view itself may be absent, as any shadow ([`super::pool`]).
+//! **Where it is noted.** A frame's free-list links are idle while it is in use. Of a validated directory's, `prev` is
+//! the view's first frame and `next` counts the linear entries that lead to it (of one that is half validated, both are
+//! a list's links, [`super::partial`]'s). The view itself may be absent, as any shadow ([`super::pool`]).
 //!
-//! **Taking down.** The last reference to a directory may be an entry of another that is being taken down itself, and so on,
-//! as many times as there are frames. So that the hypervisor's stack is not the limit (Xen's XSA-240), tables that lose their
-//! last reference on the way are put on a list and seen to one after the other ([`super::partial`]).
+//! **Taking down.** The last reference to a directory may be an entry of another that is being taken down itself, and
+//! so on, as many times as there are frames. So that the hypervisor's stack is not the limit (Xen's XSA-240), tables
+//! that lose their last reference on the way are put on a list and seen to one after the other ([`super::partial`]).
 //! Directories that name each other live until one of the entries is cleared; when a domain ends,
 //! [`Pager::unlink_directory`] does that.
 
@@ -117,15 +118,16 @@ impl<H: Hardware> Pager<'_, H> {
         }
     }
 
-    /// Gives back the view that an entry of the directory `table` uses, if it is a linear one. True when that is all: the
-    /// entry names its own table, and holds no reference.
+    /// Gives back the view that an entry of the directory `table` uses, if it is a linear one. True when that is all:
+    /// the entry names its own table, and holds no reference.
     pub(super) fn put_linear(&self, state: &mut PagingState, table: Mfn, entry: Pte) -> bool {
         let target = entry.mfn();
         let info = self.record(target);
         if !info.is_directory() {
             return false;
         }
-        // One that is not validated is a table whose validation has failed, or that is being taken down: it has no view.
+        // One that is not validated is a table whose validation has failed, or that is being taken down: it has no
+        // view.
         if info.type_word().is_validated() {
             self.close_view(state, info);
         }
@@ -183,9 +185,9 @@ impl<H: Hardware> Pager<'_, H> {
         }
     }
 
-    /// Clears the entries of a directory that name other directories, if the frame is one of the domain's. Done to all of
-    /// a domain's frames when it ends, it leaves no cycle of directories behind that would keep them from being freed; pins
-    /// and the base are other matters.
+    /// Clears the entries of a directory that name other directories, if the frame is one of the domain's. Done to all
+    /// of a domain's frames when it ends, it leaves no cycle of directories behind that would keep them from being
+    /// freed; pins and the base are other matters.
     pub fn unlink_directory<F: Format>(&self, state: &mut PagingState, table: Mfn) {
         let Ok(info) = self.host.frames.get(table, self.dom.id) else { return };
         for index in (0..F::ENTRIES).filter(|&index| F::LINEAR && F::is_guest_slot(2, index)) {

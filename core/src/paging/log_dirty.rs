@@ -1,24 +1,25 @@
 //! Log-dirty: which of a domain's frames have been written to, for whoever copies its memory while it runs
 //! (DOM0_SHADOW_CONTROL, dom0_ops.h).
 //!
-//! The record is a bitmap by *pfn*, as 2.0 has it: the pfn that the machine-to-physical table has for the frame. It covers as
-//! many pfns as the domain may have pages. What has no such pfn is not recorded: the page it shares with the
+//! The record is a bitmap by *pfn*, as 2.0 has it: the pfn that the machine-to-physical table has for the frame. It
+//! covers as many pfns as the domain may have pages. What has no such pfn is not recorded: the page it shares with the
 //! hypervisor is no part of its reservation, and a frame whose entry says nonsense is its own affair.
 //!
-//! **Its own writes.** While a domain is watched, the CPU walks shadows of its tables, also where it could walk the tables
-//! themselves: a four-level guest's get shadows of one frame each, made by the faults that need them. A shadow of
-//! an L1 entry lets it write only to a frame whose bit is set. The fault that the first write causes sets the bit and opens the
-//! entry ([`Pager::log_write`]); reading the record away ([`Pager::clean`]) closes all entries, flushes, and only then takes the bits.
+//! **Its own writes.** While a domain is watched, the CPU walks shadows of its tables, also where it could walk the
+//! tables themselves: a four-level guest's get shadows of one frame each, made by the faults that need them. A shadow
+//! of an L1 entry lets it write only to a frame whose bit is set. The fault that the first write causes sets the bit
+//! and opens the entry ([`Pager::log_write`]); reading the record away ([`Pager::clean`]) closes all entries, flushes,
+//! and only then takes the bits.
 //!
 //! **Ours.** What the hypervisor writes at a guest's address goes through the same tables and faults. What it writes by
-//! machine address it records itself ([`Pager::mark_dirty`]): changed tables with their accessed and dirty bits, checked
-//! stores, descriptors, the hypervisor's slots, and a pfn whose frame is another one now.
+//! machine address it records itself ([`Pager::mark_dirty`]): changed tables with their accessed and dirty bits,
+//! checked stores, descriptors, the hypervisor's slots, and a pfn whose frame is another one now.
 //!
-//! **Others'.** A domain that maps a frame of the watched one's writable may write to it as long as it does: the frame is recorded when
-//! it is mapped, and again when it is unmapped.
+//! **Others'.** A domain that maps a frame of the watched one's writable may write to it as long as it does: the frame
+//! is recorded when it is mapped, and again when it is unmapped.
 //!
-//! Accessed and dirty bits of the guest's tables are kept as under shadows always ([`super::shadow`]); of a four-level guest's
-//! upper entries the accessed bit too.
+//! Accessed and dirty bits of the guest's tables are kept as under shadows always ([`super::shadow`]); of a four-level
+//! guest's upper entries the accessed bit too.
 //!
 //! Locks: the owner's paging lock for the mode and the shadows; the record has a lock of its own, innermost, so that
 //! anybody can add to it.
@@ -81,7 +82,8 @@ pub struct Report {
     pub stats: Stats,
     /// How many bits have a meaning.
     pub pages: u32,
-    /// A bit for each pfn, from the lowest of the first word on. None if nothing is recorded, or more than the caller has room for.
+    /// A bit for each pfn, from the lowest of the first word on. None if nothing is recorded, or more than the caller
+    /// has room for.
     pub bitmap: Option<Vec<u64>>,
 }
 
@@ -141,11 +143,11 @@ impl DirtyLog {
     }
 }
 
-/// An operation on a domain's shadows (`dom0_shadow_control_t`), as `caller`. `load` is given what the CPU that runs the domain is to
-/// walk from now on, before what it walked is given up; a domain that does not run needs none.
+/// An operation on a domain's shadows (`dom0_shadow_control_t`), as `caller`. `load` is given what the CPU that runs
+/// the domain is to walk from now on, before what it walked is given up; a domain that does not run needs none.
 ///
-/// What 2.0 does: a mode that is set begins anew; OFF where nothing is on is no error; counts are reset, and entries closed, by
-/// CLEAN even where there is no room for the bitmap.
+/// What 2.0 does: a mode that is set begins anew; OFF where nothing is on is no error; counts are reset, and entries
+/// closed, by CLEAN even where there is no room for the bitmap.
 ///
 /// # Errors
 /// See [`ControlError`]. Where `Report::bitmap` is missing the caller of CLEAN and PEEK gets EINVAL, and its counts.
@@ -320,7 +322,8 @@ impl<H: Hardware> Pager<'_, H> {
         *self.dom.log.record.lock() = Record::default();
     }
 
-    /// Ends the watch. The CPU walks a four-level guest's own tables again; a two-level guest's shadows say again what they would.
+    /// Ends the watch. The CPU walks a four-level guest's own tables again; a two-level guest's shadows say again what
+    /// they would.
     pub(crate) fn disable<F: Format>(&self, state: &mut PagingState, load: impl FnOnce(Mfn)) {
         if !self.dom.log.is_on() {
             return;
@@ -377,8 +380,8 @@ impl<H: Hardware> Pager<'_, H> {
         if closed { shadow & !(bits::RW | bits::D) } else { shadow }
     }
 
-    /// Reads the record away. The entries are closed, and no TLB has an open one, before the bits are taken: what is written
-    /// meanwhile is in this record or in the next.
+    /// Reads the record away. The entries are closed, and no TLB has an open one, before the bits are taken: what is
+    /// written meanwhile is in this record or in the next.
     fn clean<F: Format>(&self, state: &PagingState, room: Room) -> Result<Report, ControlError> {
         self.close_entries::<F>(state);
         let mut record = self.dom.log.record.lock();

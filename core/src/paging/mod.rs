@@ -6,8 +6,8 @@
 //! shadows* ([`shadow`]): each validated change writes the shadow too, so a shadow is at all times a function of the
 //! guest's tables (invariant I6) and never scanned for differences. They take no more memory than they may ([`pool`]).
 //!
-//! A guest may also write to its L1 tables as if they were memory ([`writable`]): its stores are carried out one by one in
-//! the same way, or it is let write for a while and what it did is checked before the CPU may walk it ([`window`]).
+//! A guest may also write to its L1 tables as if they were memory ([`writable`]): its stores are carried out one by one
+//! in the same way, or it is let write for a while and what it did is checked before the CPU may walk it ([`window`]).
 //!
 //! Everything here is generic over the guest's [`Format`] and dispatched statically; callers choose by
 //! [`Domain::arch`](crate::domain::Domain). Lock: the owner's paging lock. Functions that need it take the
@@ -200,8 +200,8 @@ impl<'a, H: Hardware> Pager<'a, H> {
         Self { host, dom }
     }
 
-    /// Walks the tables of the guest's kernel down to the L1 slot of `at`. They are validated, so every step leads to a table
-    /// of the next level, but where a directory stands in the place of an L1 table.
+    /// Walks the tables of the guest's kernel down to the L1 slot of `at`. They are validated, so every step leads to a
+    /// table of the next level, but where a directory stands in the place of an L1 table.
     #[inline]
     pub fn walk<F: Format>(&self, state: &PagingState, at: GuestVirt) -> Option<Translation> {
         self.walk_from::<F>(state.base?, at)
@@ -229,8 +229,9 @@ impl<'a, H: Hardware> Pager<'a, H> {
         Some(Translation { table, level, index, entry: F::load(&self.host.hw, table, index), rights })
     }
 
-    /// The L1 table that translates `at` and the slot in it, for [`update_l1_quickly`](Self::update_l1_quickly). `at` is an
-    /// address that the guest may use (`Personality::in_guest_range`), so no slot of the hypervisor's is on the way.
+    /// The L1 table that translates `at` and the slot in it, for [`update_l1_quickly`](Self::update_l1_quickly). `at`
+    /// is an address that the guest may use (`Personality::in_guest_range`), so no slot of the hypervisor's is on the
+    /// way.
     #[inline(always)]
     pub(crate) fn l1_entry<F: Format>(&self, state: &PagingState, at: GuestVirt) -> Option<(L1Table, usize)> {
         debug_assert!(F::is_guest_slot(F::TOP, F::index(F::TOP, at)));
@@ -261,8 +262,8 @@ impl<'a, H: Hardware> Pager<'a, H> {
         self.switch_base::<F>(state, table, |_| ())
     }
 
-    /// Makes `table` the domain's page-table base. `load` is given its [root](user_base::Roots), for the CPU that runs the
-    /// domain, *before* the old base is given up: from then on that may become anything, and must not be what a CPU
+    /// Makes `table` the domain's page-table base. `load` is given its [root](user_base::Roots), for the CPU that runs
+    /// the domain, *before* the old base is given up: from then on that may become anything, and must not be what a CPU
     /// walks.
     pub fn switch_base<F: Format>(
         &self,
@@ -290,8 +291,8 @@ impl<'a, H: Hardware> Pager<'a, H> {
         Ok(())
     }
 
-    /// [`switch_base`](Self::switch_base), where nothing has to be validated or undone for it: the new base is held as such
-    /// a table by something, and the old one by something else. False says nothing, and nothing has changed.
+    /// [`switch_base`](Self::switch_base), where nothing has to be validated or undone for it: the new base is held as
+    /// such a table by something, and the old one by something else. False says nothing, and nothing has changed.
     #[inline]
     pub(crate) fn switch_held_base<F: Format>(
         &self,

@@ -1,31 +1,37 @@
 //! Tables that are half validated: how a tree of tables is taken down or put up in several goes.
 //!
-//! A top-level table can lead to hundreds of thousands of others. To make it one, or to make it none, takes long, so both stop
-//! when they should make way ([`Poll`](crate::preempt::Poll)). What stands then, stands in the frames, not in the request:
+//! A top-level table can lead to hundreds of thousands of others. To make it one, or to make it none, takes long, so
+//! both stop when they should make way ([`Poll`](crate::preempt::Poll)). What stands then, stands in the frames, not in
+//! the request:
 //!
-//! - A *partial* table has a type, of which it holds the one reference itself (and the frame's reference that goes with it), it
-//!   is not validated, and so many of its first entries hold their references: how many is in its type word. It is nobody's
-//!   table: no entry leads to it, no CPU walks it, none of its entries can be changed; and it can become nothing else.
-//! - Entries are taken from the first upwards and dropped from the last downwards, so a table that is going up and one that is
-//!   going down look the same.
-//! - A *suspended* table waits for the request to be made again: whoever wants the table as what it is becoming takes its
-//!   reference over and goes on ([`Pager::adopt`]). Nothing says who began, so nothing can be confused.
-//! - A *condemned* one has failed, or lost its last use, and waits for its entries to be dropped ([`Pager::drain`]). A child that
-//!   loses its last use in this is condemned in turn. So no recursion goes deep, and each step leaves everything counted.
+//! - A *partial* table has a type, of which it holds the one reference itself (and the frame's reference that goes with
+//!   it), it is not validated, and so many of its first entries hold their references: how many is in its type word. It
+//!   is nobody's table: no entry leads to it, no CPU walks it, none of its entries can be changed; and it can become
+//!   nothing else.
+//! - Entries are taken from the first upwards and dropped from the last downwards, so a table that is going up and one
+//!   that is going down look the same.
+//! - A *suspended* table waits for the request to be made again: whoever wants the table as what it is becoming takes
+//!   its reference over and goes on ([`Pager::adopt`]). Nothing says who began, so nothing can be confused.
+//! - A *condemned* one has failed, or lost its last use, and waits for its entries to be dropped ([`Pager::drain`]). A
+//!   child that loses its last use in this is condemned in turn. So no recursion goes deep, and each step leaves
+//!   everything counted.
 //!
 //! Only tables above the lowest level are ever partial: one of the lowest is done in one go.
 //!
-//! Each domain has a list of either kind, linked through the frames' records. A request drains what it has condemned before it
-//! returns to the guest for good. What a guest suspends and never comes back for stays suspended, accounted for, until a request
-//! is refused: that may be its fault, so all of it is *abandoned*, and drained before the request is tried again.
+//! Each domain has a list of either kind, linked through the frames' records. A request drains what it has condemned
+//! before it returns to the guest for good. What a guest suspends and never comes back for stays suspended, accounted
+//! for, until a request is refused: that may be its fault, so all of it is *abandoned*, and drained before the request
+//! is tried again.
 //!
-//! A guest can make very many of these tables, so nothing here walks a list in one go. The suspended are linked both ways, to
-//! be taken out wherever they stand, the youngest first; one of them and all that are older are abandoned, so that to
-//! abandon is to note which. They go the oldest first, and so what hung together from below. An abandoned table is suspended like any other (it may still be gone on with) until it is condemned
-//! in its turn. Each table that is drained counts as a step, whether it had entries or not.
+//! A guest can make very many of these tables, so nothing here walks a list in one go. The suspended are linked both
+//! ways, to be taken out wherever they stand, the youngest first; one of them and all that are older are abandoned, so
+//! that to abandon is to note which. They go the oldest first, and so what hung together from below. An abandoned table
+//! is suspended like any other (it may still be gone on with) until it is condemned in its turn. Each table that is
+//! drained counts as a step, whether it had entries or not.
 //!
-//! The links are the record's `next` and, of the suspended, `prev`. A directory's `prev` is its view, and its `next` how many
-//! entries lead there ([`super::linear`]), only while it is validated. Tables are dropped only with none open ([`Pager::lock`]).
+//! The links are the record's `next` and, of the suspended, `prev`. A directory's `prev` is its view, and its `next`
+//! how many entries lead there ([`super::linear`]), only while it is validated. Tables are dropped only with none open
+//! ([`Pager::lock`]).
 //!
 //! Lock: the owner's paging lock.
 
@@ -139,7 +145,8 @@ impl<H: Hardware> Pager<'_, H> {
         }
     }
 
-    /// A table that is suspended on its way to be `kind`: takes its references over, and says how many entries are done.
+    /// A table that is suspended on its way to be `kind`: takes its references over, and says how many entries are
+    /// done.
     pub(super) fn adopt(&self, state: &mut PagingState, mfn: Mfn, kind: FrameType) -> Option<usize> {
         let info = self.host.frames.info(mfn)?;
         let word = info.type_word();

@@ -1,34 +1,38 @@
 //! A domain's shadow memory: counted, bounded, and taken back where it is not in use.
 //!
 //! Everything that the CPU walks for a domain in place of its own tables is counted here, in frames: the shadows of its
-//! tables, the views of its directories ([`super::linear`]), and the two tables above them. The count stays within a limit
-//! ([`Pager::shadow_limit`]).
+//! tables, the views of its directories ([`super::linear`]), and the two tables above them. The count stays within a
+//! limit ([`Pager::shadow_limit`]).
 //!
-//! **A shadow may be absent.** It is a function of the guest's tables, so it can be dropped at any time and made again. What
-//! is absent is simply not in the table above it, and the fault that comes of that makes it ([`Pager::fill_path`]). So no
-//! request fails for want of a shadow: one for which there is no room when its table is validated is made later.
-//! Only [`MINIMUM`] is needed to go on, and that much may come out of the hypervisor's own reserve.
+//! **A shadow may be absent.** It is a function of the guest's tables, so it can be dropped at any time and made again.
+//! What is absent is simply not in the table above it, and the fault that comes of that makes it
+//! ([`Pager::fill_path`]). So no request fails for want of a shadow: one for which there is no room when its table is
+//! validated is made later. Only [`MINIMUM`] is needed to go on, and that much may come out of the hypervisor's own
+//! reserve.
 //!
-//! **What goes first.** There is a list for each level, of shadows in the order in which they were made. When one is needed and
-//! there is no room, at least [`RECLAIM`] frames are
-//! freed, level by level from the top: first the shadows of top-level tables other than the current base's, which nobody
-//! walks. Only when those are gone does a lower level follow; then only the base's shadow can lead to what is dropped, so that
-//! one table is all that must be looked through. Of a two-level guest's L1 tables those go first that do not hang under the base,
-//! and then those that do; of each kind the oldest, that is the one that was made first, used lately or not.
+//! **What goes first.** There is a list for each level, of shadows in the order in which they were made. When one is
+//! needed and there is no room, at least [`RECLAIM`] frames are freed, level by level from the top: first the shadows
+//! of top-level tables other than the current base's, which nobody walks. Only when those are gone does a lower level
+//! follow; then only the base's shadow can lead to what is dropped, so that one table is all that must be looked
+//! through. Of a two-level guest's L1 tables those go first that do not hang under the base, and then those that do; of
+//! each kind the oldest, that is the one that was made first, used lately or not.
 //!
-//! **How long that takes.** Nearly everything that is looked at is dropped. What is not is bounded: the base's own shadow and those that open
-//! tables need, and of a two-level guest's L1 tables those under the base, for each of which it has one entry.
+//! **How long that takes.** Nearly everything that is looked at is dropped. What is not is bounded: the base's own
+//! shadow and those that open tables need, and of a two-level guest's L1 tables those under the base, for each of which
+//! it has one entry.
 //!
-//! **Why that ends.** An instruction can need half a dozen pages at once, and so as many paths of shadows. What is freed at one go
-//! is enough for all of them: whatever is dropped for the first is not needed for the last. Where less than that can be freed, a
-//! domain has little, and what it lacks up to [`MINIMUM`] comes out of the reserve; when that is used up too, it ends.
+//! **Why that ends.** An instruction can need half a dozen pages at once, and so as many paths of shadows. What is
+//! freed at one go is enough for all of them: whatever is dropped for the first is not needed for the last. Where less
+//! than that can be freed, a domain has little, and what it lacks up to [`MINIMUM`] comes out of the reserve; when that
+//! is used up too, it ends.
 //!
-//! A dropped shadow may still be in a TLB. The allocator flushes before its frames are used again, and until then they are
-//! empty: nothing can be reached through them that the guest's tables did not show when it was last flushed (I5).
+//! A dropped shadow may still be in a TLB. The allocator flushes before its frames are used again, and until then they
+//! are empty: nothing can be reached through them that the guest's tables did not show when it was last flushed (I5).
 //!
 //! An open table and the one that maps it keep their shadows: what is in an open table has not been looked at.
 //!
-//! The lists run through the records of the shadows' first frames, whose `shadow` names the table. Lock: the owner's paging lock.
+//! The lists run through the records of the shadows' first frames, whose `shadow` names the table. Lock: the owner's
+//! paging lock.
 
 use super::format::Format;
 use super::linear::VIEW_ORDER;
@@ -181,8 +185,8 @@ impl<H: Hardware> Pager<'_, H> {
         self.host.frames.info(first).expect("a shadow is RAM")
     }
 
-    /// The most frames that the domain's shadows may take: what [`set_shadow_limit`](Self::set_shadow_limit) said, or 128 and
-    /// an eighth of its memory.
+    /// The most frames that the domain's shadows may take: what [`set_shadow_limit`](Self::set_shadow_limit) said, or
+    /// 128 and an eighth of its memory.
     #[must_use]
     pub fn shadow_limit(&self, state: &PagingState) -> ShadowFrames {
         let share = || BASIC + self.dom.total_pages.load(Relaxed) / SHARE;
@@ -242,7 +246,8 @@ impl<H: Hardware> Pager<'_, H> {
         self.append(state, first, part.level());
     }
 
-    /// Frees the frames of a shadow, to which no table leads any more. The allocator flushes the TLBs before they are used again.
+    /// Frees the frames of a shadow, to which no table leads any more. The allocator flushes the TLBs before they are
+    /// used again.
     pub(super) fn release_shadow<F: Format>(&self, state: &mut PagingState, first: Mfn, level: u8) {
         let order = order::<F>(level);
         self.delist(state, first, level, order);
@@ -255,7 +260,8 @@ impl<H: Hardware> Pager<'_, H> {
         self.host.free_hypervisor(first, VIEW_ORDER);
     }
 
-    /// As [`release_shadow`](Self::release_shadow), of a two-level guest's L1 shadow in which the caller has left nothing but zeroes.
+    /// As [`release_shadow`](Self::release_shadow), of a two-level guest's L1 shadow in which the caller has left
+    /// nothing but zeroes.
     pub(super) fn release_zeroed_shadow<F: Format>(&self, state: &mut PagingState, first: Mfn) {
         let order = order::<F>(1);
         self.delist(state, first, 1, order);
@@ -263,8 +269,8 @@ impl<H: Hardware> Pager<'_, H> {
         self.host.free_zeroed(first, order, walked);
     }
 
-    /// The second frame of a shadow that has more than one. Its record's `prev` says whether the shadow was ever hung into
-    /// another, where a CPU walks to it; its `next` in which round it was last marked as in use.
+    /// The second frame of a shadow that has more than one. Its record's `prev` says whether the shadow was ever hung
+    /// into another, where a CPU walks to it; its `next` in which round it was last marked as in use.
     fn second(&self, first: Mfn) -> &'static FrameInfo {
         self.node(Mfn(first.0 + 1))
     }
@@ -308,7 +314,8 @@ impl<H: Hardware> Pager<'_, H> {
         }
     }
 
-    /// The domain's shadows and views on the list of a level, the oldest first: each first frame, with the table it belongs to.
+    /// The domain's shadows and views on the list of a level, the oldest first: each first frame, with the table it
+    /// belongs to.
     pub(crate) fn shadows(&self, state: &PagingState, level: u8) -> impl Iterator<Item = (Mfn, Mfn)> {
         let oldest = state.pool.lists[level as usize - 1].oldest;
         let next = |&first: &Mfn| link(self.node(first).next.load(Relaxed));

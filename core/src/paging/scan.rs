@@ -1,15 +1,16 @@
 //! Whole tables of the lowest level: becoming one, ceasing to be one.
 //!
-//! Both are a scan of the table by lines of 64 bytes. A line in which nothing is present costs a few instructions; of an
-//! entry that maps a frame of the domain's own, writable memory already, each costs one exchange and, under shadows, one
-//! store: the shadow is written and cleared in the same pass, and comes and goes as frames of zeroes. One that maps such a frame to
-//! be read costs a call besides. Everything else goes the way of single entries ([`super::types`]), so that a scan comes to the
-//! same as entry by entry.
+//! Both are a scan of the table by lines of 64 bytes. A line in which nothing is present costs a few instructions; of
+//! an entry that maps a frame of the domain's own, writable memory already, each costs one exchange and, under shadows,
+//! one store: the shadow is written and cleared in the same pass, and comes and goes as frames of zeroes. One that maps
+//! such a frame to be read costs a call besides. Everything else goes the way of single entries ([`super::types`]), so
+//! that a scan comes to the same as entry by entry.
 //!
-//! **Nobody changes the table meanwhile.** A frame that is being validated is no longer writable memory, and its mappings for
-//! writing are gone from the TLBs; one that ceases to be a table is typed until the scan is over. No CPU walks either. So an
-//! entry is what it was when its line was looked at, and what is given back is what was taken. (Were it not so, the
-//! hypervisor would lose count, but touch no memory that is not RAM: each entry is read once a pass.)
+//! **Nobody changes the table meanwhile.** A frame that is being validated is no longer writable memory, and its
+//! mappings for writing are gone from the TLBs; one that ceases to be a table is typed until the scan is over. No CPU
+//! walks either. So an entry is what it was when its line was looked at, and what is given back is what was taken.
+//! (Were it not so, the hypervisor would lose count, but touch no memory that is not RAM: each entry is read once a
+//! pass.)
 //!
 //! Lock: the owner's paging lock. Neither scan makes way in between.
 
@@ -41,7 +42,8 @@ macro_rules! each_of_line {
 }
 
 impl<H: Hardware> Pager<'_, H> {
-    /// Checks a frame as a table of the lowest level, taking a reference for each entry; when that fails, none is taken.
+    /// Checks a frame as a table of the lowest level, taking a reference for each entry; when that fails, none is
+    /// taken.
     pub(super) fn validate_l1<F: Format>(&self, state: &mut PagingState, table: Mfn) -> Result<(), PagingError> {
         state.poll.step(cost::TABLE);
         let shadow = self.create_empty_shadow::<F>(state, table);
@@ -91,8 +93,8 @@ impl<H: Hardware> Pager<'_, H> {
         }
     }
 
-    /// Takes the references of all entries and writes their shadow. When one is refused, says which: those before it hold
-    /// theirs.
+    /// Takes the references of all entries and writes their shadow. When one is refused, says which: those before it
+    /// hold theirs.
     #[inline(never)]
     fn get_l1_entries<F: Format>(&self, table: Mfn, shadow: Mfn) -> Result<(), (usize, PagingError)> {
         let per_line = F::ENTRIES * LINE / PAGE_SIZE;
@@ -106,15 +108,16 @@ impl<H: Hardware> Pager<'_, H> {
         Ok(())
     }
 
-    /// Whether anything is present in the line that begins with an entry. (Most lines have nothing, or something at their beginning.)
+    /// Whether anything is present in the line that begins with an entry. (Most lines have nothing, or something at
+    /// their beginning.)
     #[inline(always)]
     fn has_entries<F: Format>(&self, table: Mfn, first: usize) -> bool {
         let hw = &self.host.hw;
         F::load(hw, table, first).present() || hw.bits_of_line(F::entry_addr(table, first)) & F::PRESENT != 0
     }
 
-    /// An entry that maps a frame of the domain's own, which is writable memory already, for writing; under shadows one that
-    /// the guest has used.
+    /// An entry that maps a frame of the domain's own, which is writable memory already, for writing; under shadows one
+    /// that the guest has used.
     #[inline(always)]
     fn get_quickly<F: Format>(
         &self,
@@ -126,8 +129,8 @@ impl<H: Hardware> Pager<'_, H> {
     ) -> Result<(), (usize, PagingError)> {
         let used = bits::P | bits::RW | if F::SHADOWED { bits::A | bits::D } else { 0 };
         let entry = F::load(&self.host.hw, table, index);
-        // What a domain owns is RAM, and none of the first MiB is a domain's. Of the bits that are refused, those above the
-        // frame's number make it one that no frame has.
+        // What a domain owns is RAM, and none of the first MiB is a domain's. Of the bits that are refused, those above
+        // the frame's number make it one that no frame has.
         const { assert!((F::REFUSED | bits::UNCACHED) & bits::NX == 0) };
         if entry.0 as u32 & (used | F::REFUSED | bits::UNCACHED) as u32 == used as u32
             && let Some(info) = self.host.frames.info(number::<F>(entry, numbers))
@@ -141,8 +144,8 @@ impl<H: Hardware> Pager<'_, H> {
         if entry.present() { self.get_one::<F>(entry, index, shadow) } else { Ok(()) }
     }
 
-    /// Any other entry. What is written out for each entry of a line is what most tables are full of; an entry that maps a frame of the
-    /// domain's own to be read is not far behind.
+    /// Any other entry. What is written out for each entry of a line is what most tables are full of; an entry that
+    /// maps a frame of the domain's own to be read is not far behind.
     #[cold]
     #[inline(never)]
     fn get_one<F: Format>(&self, entry: Pte, index: usize, shadow: Mfn) -> Result<(), (usize, PagingError)> {
@@ -223,7 +226,8 @@ impl<H: Hardware> Pager<'_, H> {
     }
 }
 
-/// The frame that an entry names; a number that no frame has, if a bit above it is set that entries of this format may not have.
+/// The frame that an entry names; a number that no frame has, if a bit above it is set that entries of this format may
+/// not have.
 #[inline(always)]
 fn number<F: Format>(entry: Pte, numbers: PlainNumbers) -> Mfn {
     // Entries of 32 bits have no bits above.

@@ -1,15 +1,16 @@
-//! Write-through shadows: what the CPU walks in place of a two-level guest's tables, and in place of any guest's while it is
-//! watched ([`super::log_dirty`]).
+//! Write-through shadows: what the CPU walks in place of a two-level guest's tables, and in place of any guest's while
+//! it is watched ([`super::log_dirty`]).
 //!
 //! A guest's L1 table (1024 entries, 4 MiB) has a shadow of two frames, one for each 2 MiB; its L2 table (4 GiB) one of
 //! four, one for each GiB. They are made when the frame is validated as a table, written with every validated change of
-//! it, and freed when it ceases to be a table, or earlier if room is short ([`super::pool`]): then they are made again when they
-//! are needed. Above them hang one L3 and one L4 table a *domain*: a new page-table base
-//! rewrites four entries of that L3, which is why a base costs no frames of its own.
+//! it, and freed when it ceases to be a table, or earlier if room is short ([`super::pool`]): then they are made again
+//! when they are needed. Above them hang one L3 and one L4 table a *domain*: a new page-table base rewrites four
+//! entries of that L3, which is why a base costs no frames of its own.
 //!
 //! Accessed and dirty bits are the guest's to see. A shadow entry is present only if the guest's has A, and writable
-//! only if it also has D (and, while [`super::log_dirty`] watches, only if the frame's bit is set); the fault that follows sets the bit in the guest's entry, then in the shadow
-//! ([`Pager::resolve_shadow_fault`]). L2 entries are shadowed as if accessed: a CPU may set A in those at any time.
+//! only if it also has D (and, while [`super::log_dirty`] watches, only if the frame's bit is set); the fault that
+//! follows sets the bit in the guest's entry, then in the shadow ([`Pager::resolve_shadow_fault`]). L2 entries are
+//! shadowed as if accessed: a CPU may set A in those at any time.
 
 use super::format::{Format, HYPERVISOR_L4_FIRST, Pte, bits};
 use super::linear::view_entry;
@@ -60,8 +61,8 @@ fn l1_shadow(entry: Pte) -> u64 {
 }
 
 impl<H: Hardware> Pager<'_, H> {
-    /// Gives a table of the lowest level a shadow in which nothing is present yet, if there is room. (While the domain is watched it
-    /// gets one when it is used.)
+    /// Gives a table of the lowest level a shadow in which nothing is present yet, if there is room. (While the domain
+    /// is watched it gets one when it is used.)
     pub(super) fn create_empty_shadow<F: Format>(&self, state: &mut PagingState, table: Mfn) -> Option<Mfn> {
         let wanted = F::SHADOWED && !self.dom.log.is_on();
         let first = wanted.then(|| self.take_shadow::<F>(state, table, Part::Shadow(1), Need::Later)).flatten();
@@ -111,8 +112,8 @@ impl<H: Hardware> Pager<'_, H> {
         Some(first)
     }
 
-    /// Frees the shadow of a table that is none any more, and its view. The allocator flushes the TLBs before they are used
-    /// again.
+    /// Frees the shadow of a table that is none any more, and its view. The allocator flushes the TLBs before they are
+    /// used again.
     pub(super) fn destroy_shadow<F: Format>(&self, state: &mut PagingState, table: Mfn, level: u8) {
         let info = self.host.frames.info(table).expect("a table is RAM");
         if F::LINEAR && level == 2 {
@@ -124,8 +125,8 @@ impl<H: Hardware> Pager<'_, H> {
         }
     }
 
-    /// Frees the shadow of an L1 table that is none any more, all of whose slots its caller has cleared that were in use. It
-    /// goes back as zeroes: only the CPU has ever seen it.
+    /// Frees the shadow of an L1 table that is none any more, all of whose slots its caller has cleared that were in
+    /// use. It goes back as zeroes: only the CPU has ever seen it.
     pub(super) fn destroy_cleared_shadow<F: Format>(&self, state: &mut PagingState, table: Mfn) {
         let info = self.host.frames.info(table).expect("a table is RAM");
         if let Some(first) = info.shadow() {
@@ -203,8 +204,8 @@ impl<H: Hardware> Pager<'_, H> {
         }
     }
 
-    /// One L2 entry of a two-level guest spans 4 MiB: two slots of the shadow, one for each half of the L1's shadow (or of a
-    /// directory's view). One of a four-level guest's is one, and not present until it has been used.
+    /// One L2 entry of a two-level guest spans 4 MiB: two slots of the shadow, one for each half of the L1's shadow (or
+    /// of a directory's view). One of a four-level guest's is one, and not present until it has been used.
     fn upper_shadow<F: Format>(&self, entry: Pte, half: usize) -> u64 {
         if !F::SHADOWED && !entry.has(bits::A) {
             return 0;
@@ -286,15 +287,16 @@ impl<H: Hardware> Pager<'_, H> {
         }
     }
 
-    /// Deals with a page fault that exists only because of shadowing: the guest's tables, as they are now, allow the access, but A or D
-    /// was not set yet, or what the CPU is to walk is not there. Sets and makes it, and returns true when the access can be tried
-    /// again; false when the fault is the guest's.
+    /// Deals with a page fault that exists only because of shadowing: the guest's tables, as they are now, allow the
+    /// access, but A or D was not set yet, or what the CPU is to walk is not there. Sets and makes it, and returns true
+    /// when the access can be tried again; false when the fault is the guest's.
     ///
-    /// Where nothing had to be set and the shadow allows the access, the CPU went by what it remembered of other tables: a
-    /// guest that swaps a table and does not flush may see the old one, but must not meet a fault that the old one did not
-    /// make on hardware either (its A was not set, which only its shadow shows). The fault has made the CPU forget
-    /// (SDM vol. 3 §4.10.4.1), so trying again ends. (A four-level guest's fault may be an instruction's, which no right that is
-    /// looked at here would explain, so trying again might not end; and what it meets is what hardware may show it.)
+    /// Where nothing had to be set and the shadow allows the access, the CPU went by what it remembered of other
+    /// tables: a guest that swaps a table and does not flush may see the old one, but must not meet a fault that the
+    /// old one did not make on hardware either (its A was not set, which only its shadow shows). The fault has made the
+    /// CPU forget (SDM vol. 3 §4.10.4.1), so trying again ends. (A four-level guest's fault may be an instruction's,
+    /// which no right that is looked at here would explain, so trying again might not end; and what it meets is what
+    /// hardware may show it.)
     pub fn resolve_shadow_fault<F: Format>(&self, state: &mut PagingState, at: GuestVirt, access: Access) -> bool {
         if F::SHADOWED && at.0 >> 32 != 0 {
             return false;
@@ -341,8 +343,8 @@ impl<H: Hardware> Pager<'_, H> {
         }
     }
 
-    /// Makes what shadows are missing on the way to `at`, and hangs them in. False if none was missing, or if there is no memory
-    /// even now: then the domain ends.
+    /// Makes what shadows are missing on the way to `at`, and hangs them in. False if none was missing, or if there is
+    /// no memory even now: then the domain ends.
     #[cold]
     pub(super) fn fill_path<F: Format>(&self, state: &mut PagingState, at: GuestVirt) -> bool {
         let Some(mut table) = state.walked_base() else { return false };

@@ -1,8 +1,8 @@
 //! Taking and giving back frames as what they are used for, and validating a frame as a table.
 //!
 //! A reference to a frame *as a table* means that every entry of it has been checked and holds a reference of its own
-//! (invariant I2). The first such reference walks the entries; the last one walks them again to give theirs back. A walk
-//! that fails gives back what it took (I7).
+//! (invariant I2). The first such reference walks the entries; the last one walks them again to give theirs back. A
+//! walk that fails gives back what it took (I7).
 
 use super::format::{Format, HYPERVISOR_L4_FIRST, Pte, bits};
 use super::log_dirty;
@@ -153,8 +153,8 @@ impl<H: Hardware> Pager<'_, H> {
         }
     }
 
-    /// As [`put_l1_target`](Self::put_l1_target), of a present entry that no CPU could walk to any more when the TLB clock
-    /// stood at `stamp`.
+    /// As [`put_l1_target`](Self::put_l1_target), of a present entry that no CPU could walk to any more when the TLB
+    /// clock stood at `stamp`.
     #[inline]
     pub(super) fn put_mapping(&self, entry: Pte, stamp: u32) {
         let mfn = entry.mfn();
@@ -186,8 +186,8 @@ impl<H: Hardware> Pager<'_, H> {
         }
     }
 
-    /// Takes the reference that a present entry of `table`, above L1, needs: to a table of the next level, the domain's own
-    /// (or to a directory, where [`super::linear`] allows it).
+    /// Takes the reference that a present entry of `table`, above L1, needs: to a table of the next level, the domain's
+    /// own (or to a directory, where [`super::linear`] allows it).
     #[inline]
     pub(super) fn get_child<F: Format>(
         &self,
@@ -216,8 +216,8 @@ impl<H: Hardware> Pager<'_, H> {
         }
     }
 
-    /// Checks a frame as `kind`, taking a reference for each entry from the one on that is named. When it fails, or has to make
-    /// way, a table above the lowest level is left partial.
+    /// Checks a frame as `kind`, taking a reference for each entry from the one on that is named. When it fails, or has
+    /// to make way, a table above the lowest level is left partial.
     fn validate<F: Format>(
         &self,
         state: &mut PagingState,
@@ -293,8 +293,8 @@ impl<H: Hardware> Pager<'_, H> {
     }
 }
 
-/// [`Pager::get_l1_target`] for what most entries are: a mapping of a frame of the domain's own, writable only if the frame
-/// was writable memory last. What a domain owns is RAM, and known to the frame table. False says nothing.
+/// [`Pager::get_l1_target`] for what most entries are: a mapping of a frame of the domain's own, writable only if the
+/// frame was writable memory last. What a domain owns is RAM, and known to the frame table. False says nothing.
 #[inline(always)]
 pub(super) fn get_own_target<F: Format, H: Hardware>(host: &Host<H>, dom: &Domain, entry: Pte) -> bool {
     let Some(info) = host.frames.above_first_mib(entry.mfn()) else { return false };

@@ -1,9 +1,10 @@
 //! A second page-table base, for the applications of an x86_64 guest (MMUEXT_NEW_USER_BASEPTR).
 //!
-//! Kernel and applications of an x86_64 guest both run in ring 3, so the user bit of an entry keeps nothing of the kernel's from
-//! its applications. What does is that they run on other tables, in which the kernel is not. The kernel names them beforehand; the
-//! CPU walks them from [`switch_mode`](Pager::switch_mode) to user mode on until that to kernel mode. A kernel that wants one base
-//! names the same table twice: then nothing is protected from anybody, and a change of modes loads nothing.
+//! Kernel and applications of an x86_64 guest both run in ring 3, so the user bit of an entry keeps nothing of the
+//! kernel's from its applications. What does is that they run on other tables, in which the kernel is not. The kernel
+//! names them beforehand; the CPU walks them from [`switch_mode`](Pager::switch_mode) to user mode on until that to
+//! kernel mode. A kernel that wants one base names the same table twice: then nothing is protected from anybody, and a
+//! change of modes loads nothing.
 //!
 //! Promises:
 //! - both bases are held by a reference each, and each table that a CPU walks is one of them (or a shadow of it);
@@ -22,9 +23,9 @@ use crate::host::Hardware;
 use crate::sync::MutexGuard;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// What a CPU walks for a domain in each mode, worked out when it changes: in the domain, since a CPU that comes to run it need not take the
-/// paging lock for that. Written under the lock; and what a CPU may come to walk changes only while the domain runs there, or is kept from
-/// running.
+/// What a CPU walks for a domain in each mode, worked out when it changes: in the domain, since a CPU that comes to run
+/// it need not take the paging lock for that. Written under the lock; and what a CPU may come to walk changes only
+/// while the domain runs there, or is kept from running.
 #[derive(Debug)]
 pub struct Roots([AtomicU64; 2]);
 
@@ -55,8 +56,8 @@ impl Roots {
     }
 }
 
-/// What the applications of a four-level guest run on, and whether it is they that run. Two-level guests have none: their
-/// applications run in another ring.
+/// What the applications of a four-level guest run on, and whether it is they that run. Two-level guests have none:
+/// their applications run in another ring.
 #[derive(Debug)]
 pub struct UserBase {
     /// The top-level table, of which a type reference is held.
@@ -129,8 +130,8 @@ impl<H: Hardware> Pager<'_, H> {
         self.dom.roots.set(Mode::User, state.user.root.or(state.user.base));
     }
 
-    /// Goes over to the kernel or to its applications. `load` is given the root that the CPU is to walk from now on, if it is
-    /// another.
+    /// Goes over to the kernel or to its applications. `load` is given the root that the CPU is to walk from now on, if
+    /// it is another.
     ///
     /// # Errors
     /// The applications have no base; nothing has changed.
@@ -139,7 +140,8 @@ impl<H: Hardware> Pager<'_, H> {
         self.switch_mode_holding(self.dom.paging.lock(), to, load)
     }
 
-    /// The same, if nobody has the lock: whoever may wait for one keeps more in registers for it. Else nothing has changed.
+    /// The same, if nobody has the lock: whoever may wait for one keeps more in registers for it. Else nothing has
+    /// changed.
     #[inline(always)]
     pub fn switch_mode_at_once(&self, to: Mode, load: impl FnOnce(Mfn)) -> Option<Result<Settled, NoUserBase>> {
         Some(self.switch_mode_holding(self.dom.paging.try_lock()?, to, load))

@@ -2,20 +2,21 @@
 //!
 //! What makes it sound is that while a table is open nobody relies on what is in it:
 //!
-//! - **The CPU does not walk it.** It never walks a two-level guest's tables, nor those of a guest that is watched, and the shadow stays as it was, which to
-//!   the guest is what a TLB is: it holds the old entries until the guest flushes (by a request, which closes the
-//!   table) or faults (which does as well). A four-level guest's table is taken out of the one L2 slot that leads to it, whose
-//!   entry is not present meanwhile, as in 2.0; so it must have one slot only, or none and a pin. An INVLPG then
-//!   drops whatever the CPU has cached of the way to it (Intel SDM vol. 3 §4.10.4.1; AMD64 APM vol. 2 §5.5.2).
+//! - **The CPU does not walk it.** It never walks a two-level guest's tables, nor those of a guest that is watched, and
+//!   the shadow stays as it was, which to the guest is what a TLB is: it holds the old entries until the guest flushes
+//!   (by a request, which closes the table) or faults (which does as well). A four-level guest's table is taken out of
+//!   the one L2 slot that leads to it, whose entry is not present meanwhile, as in 2.0; so it must have one slot only,
+//!   or none and a pin. An INVLPG then drops whatever the CPU has cached of the way to it (Intel SDM vol. 3 §4.10.4.1;
+//!   AMD64 APM vol. 2 §5.5.2).
 //! - **The references of its entries are those of the copy** that is made when it opens. The frame keeps its type and
 //!   count, so nobody can take it for anything else or map it writable a second time: the window is the one
 //!   exception to invariant I1.
 //! - **The hypervisor does not look.** [`Pager::lock`] closes what is open.
 //!
-//! Closing makes the window read-only, *then flushes every TLB that may hold it* (the table that maps it may hang in several slots,
-//! so other addresses than the one that faulted may show it), and only then compares with the copy and checks what differs.
-//! What differs goes through the checks of every update. At the first entry that is refused the rest is put
-//! back as it was, so that all counts are right, and the domain ends.
+//! Closing makes the window read-only, *then flushes every TLB that may hold it* (the table that maps it may hang in
+//! several slots, so other addresses than the one that faulted may show it), and only then compares with the copy and
+//! checks what differs. What differs goes through the checks of every update. At the first entry that is refused the
+//! rest is put back as it was, so that all counts are right, and the domain ends.
 //!
 //! Lock: the owner's paging lock.
 
@@ -185,8 +186,8 @@ impl<H: Hardware> Pager<'_, H> {
         changes
     }
 
-    /// Checks the entries that differ among some. Most of what a guest writes to an open table is something where nothing was: that
-    /// has the short way here.
+    /// Checks the entries that differ among some. Most of what a guest writes to an open table is something where
+    /// nothing was: that has the short way here.
     #[inline(never)]
     fn check_line<F: Format>(
         &self,

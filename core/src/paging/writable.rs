@@ -4,14 +4,14 @@
 //!
 //! - the store is *carried out here*, as the validated change of an entry that it is (`store_entry`, driven by
 //!   [`crate::assist`]). That suits a kernel that sets one entry and goes on.
-//! - when the guest writes to the same table again and again, the table is *opened* ([`super::window`]): the guest writes to it
-//!   unhindered until something needs to know what is there, then all that changed is checked at once.
+//! - when the guest writes to the same table again and again, the table is *opened* ([`super::window`]): the guest
+//!   writes to it unhindered until something needs to know what is there, then all that changed is checked at once.
 //!
-//! Counted in instructions, opening costs as much as six or seven stores that are carried out (copying the table and comparing it later
-//! is most of it), and a store to an open table an eighth of one. A guest that has stored three times in a row to one
-//! table is likely to go on, so it is opened at the fourth ([`PATIENCE`]); whatever shows
-//! that the guest has turned to something else (a fault of its own, a request on memory) begins the count anew.
-//! Two tables are counted, and may be open, at a time: a kernel that copies an address space writes to two in turn.
+//! Counted in instructions, opening costs as much as six or seven stores that are carried out (copying the table and
+//! comparing it later is most of it), and a store to an open table an eighth of one. A guest that has stored three
+//! times in a row to one table is likely to go on, so it is opened at the fourth ([`PATIENCE`]); whatever shows that
+//! the guest has turned to something else (a fault of its own, a request on memory) begins the count anew. Two tables
+//! are counted, and may be open, at a time: a kernel that copies an address space writes to two in turn.
 //!
 //! **Who looks at tables sees none open.** [`Pager::lock`] closes what is open before it gives out the state, and every
 //! request takes the lock through it. The exceptions are in this module and the next: they look at tables that are not
@@ -37,8 +37,8 @@ use proxenos_abi::hypercall::VmAssistType;
 pub const WINDOWS: usize = 2;
 /// Stores in a row to a table that are carried out here before it is opened.
 pub const PATIENCE: i32 = 3;
-/// Stores by which a table is later opened that was closed again before the guest had written to it: it is likely that the
-/// guest cannot do without it.
+/// Stores by which a table is later opened that was closed again before the guest had written to it: it is likely that
+/// the guest cannot do without it.
 const PENALTY: i32 = 64;
 
 /// What a guest's writes to its tables have come to.
@@ -51,7 +51,8 @@ pub struct WritableTables {
     pub(super) snapshots: [Option<Mfn>; WINDOWS],
     /// The window to be closed when another is needed.
     pub(super) oldest: usize,
-    /// The last store for which a table was opened because it could not be carried out: where it is, where it writes to.
+    /// The last store for which a table was opened because it could not be carried out: where it is, where it writes
+    /// to.
     opened_for: Option<(u64, GuestVirt)>,
     /// The entry for which the domain was ended.
     pub refused: Option<RefusedEntry>,
@@ -170,7 +171,8 @@ impl<'a, H: Hardware> Pager<'a, H> {
         state
     }
 
-    /// The same, if nobody has the lock: whoever may wait for one here keeps more in registers for it than who need not.
+    /// The same, if nobody has the lock: whoever may wait for one here keeps more in registers for it than who need
+    /// not.
     #[inline(always)]
     pub(crate) fn lock_at_once(&self) -> Option<MutexGuard<'a, PagingState>> {
         let mut state = self.dom.paging.try_lock()?;
@@ -215,8 +217,8 @@ impl<'a, H: Hardware> Pager<'a, H> {
         }
     }
 
-    /// Notes where the last reference to an L1 table of a four-level guest's came from: the CPU walks those, so to open one
-    /// its slot must be known.
+    /// Notes where the last reference to an L1 table of a four-level guest's came from: the CPU walks those, so to open
+    /// one its slot must be known.
     #[inline]
     pub(super) fn note_parent<F: Format>(&self, level: u8, entry: Pte, table: Mfn, index: usize) {
         if !F::SHADOWED
@@ -228,8 +230,8 @@ impl<'a, H: Hardware> Pager<'a, H> {
         }
     }
 
-    /// Looks whether a fault of the guest's, or of the hypervisor's at a guest's address, has to do with writable tables. An
-    /// access by a guest's applications never has.
+    /// Looks whether a fault of the guest's, or of the hypervisor's at a guest's address, has to do with writable
+    /// tables. An access by a guest's applications never has.
     #[inline(always)]
     pub fn table_fault<F: Format>(&self, state: &mut PagingState, at: GuestVirt, access: Access) -> TableFault {
         let by_kernel = if F::SHADOWED { !access.user } else { state.user.mode == Mode::Kernel };
@@ -333,9 +335,9 @@ impl<'a, H: Hardware> Pager<'a, H> {
         self.open::<F>(state, written).is_ok()
     }
 
-    /// Opens a table for a store, by the instruction at `ip`, that cannot be carried out here; true when the guest can go on
-    /// by itself. The same one is not helped twice if a fault closed the table before anything was written: it would fault
-    /// for ever.
+    /// Opens a table for a store, by the instruction at `ip`, that cannot be carried out here; true when the guest can
+    /// go on by itself. The same one is not helped twice if a fault closed the table before anything was written: it
+    /// would fault for ever.
     pub fn open_for<F: Format>(&self, state: &mut PagingState, written: &Written, ip: u64) -> bool {
         if state.writable.opened_for == Some((ip, written.at)) {
             state.writable.opened_for = None;
@@ -346,8 +348,8 @@ impl<'a, H: Hardware> Pager<'a, H> {
         opened
     }
 
-    /// Carries out a store of `bytes` bytes: `compute` makes of what is there what is to be there. False when there is no
-    /// such table any more, or the store is not within one entry of it.
+    /// Carries out a store of `bytes` bytes: `compute` makes of what is there what is to be there. False when there is
+    /// no such table any more, or the store is not within one entry of it.
     #[inline]
     pub fn store_entry<F: Format>(
         &self,

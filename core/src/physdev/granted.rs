@@ -1,9 +1,9 @@
-//! Devices that a domain was given one by one (`DOM0_PCIDEV_ACCESS`), and what comes with each: its configuration, its memory, its ports, its
-//! line.
+//! Devices that a domain was given one by one (`DOM0_PCIDEV_ACCESS`), and what comes with each: its configuration, its
+//! memory, its ports, its line.
 //!
-//! A domain without the right to all devices may reach exactly these. They are not taken back while it lives: of memory that is not RAM no mappings
-//! are counted, so nobody could tell when the last was gone (2.0 refused it, too). Memory is given by frames, whole ones, so what shares a frame with
-//! a device's is given with it; ports one by one.
+//! A domain without the right to all devices may reach exactly these. They are not taken back while it lives: of memory
+//! that is not RAM no mappings are counted, so nobody could tell when the last was gone (2.0 refused it, too). Memory
+//! is given by frames, whole ones, so what shares a frame with a device's is given with it; ports one by one.
 //!
 //! Lock: the list's own, innermost.
 
@@ -104,8 +104,8 @@ pub fn give<H: Hardware>(hw: &H, dom: &Domain, at: PciAddress) -> Result<(), Err
     Ok(())
 }
 
-/// A domain ends: the devices that it was given read and write no memory any more, which is about to be others'. (One that had them all is domain
-/// 0, and does not end.)
+/// A domain ends: the devices that it was given read and write no memory any more, which is about to be others'. (One
+/// that had them all is domain 0, and does not end.)
 pub fn retire<H: PciConfig>(hw: &H, dom: &Domain) {
     for device in &*dom.granted.0.lock() {
         let _bus = BUS.lock();
@@ -114,7 +114,8 @@ pub fn retire<H: PciConfig>(hw: &H, dom: &Domain) {
     }
 }
 
-/// Looks a device up, and what belongs to it. Its base addresses are sized, with nobody of that domain's accessing the bus meanwhile.
+/// Looks a device up, and what belongs to it. Its base addresses are sized, with nobody of that domain's accessing the
+/// bus meanwhile.
 fn describe<H: PciConfig>(hw: &H, dom: &Domain, at: PciAddress) -> Result<Device, Errno> {
     let bus = Bus::new(hw, dom);
     if bus.header_type(at).ok_or(Errno::ENODEV)? & !super::MULTIFUNCTION != PLAIN {
@@ -151,7 +152,8 @@ fn describe<H: PciConfig>(hw: &H, dom: &Domain, at: PciAddress) -> Result<Device
     Ok(Device { at, line: Pirq(hw.pci_read(at, INTERRUPT_LINE, Width::One)), memory, ports })
 }
 
-/// The ports that a base address names, by what it reads as after ones were written to it: none, if it was given no address, or one past the last port.
+/// The ports that a base address names, by what it reads as after ones were written to it: none, if it was given no
+/// address, or one past the last port.
 fn ports_of(now: u32, size: u32) -> Option<RangeInclusive<u16>> {
     // A device may answer to fewer bits than there could be: the upper half need not be there.
     let (start, mask) = (now & !PORT_FLAGS, size & !PORT_FLAGS & (PORTS - 1));

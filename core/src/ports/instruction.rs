@@ -1,6 +1,7 @@
 //! `in` and `out`, decoded from their bytes and carried out on a set of registers (Intel SDM vol. 2, IN, OUT; §2.1).
 //!
-//! Promises: any bytes give a result; nothing but the accumulator and the instruction pointer changes. No state, no lock.
+//! Promises: any bytes give a result; nothing but the accumulator and the instruction pointer changes. No state, no
+//! lock.
 
 use super::{IoPort, Ports, Span, Width};
 use crate::assist::CodeSegments;
@@ -192,7 +193,8 @@ mod tests {
 
     #[test]
     fn others_are_none() {
-        // String forms, halt, a locked one, one that is not all there, one that is too long; a REX prefix is `inc` in 32-bit code.
+        // String forms, halt, a locked one, one that is not all there, one that is too long; a REX prefix is `inc` in
+        // 32-bit code.
         for bytes in
             [&[0x6c][..], &[0xf3, 0x6f], &[0xf4], &[0xf0, 0xec], &[0xe4], &[0x66], &[], &[0x48, 0xec], &[0xe8, 0]]
         {

@@ -1,9 +1,11 @@
-//! `ins` and `outs`, repeated or not, decoded from their bytes and carried out element by element (Intel SDM vol. 2, INS, OUTS, REP).
+//! `ins` and `outs`, repeated or not, decoded from their bytes and carried out element by element (Intel SDM vol. 2,
+//! INS, OUTS, REP).
 //!
-//! Promises: any bytes give a result. An element is moved wholly or not at all: memory is tried before a port is read, since what a
-//! device has given cannot be given back. When one faults, those before it are done and the registers say so, so the guest goes on where it
-//! was once it has dealt with the fault. A repetition stops after [`PATIENCE`] elements, or when somebody else is due, with the
-//! instruction still to be executed: so it makes way for what is due, as a CPU's does. No state, no lock.
+//! Promises: any bytes give a result. An element is moved wholly or not at all: memory is tried before a port is read,
+//! since what a device has given cannot be given back. When one faults, those before it are done and the registers say
+//! so, so the guest goes on where it was once it has dealt with the fault. A repetition stops after [`PATIENCE`]
+//! elements, or when somebody else is due, with the instruction still to be executed: so it makes way for what is due,
+//! as a CPU's does. No state, no lock.
 
 use super::{IoPort, Mode, Ports, Span, Width};
 use crate::addr::GuestVirt;

@@ -1,4 +1,5 @@
-//! When those that wait are to be told of the time they asked for: what a CPU's one timer is set to while they do not run.
+//! When those that wait are to be told of the time they asked for: what a CPU's one timer is set to while they do not
+//! run.
 //!
 //! Promises: at most one alarm a slot, the last one set; O(log n); only [`Alarms::reserve`] allocates. No lock: they go
 //! with a CPU's run queue.

@@ -197,7 +197,8 @@ impl Entity {
 
 /// Borrowed virtual time on one CPU.
 ///
-/// Who was picked is in none of the heaps for as long as it is ready: its time changes all the while, and it mostly goes on.
+/// Who was picked is in none of the heaps for as long as it is ready: its time changes all the while, and it mostly
+/// goes on.
 pub struct Bvt {
     entities: Vec<Entity>,
     /// Who was picked, if it is still ready.

@@ -57,7 +57,8 @@ pub fn schedule_control(schedulers: &Schedulers, request: &mut SchedCtl) -> Resu
     Ok(())
 }
 
-/// Whether a `DOM0_ADJUSTDOM` names the scheduler that runs, and something that is done to a domain: asked before whether there is that domain.
+/// Whether a `DOM0_ADJUSTDOM` names the scheduler that runs, and something that is done to a domain: asked before
+/// whether there is that domain.
 ///
 /// # Errors
 /// It does not.

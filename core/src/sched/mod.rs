@@ -255,8 +255,8 @@ pub trait Policy {
     fn charge(&mut self, slot: Slot, ran: Span, now: Time);
     /// What is to run, and until when. `yields` has given up its turn: it is picked only if there is no other.
     fn pick(&mut self, yields: Option<Slot>, now: Time) -> Pick;
-    /// What charging the one that runs with `ran` and a [`pick`](Self::pick) to which it yields come to, if it is ready still and the case
-    /// a plain one; `None`, and nothing has changed, if not.
+    /// What charging the one that runs with `ran` and a [`pick`](Self::pick) to which it yields come to, if it is ready
+    /// still and the case a plain one; `None`, and nothing has changed, if not.
     fn hand_over(&mut self, ran: Span, now: Time) -> Option<HandOver> {
         let _ = (ran, now);
         None

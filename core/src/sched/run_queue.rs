@@ -159,8 +159,8 @@ impl<P: Policy> RunQueue<P> {
         self.set_running(yields, now)
     }
 
-    /// [`pick_other`](Self::pick_other) where that is plain: the one that runs is ready, and so is another. `None`, and nothing has
-    /// changed, if it is not, or if the policy has to think about it.
+    /// [`pick_other`](Self::pick_other) where that is plain: the one that runs is ready, and so is another. `None`, and
+    /// nothing has changed, if it is not, or if the policy has to think about it.
     #[inline(always)]
     pub fn hand_over(&mut self, now: Time) -> Option<HandOver> {
         let ran = now.since(self.since);

@@ -123,9 +123,9 @@ impl<P: Policy> Schedulers<P> {
         self.queue(home.cpu)?.remove(home.slot)
     }
 
-    /// Moves a virtual CPU to another physical CPU; one that is ready is ready there, and the answer is what that
-    /// means for the CPU. What it has run is kept, what it is owed or owes is not. May allocate. `arrive` is called with
-    /// its new place, before either CPU can pick it; it takes no lock of a queue's.
+    /// Moves a virtual CPU to another physical CPU; one that is ready is ready there, and the answer is what that means
+    /// for the CPU. What it has run is kept, what it is owed or owes is not. May allocate. `arrive` is called with its
+    /// new place, before either CPU can pick it; it takes no lock of a queue's.
     ///
     /// # Errors
     /// It runs; or its parameters are refused there, or `arrive` refuses. It stays where it was.

@@ -1,7 +1,7 @@
 //! Whom a CPU is to wake: noted by any CPU, also from interrupts, and acted upon by the one whose run queue it is.
 //!
-//! Promise: who is noted before, or while, the set is taken is found by that or the next look; so a CPU that looks after
-//! it was told misses nobody. No lock: a bit a slot, and one for each word of them.
+//! Promise: who is noted before, or while, the set is taken is found by that or the next look; so a CPU that looks
+//! after it was told misses nobody. No lock: a bit a slot, and one for each word of them.
 
 use super::{MAX_VCPUS, Slot};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};

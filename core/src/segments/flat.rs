@@ -1,13 +1,15 @@
-//! Which segments of a guest's own are known to begin at address 0, and what follows for its system calls: the short ways
-//! into its kernel are for flat stacks only. Of each use of a segment ([`Use`]) the last one is known.
+//! Which segments of a guest's own are known to begin at address 0, and what follows for its system calls: the short
+//! ways into its kernel are for flat stacks only. Of each use of a segment ([`Use`]) the last one is known.
 //!
-//! Nobody looks at the tables for this. What the long way has found is remembered ([`FlatSegments::learn`]) until a request
-//! changes the descriptor ([`FlatSegments::forget_entry`]) or the table ([`FlatSegments::forget`]). Only selectors of the GDT are
-//! remembered: its pages are the domain's own frames, typed as descriptor tables, so requests are all that can change them, while what the
-//! LDT holds depends on page tables too. Promise: [`is_flat`](FlatSegments::is_flat) implies that a look at the tables would find
-//! the same now, and so does a [system call's frame](FlatSegments::set_kernel) for the kernel's stack.
+//! Nobody looks at the tables for this. What the long way has found is remembered ([`FlatSegments::learn`]) until a
+//! request changes the descriptor ([`FlatSegments::forget_entry`]) or the table ([`FlatSegments::forget`]). Only
+//! selectors of the GDT are remembered: its pages are the domain's own frames, typed as descriptor tables, so requests
+//! are all that can change them, while what the LDT holds depends on page tables too. Promise:
+//! [`is_flat`](FlatSegments::is_flat) implies that a look at the tables would find the same now, and so does a [system
+//! call's frame](FlatSegments::set_kernel) for the kernel's stack.
 //!
-//! Owned by whoever runs the virtual CPU; no lock. The entry of system calls, in assembly, reads the fields by their offsets.
+//! Owned by whoever runs the virtual CPU; no lock. The entry of system calls, in assembly, reads the fields by their
+//! offsets.
 
 use crate::addr::GuestVirt;
 use crate::personality::Personality;
@@ -43,7 +45,8 @@ pub struct FlatSegments {
     known: [Word; 3],
     /// The segment of the kernel's stack.
     kernel: Word,
-    /// Where the frame of a system call lies on that stack if its segment is flat; 0 if it is misaligned or not the guest's.
+    /// Where the frame of a system call lies on that stack if its segment is flat; 0 if it is misaligned or not the
+    /// guest's.
     frame: Word,
     /// The same, if the segment is known to be flat, else 0.
     system_call_frame: Word,
@@ -62,8 +65,8 @@ impl FlatSegments {
         Self { known: [NONE; 3], kernel: 0, frame: 0, system_call_frame: 0 }
     }
 
-    /// Where entries from ring 3 begin. They have a short way if the segment is known to be flat, the stack aligned to words and
-    /// the whole frame at addresses of the guest's.
+    /// Where entries from ring 3 begin. They have a short way if the segment is known to be flat, the stack aligned to
+    /// words and the whole frame at addresses of the guest's.
     #[inline]
     pub(super) fn set_kernel(&mut self, ss: Selector, sp: GuestVirt) {
         // Below 0 it would begin at an address of nobody's; at 0 it does without the short way.
@@ -88,8 +91,8 @@ impl FlatSegments {
         self.conclude();
     }
 
-    /// A descriptor was stored somewhere, in the place of this index of a page. In whichever page: one that does not hold a known
-    /// one, or holds it elsewhere, is none of its table's.
+    /// A descriptor was stored somewhere, in the place of this index of a page. In whichever page: one that does not
+    /// hold a known one, or holds it elsewhere, is none of its table's.
     pub(super) fn forget_entry(&mut self, index: u16) {
         let stored = |known: Word| known != NONE && Selector(known as u16).index() % super::PER_PAGE == index;
         if self.known.into_iter().any(stored) {

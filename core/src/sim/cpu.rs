@@ -1,7 +1,7 @@
 //! The simulated CPU: page tables, descriptor tables, console.
 //!
-//! It has no TLB: an access walks the tables that are loaded (four levels, Intel SDM vol. 3 §4.5), as if they were flushed
-//! all the time. Whether a flush was asked for is counted in [`SimMachine`].
+//! It has no TLB: an access walks the tables that are loaded (four levels, Intel SDM vol. 3 §4.5), as if they were
+//! flushed all the time. Whether a flush was asked for is counted in [`SimMachine`].
 
 use super::{FRAME, SimMachine, frame_base};
 use crate::addr::{DomId, GuestVirt, MachineAddr, Mfn, PAGE_SHIFT};
@@ -65,8 +65,8 @@ mod pte {
 }
 
 impl SimMachine {
-    /// Maps the page that holds `at` without page tables, for what they are not the point of. A page mapped by hand hides what
-    /// the tables have there.
+    /// Maps the page that holds `at` without page tables, for what they are not the point of. A page mapped by hand
+    /// hides what the tables have there.
     pub fn map_by_hand(&self, at: GuestVirt, frame: Mfn, allows: SimAccess) {
         self.cpu.lock().pages.insert(at.0 >> PAGE_SHIFT, (frame, allows));
     }

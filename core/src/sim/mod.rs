@@ -1,9 +1,10 @@
 //! A simulated machine: RAM in a vector, a CPU that walks page tables in it, a TLB that counts, a clock that stands
 //! still until told.
 //!
-//! For tests, of this crate and of others (feature `sim`). It promises what [`crate::machine`] asks for: every access is
-//! one aligned atomic load or store, so threads may share a machine and interleave as CPUs would. A bad machine address
-//! panics, which is what a test wants to see. No lock around memory; what else the CPU knows is behind one of its own.
+//! For tests, of this crate and of others (feature `sim`). It promises what [`crate::machine`] asks for: every access
+//! is one aligned atomic load or store, so threads may share a machine and interleave as CPUs would. A bad machine
+//! address panics, which is what a test wants to see. No lock around memory; what else the CPU knows is behind one of
+//! its own.
 
 mod cpu;
 

@@ -102,8 +102,8 @@ impl Cpu {
 impl Seen {
     fn now(host: &Host<SimHardware>, frame: Mfn) -> Option<Self> {
         let owner = host.frames.info(frame)?.refs().owner();
-        // Two frames at least shadow an L1 table, four an L2 table, two show it where it is read as an L1 table, one any table of
-        // four levels, and no frame is part of two shadows.
+        // Two frames at least shadow an L1 table, four an L2 table, two show it where it is read as an L1 table, one
+        // any table of four levels, and no frame is part of two shadows.
         let part = |table: u64| {
             let info = host.frames.info(Mfn(table))?;
             let (owner, shadow) = (info.refs().owner(), info.shadow());
@@ -174,8 +174,8 @@ impl SimHardware {
         Ok(())
     }
 
-    /// A guest's kernel executes an instruction that writes to `at`: if it faults, as the hypervisor would deal with it. What
-    /// is written where nothing stands in the way is the result of the same instruction.
+    /// A guest's kernel executes an instruction that writes to `at`: if it faults, as the hypervisor would deal with
+    /// it. What is written where nothing stands in the way is the result of the same instruction.
     ///
     /// # Errors
     /// The access faults.
@@ -221,7 +221,8 @@ impl SimHardware {
         panic!("the store at {:#x} faults for ever, though the fault is said to be resolved", at.0);
     }
 
-    /// Whether the short way takes a fault for the guest's own. What it says of the page must be what the guest's tables say.
+    /// Whether the short way takes a fault for the guest's own. What it says of the page must be what the guest's
+    /// tables say.
     fn is_plain_fault(&self, host: &Host<Self>, dom: &Domain, at: GuestVirt, access: Access) -> bool {
         fn of<F: Format>(pager: Pager<'_, SimHardware>, at: GuestVirt, access: Access) -> bool {
             let found = pager.walk_as_cpu::<F>(&pager.dom.paging.lock(), at);
@@ -250,8 +251,8 @@ impl SimHardware {
 
     /// Translates an access of the executing CPU, resolving the faults that exist only because of shadowing.
     pub(super) fn access(&self, at: GuestVirt, access: Access) -> Result<MachineAddr, Fault> {
-        // A fault that closes tables, one that opens one or sets the accessed bit, one for the dirty bit, some for shadows that
-        // are missing, and it must work.
+        // A fault that closes tables, one that opens one or sets the accessed bit, one for the dirty bit, some for
+        // shadows that are missing, and it must work.
         for _ in 0..10 {
             if let Ok(found) = self.translate(at, access) {
                 return Ok(found);

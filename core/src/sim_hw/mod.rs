@@ -2,13 +2,15 @@
 //!
 //! It has caches, as far as aliases go: what a guest writes past them is not seen through them until they are flushed.
 //!
-//! A CPU walks what it was told to walk, as the manual says: four levels, write protection on, accessed and dirty bits set
-//! by atomic updates. It remembers every translation *and every table on the way* until told to forget, as a real CPU may
-//! and an ordinary test never sees: so whoever forgets a flush is found out ([`SimHardware::stale`], invariant I5).
-//! Each domain has a CPU of its own, and flushes but those that a stamp asks for reach only the CPU they are made on.
+//! A CPU walks what it was told to walk, as the manual says: four levels, write protection on, accessed and dirty bits
+//! set by atomic updates. It remembers every translation *and every table on the way* until told to forget, as a real
+//! CPU may and an ordinary test never sees: so whoever forgets a flush is found out ([`SimHardware::stale`], invariant
+//! I5). Each domain has a CPU of its own, and flushes but those that a stamp asks for reach only the CPU they are made
+//! on.
 //!
-//! Guest memory is reached through those walks, so hypercalls see the guest's memory as they do in ring 0, shadow faults
-//! included. What is written can be logged ([`SimHardware::watch`]): a request that fails must leave nothing behind (I7).
+//! Guest memory is reached through those walks, so hypercalls see the guest's memory as they do in ring 0, shadow
+//! faults included. What is written can be logged ([`SimHardware::watch`]): a request that fails must leave nothing
+//! behind (I7).
 //!
 //! No lock is held while memory is touched or a fault is resolved; the CPUs' state has one for the time of a look-up.
 
@@ -167,8 +169,8 @@ impl SimHardware {
         self.accesses.store(0, SeqCst);
     }
 
-    /// The most accesses to machine memory between two looks at the clock (and since the last) from the last time that this was
-    /// asked. A line that is cleared or flushed is one.
+    /// The most accesses to machine memory between two looks at the clock (and since the last) from the last time that
+    /// this was asked. A line that is cleared or flushed is one.
     pub fn longest_stretch(&self) -> usize {
         self.end_stretch();
         self.longest.swap(0, SeqCst)
@@ -256,7 +258,8 @@ impl SimHardware {
         access: Access,
         mut copy: impl FnMut(MachineAddr, core::ops::Range<usize>),
     ) -> Result<(), BadPointer> {
-        // A few words are read by single instructions, which need both pages at once. (No store of the hypervisor's does.)
+        // A few words are read by single instructions, which need both pages at once. (No store of the hypervisor's
+        // does.)
         let last = at.offset(bytes.saturating_sub(1) as u64);
         if !access.write && bytes <= WIDEST && at.0 >> 12 != last.0 >> 12 {
             self.access_both(at, last, access).map_err(|_| BadPointer)?;

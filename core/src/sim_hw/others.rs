@@ -1,4 +1,5 @@
-//! Virtual CPUs of simulated domains that do not run: those that the control interface makes, and those that a test parks.
+//! Virtual CPUs of simulated domains that do not run: those that the control interface makes, and those that a test
+//! parks.
 
 use super::SimHardware;
 use crate::addr::DomId;

@@ -20,7 +20,8 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use proxenos_abi::Hypercall;
 
-/// What the hypervisor's slots of an L4 table hold here: not present, and recognisable, with the slot's number below it.
+/// What the hypervisor's slots of an L4 table hold here: not present, and recognisable, with the slot's number below
+/// it.
 pub const PATTERN_SLOT: u64 = 0x4859_5045_5256_0000;
 
 /// Records that no machine uses now, by their number.
@@ -153,7 +154,8 @@ impl SimDomain {
         self.host.hw.run_on(self.cpu);
     }
 
-    /// Makes a hypercall, as the guest does, again and again until it is over; the result is what its register would hold.
+    /// Makes a hypercall, as the guest does, again and again until it is over; the result is what its register would
+    /// hold.
     pub fn hypercall(&mut self, number: Hypercall, args: Args) -> u64 {
         loop {
             if let Answer::Done(result) = self.hypercall_once(number, args, Place::default()) {

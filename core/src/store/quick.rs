@@ -2,8 +2,8 @@
 
 use super::{CodeWidth, RegisterFile, Width};
 
-/// The one form that almost every store has, `mov` from a full register: what [`decode`](super::decode) and [`Store::carry_out`](super::Store::carry_out) would make of
-/// it, in a fraction of the time.
+/// The one form that almost every store has, `mov` from a full register: what [`decode`](super::decode) and
+/// [`Store::carry_out`](super::Store::carry_out) would make of it, in a fraction of the time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Move {
     /// What is stored.

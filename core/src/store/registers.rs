@@ -1,7 +1,7 @@
 //! Registers as an instruction sees them, wherever they are kept. No state of its own, no lock.
 
-/// General registers in the order of their numbers (rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8 to r15), and what else an
-/// instruction changes.
+/// General registers in the order of their numbers (rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8 to r15), and what else
+/// an instruction changes.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Registers {
     /// General registers.

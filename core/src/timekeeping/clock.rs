@@ -1,12 +1,13 @@
 //! The machine's clock as a function of the time-stamp counter, and how its rate is found.
 //!
-//! The clock is a chain of straight lines ([`Line`]). The first comes of a short measurement at boot; later ones of longer measurements
-//! against the same reference, each much better than the one before ([`Calibration`]). A line begins where the one before it is, or a
-//! few microseconds above: as far as keeps it from ever lying below what somebody who still uses the old line reads for
-//! [`GRACE_NS`]. So the clock never goes back, not even for a guest that has not been told of the new rate yet.
+//! The clock is a chain of straight lines ([`Line`]). The first comes of a short measurement at boot; later ones of
+//! longer measurements against the same reference, each much better than the one before ([`Calibration`]). A line
+//! begins where the one before it is, or a few microseconds above: as far as keeps it from ever lying below what
+//! somebody who still uses the old line reads for [`GRACE_NS`]. So the clock never goes back, not even for a guest that
+//! has not been told of the new rate yet.
 //!
-//! Every measurement knows how wrong it can be. A reading of the reference lies between the two readings of the counter around it,
-//! so a disturbed one is not wrong, but says less.
+//! Every measurement knows how wrong it can be. A reading of the reference lies between the two readings of the counter
+//! around it, so a disturbed one is not wrong, but says less.
 //!
 //! No lock: the caller has one, or publishes lines that never change.
 
@@ -212,7 +213,8 @@ mod tests {
     }
 
     proptest! {
-        /// However long the readings take and wherever in them the reference was read: the truth is within what is claimed.
+        /// However long the readings take and wherever in them the reference was read: the truth is within what is
+        /// claimed.
         #[test]
         fn estimates_hold_what_they_claim(
             tsc_hz in 500_000_000u64..6_000_000_000,
@@ -243,7 +245,8 @@ mod tests {
             }
         }
 
-        /// A new line is continuous but for a few microseconds, and nobody who still uses the old one is ever ahead of it in time.
+        /// A new line is continuous but for a few microseconds, and nobody who still uses the old one is ever ahead of
+        /// it in time.
         #[test]
         fn the_clock_never_goes_back(
             start in any::<u64>(),

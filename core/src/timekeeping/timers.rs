@@ -1,16 +1,18 @@
 //! A domain's own time, its tick, and the three ways it can ask for a timer event.
 //!
-//! Virtual time is the time that the domain has run: it begins at 0 with its first turn, and stands still between turns.
-//! While it runs, a tick is due every [`TICK_NS`]. Asked for by call (`set_timer_op`) or in the shared page (`wall_timeout`, in
-//! system time; `domain_timeout`, in virtual time; xen.h, "Timeout values"), an event is due when that time has come, and at once if it
-//! has passed. 0 asks for nothing. All times are unsigned: the last is 2^64 - 1, 584 years from the start, and is reached by nobody.
+//! Virtual time is the time that the domain has run: it begins at 0 with its first turn, and stands still between
+//! turns. While it runs, a tick is due every [`TICK_NS`]. Asked for by call (`set_timer_op`) or in the shared page
+//! (`wall_timeout`, in system time; `domain_timeout`, in virtual time; xen.h, "Timeout values"), an event is due when
+//! that time has come, and at once if it has passed. 0 asks for nothing. All times are unsigned: the last is 2^64 - 1,
+//! 584 years from the start, and is reached by nobody.
 //!
-//! The timeouts in the page are read and never written, since a 32-bit guest changes them in halves: what is seen in between may fire
-//! early, which an event that also says "look at the clock" may, but nothing the guest writes is lost. So each is remembered
-//! once it has fired, and fires again when it has been seen to be something else.
+//! The timeouts in the page are read and never written, since a 32-bit guest changes them in halves: what is seen in
+//! between may fire early, which an event that also says "look at the clock" may, but nothing the guest writes is lost.
+//! So each is remembered once it has fired, and fires again when it has been seen to be something else.
 //!
-//! Promises: nothing is due before its time; what is due is reported once; whoever looks at [`Timers::next`]'s time misses nothing.
-//! No arithmetic wraps. No lock: a domain's timers belong to the CPU that runs it, as its virtual CPU does.
+//! Promises: nothing is due before its time; what is due is reported once; whoever looks at [`Timers::next`]'s time
+//! misses nothing. No arithmetic wraps. No lock: a domain's timers belong to the CPU that runs it, as its virtual CPU
+//! does.
 
 /// Time between two ticks of a domain that runs, in nanoseconds.
 pub const TICK_NS: u64 = 10_000_000;
@@ -117,8 +119,8 @@ impl Timers {
     }
 
     /// The domain begins to run, and did not, if it asks for nothing but ticks: [`resume`](Self::resume),
-    /// [`take_due`](Self::take_due), of which nothing comes, and when to look [next](Self::next). `None`, and nothing has changed, if it
-    /// asks for more.
+    /// [`take_due`](Self::take_due), of which nothing comes, and when to look [next](Self::next). `None`, and nothing
+    /// has changed, if it asks for more.
     #[inline(always)]
     pub fn begin_plain_turn(&mut self, now: u64, timer: Option<u64>, timeouts: Timeouts) -> Option<PlainTurn> {
         if !self.asks_for_nothing(timer, timeouts) {
@@ -145,7 +147,8 @@ impl Timers {
         self.ran_before.wrapping_add(now.saturating_sub(self.since))
     }
 
-    /// Whether a timer event is due, for whatever reason; they count as served then. `timer` is what was asked for by call.
+    /// Whether a timer event is due, for whatever reason; they count as served then. `timer` is what was asked for by
+    /// call.
     #[inline]
     pub fn take_due(&mut self, now: u64, timer: &mut Option<u64>, timeouts: Timeouts) -> Due {
         if self.asks_for_nothing(*timer, timeouts) {
@@ -201,7 +204,8 @@ impl Timers {
         [Some(self.next_tick), alarm, domain].into_iter().flatten().min()
     }
 
-    /// The same for a domain that does not run, or is about to cease to: it has no ticks, and its virtual time stands still.
+    /// The same for a domain that does not run, or is about to cease to: it has no ticks, and its virtual time stands
+    /// still.
     #[must_use]
     pub fn next_alarm(&self, timer: Option<u64>, timeouts: Timeouts) -> Option<u64> {
         timer.into_iter().chain(self.system.pending(timeouts.system)).min()

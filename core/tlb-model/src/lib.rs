@@ -1,8 +1,8 @@
-//! The shootdown of TLBs under several CPUs, for the model checker (loom): `core`'s own code over loom's atomics, and around it
-//! one page-table entry that maps one frame, and CPUs that may keep it in their TLBs.
+//! The shootdown of TLBs under several CPUs, for the model checker (loom): `core`'s own code over loom's atomics, and
+//! around it one page-table entry that maps one frame, and CPUs that may keep it in their TLBs.
 //!
-//! A store to a page table is as weak as a plain one of the processor's, which later loads pass; a walk of the tables is a
-//! plain load. What is a full barrier on the processor is one here: locked instructions, and the load of CR3.
+//! A store to a page table is as weak as a plain one of the processor's, which later loads pass; a walk of the tables
+//! is a plain load. What is a full barrier on the processor is one here: locked instructions, and the load of CR3.
 
 #[allow(dead_code)]
 #[path = "../../src/shootdown.rs"]
@@ -96,8 +96,8 @@ impl Machine {
         locked(|| self.held[cpu].store(0, Relaxed));
     }
 
-    /// A CPU loads CR3 without moving the clock, as it does between a guest's kernel and its applications. That load is a full barrier; so
-    /// is nothing before it.
+    /// A CPU loads CR3 without moving the clock, as it does between a guest's kernel and its applications. That load is
+    /// a full barrier; so is nothing before it.
     pub fn flush_without_a_tick(&self, cpu: usize) {
         let time = self.clock.now();
         self.empty(cpu);

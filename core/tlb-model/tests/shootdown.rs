@@ -1,5 +1,6 @@
-//! No CPU reaches a frame that has become something else, and no CPU waits for ever, in every order of the CPUs' steps and with
-//! every stale value that the memory model allows. Each model says what was broken in `core/src/shootdown.rs` to see it fail.
+//! No CPU reaches a frame that has become something else, and no CPU waits for ever, in every order of the CPUs' steps
+//! and with every stale value that the memory model allows. Each model says what was broken in `core/src/shootdown.rs`
+//! to see it fail.
 
 use loom::model::Builder;
 use loom::thread;
@@ -12,8 +13,8 @@ const PREEMPTIONS: usize = 2;
 /// What a CPU does.
 type Part = fn(&Machine);
 
-/// Runs the parts, each on the CPU of its number, in every order. `before` is what has happened by then. The checker's first thread
-/// is no CPU: its first steps are not tried behind those of others.
+/// Runs the parts, each on the CPU of its number, in every order. `before` is what has happened by then. The checker's
+/// first thread is no CPU: its first steps are not tried behind those of others.
 fn every_order(before: Part, parts: &'static [Part]) {
     let mut builder = Builder::new();
     builder.preemption_bound = Some(PREEMPTIONS);
@@ -54,16 +55,17 @@ fn all_walk(machine: &Machine) {
     machine.begin_to_walk(1);
 }
 
-/// Fails if the clock moves behind the flush, if who takes does not wait, or if whoever flushed at the stamp's own moment is let off; with a plain
-/// store also if `stamp` has no barrier.
+/// Fails if the clock moves behind the flush, if who takes does not wait, or if whoever flushed at the stamp's own
+/// moment is let off; with a plain store also if `stamp` has no barrier.
 #[test]
 fn a_frame_that_is_taken_is_in_no_tlb() {
     every_order(all_walk, &[|machine| unmap_and_take(machine, Clearing::Store), run_a_guest]);
     every_order(all_walk, &[|machine| unmap_and_take(machine, Clearing::Exchange), run_a_guest]);
 }
 
-/// The same, where the other CPU goes to and from its guest's applications: those flushes do not move the clock, and count as older than
-/// they are. Fails if one counts as younger than a stamp of its moment, or if its moment is looked up behind it.
+/// The same, where the other CPU goes to and from its guest's applications: those flushes do not move the clock, and
+/// count as older than they are. Fails if one counts as younger than a stamp of its moment, or if its moment is looked
+/// up behind it.
 #[test]
 fn a_flush_that_does_not_move_the_clock_lets_nobody_off() {
     fn run_applications(machine: &Machine) {
@@ -79,7 +81,8 @@ fn a_flush_that_does_not_move_the_clock_lets_nobody_off() {
     every_order(all_walk, &[|machine| unmap_and_take(machine, Clearing::Exchange), run_applications]);
 }
 
-/// The same with a third CPU, whose flushes move the clock at any point: what such a flush sees as its moment is another's.
+/// The same with a third CPU, whose flushes move the clock at any point: what such a flush sees as its moment is
+/// another's.
 #[test]
 fn nor_does_it_with_others_who_move_the_clock() {
     every_order(
@@ -140,7 +143,8 @@ fn who_takes_need_not_be_who_unmapped() {
     );
 }
 
-/// A CPU that rests is not asked. Fails if it does not say that it walks, or says so behind the load of its first table.
+/// A CPU that rests is not asked. Fails if it does not say that it walks, or says so behind the load of its first
+/// table.
 #[test]
 fn a_cpu_that_begins_to_walk_is_seen_or_sees() {
     every_order(

@@ -1,5 +1,5 @@
-//! A range of addresses with a page table of its own, whose entries are read and written to as memory is: with writable page
-//! tables (`vm_assist`) a kernel may.
+//! A range of addresses with a page table of its own, whose entries are read and written to as memory is: with writable
+//! page tables (`vm_assist`) a kernel may.
 
 use super::{pfn_of_mfn, region_end, tables, virt_of};
 use crate::arch::{LEVEL_BITS, Word};

@@ -1,6 +1,6 @@
-//! The known classes of attack on paravirtualised paging, one section each (SPECIFICATION.md lists them, with what tries those
-//! that take a second domain). After each the hypervisor looks over the whole machine: what was refused must have changed
-//! nothing, and what was allowed must be counted.
+//! The known classes of attack on paravirtualised paging, one section each (SPECIFICATION.md lists them, with what
+//! tries those that take a second domain). After each the hypervisor looks over the whole machine: what was refused
+//! must have changed nothing, and what was allowed must be counted.
 #![no_std]
 #![no_main]
 

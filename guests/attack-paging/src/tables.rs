@@ -17,7 +17,8 @@ fn set_ldt(frame: Frame, entries: u32) -> Result<(), Errno> {
     unsafe { memory::set_ldt(frame.virt(), entries) }
 }
 
-/// A frame of zeroes is good as a table of any level and as descriptors. It is one of these at a time, whichever came first.
+/// A frame of zeroes is good as a table of any level and as descriptors. It is one of these at a time, whichever came
+/// first.
 pub fn types() {
     let subject = blank();
     let others = |own: u32| {

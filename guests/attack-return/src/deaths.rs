@@ -1,4 +1,5 @@
-//! Attacks that must end the guest, each in a run of its own (see Cargo.toml): there is no stack to tell it anything on.
+//! Attacks that must end the guest, each in a run of its own (see Cargo.toml): there is no stack to tell it anything
+//! on.
 
 use crate::stacks::{bad_places, call_at, trap_at};
 use crate::{entry, vm86};
@@ -45,7 +46,8 @@ fn stack_base() {
     trap_at(Gdt::SELECTOR, sp as usize);
 }
 
-/// A page fault's handler that is not there: each fault causes the next, until the stack has eaten what there is to eat.
+/// A page fault's handler that is not there: each fault causes the next, until the stack has eaten what there is to
+/// eat.
 fn spiral() {
     let hole = memory::alloc_frame().expect("padding").virt();
     // SAFETY: a fresh frame.

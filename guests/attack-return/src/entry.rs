@@ -1,5 +1,5 @@
-//! A trap entry that does not trust its stack beyond the frame: it notes what it finds and goes on where [`TrapPoint`] says, with the
-//! stack from before.
+//! A trap entry that does not trust its stack beyond the frame: it notes what it finds and goes on where [`TrapPoint`]
+//! says, with the stack from before.
 
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicUsize, Ordering};

@@ -1,5 +1,5 @@
-//! Flags brought back by `iret` and `popf`: those that are not the guest's to change stay as they are, the others are the guest's
-//! business, also across hypercalls and exceptions.
+//! Flags brought back by `iret` and `popf`: those that are not the guest's to change stay as they are, the others are
+//! the guest's business, also across hypercalls and exceptions.
 
 use core::arch::asm;
 use proxenos_guest::abi::event_channel::{EvtchnOp, EvtchnStatus};
@@ -22,7 +22,8 @@ const ID: usize = 1 << 21;
 /// What a guest may have.
 const ITS_OWN: usize = DF | NT | AC | ID;
 
-/// The hypercall behind the flags: one whose argument is copied in and out, which the direction flag must not turn round.
+/// The hypercall behind the flags: one whose argument is copied in and out, which the direction flag must not turn
+/// round.
 const CALL: usize = Hypercall::EventChannelOp.raw() as usize;
 
 fn request() -> EvtchnOp {
@@ -156,8 +157,8 @@ macro_rules! calling {
     };
 }
 
-/// Every way to load flags, with nothing, a hypercall and an exception behind it: what the flags are then, and what the call
-/// returned.
+/// Every way to load flags, with nothing, a hypercall and an exception behind it: what the flags are then, and what the
+/// call returned.
 fn every_way(flags: usize) -> [(&'static str, usize, Option<Outcome>); 6] {
     let (iret_call, popf_call) = (calling!(by_iret, flags), calling!(by_popf, flags));
     [

@@ -1,5 +1,6 @@
-//! Attacks by returns: flags that a guest may not have, stacks that cannot be written or are not the guest's, single steps across
-//! the hypervisor, virtual-8086 mode. The hypervisor lives; the guest does where it has done nothing that must end it.
+//! Attacks by returns: flags that a guest may not have, stacks that cannot be written or are not the guest's, single
+//! steps across the hypervisor, virtual-8086 mode. The hypervisor lives; the guest does where it has done nothing that
+//! must end it.
 //!
 //! `death=NAME` on the command line chooses an attack that must end the guest, each in a run of its own.
 #![no_std]

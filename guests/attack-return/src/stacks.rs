@@ -1,5 +1,5 @@
-//! Stack pointers at odd places: harmless in a hypercall, which needs no stack; at an exception the frame lands where it should, or
-//! the guest is stopped (`deaths`).
+//! Stack pointers at odd places: harmless in a hypercall, which needs no stack; at an exception the frame lands where
+//! it should, or the guest is stopped (`deaths`).
 
 use crate::entry::{self, RESUME, WORDS};
 use core::arch::asm;
@@ -56,7 +56,8 @@ pub fn bad_places() -> impl Iterator<Item = (&'static str, usize)> {
 #[inline(never)]
 pub fn call_at(sp: usize) -> usize {
     let result;
-    // SAFETY: the stack pointer is put back, and nothing is pushed meanwhile: upcalls are masked, and the call needs no stack.
+    // SAFETY: the stack pointer is put back, and nothing is pushed meanwhile: upcalls are masked, and the call needs no
+    // stack.
     unsafe {
         asm!(
             "xchg esp, {sp}",
@@ -75,7 +76,8 @@ pub fn call_at(sp: usize) -> usize {
 #[inline(never)]
 pub fn call_at(sp: usize) -> usize {
     let result;
-    // SAFETY: the stack pointer is put back, and nothing is pushed meanwhile: upcalls are masked, and the call needs no stack.
+    // SAFETY: the stack pointer is put back, and nothing is pushed meanwhile: upcalls are masked, and the call needs no
+    // stack.
     unsafe {
         asm!(
             "xchg rsp, {sp}",

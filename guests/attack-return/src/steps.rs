@@ -79,8 +79,8 @@ macro_rules! stepping {
     }};
 }
 
-/// Checks the steps: from the first instruction to the last, forwards, and nowhere else. An instruction that enters the hypervisor
-/// has none of its own, so at least so many of them are there as the others, of which `plain` are.
+/// Checks the steps: from the first instruction to the last, forwards, and nowhere else. An instruction that enters the
+/// hypervisor has none of its own, so at least so many of them are there as the others, of which `plain` are.
 #[track_caller]
 fn check_steps(what: &str, (start, end, _): (usize, usize, usize), plain: usize, entering: usize) {
     let count = COUNT.load(Ordering::Relaxed);

@@ -1,8 +1,9 @@
 //! Virtual-8086 mode, which long mode does not have and no guest may enter, by an `iret` with VM set in the flags.
 //!
-//! A CPU ignores VM where the privilege is not 0. QEMU's emulation (7.2 at least) does not look at the privilege: 32-bit code
-//! of any ring gets into that mode, with IOPL and IF as it likes. There a code selector is a plain number: with 0 in its two lowest bits
-//! the interrupted code looks like the hypervisor's own, and a return to it is one to ring 0.
+//! A CPU ignores VM where the privilege is not 0. QEMU's emulation (7.2 at least) does not look at the privilege:
+//! 32-bit code of any ring gets into that mode, with IOPL and IF as it likes. There a code selector is a plain number:
+//! with 0 in its two lowest bits the interrupted code looks like the hypervisor's own, and a return to it is one to
+//! ring 0.
 
 use proxenos_guest::abi::mmu::UpdateVaFlags;
 use proxenos_guest::abi::{GuestArch, GuestVirt};

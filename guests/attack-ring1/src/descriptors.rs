@@ -252,8 +252,8 @@ core::arch::global_asm!(
     "#
 );
 
-/// Call gates: long mode takes them for 64-bit gates of 16 bytes, through which one would enter ring 0. Here they lead to
-/// our own code, by every code segment that the hypervisor may have and by ring 1's.
+/// Call gates: long mode takes them for 64-bit gates of 16 bytes, through which one would enter ring 0. Here they lead
+/// to our own code, by every code segment that the hypervisor may have and by ring 1's.
 fn gates(tables: &Tables, spare: Frame) {
     section("call gates");
     let target = __attack_gate_target as *const () as usize as u32;

@@ -57,8 +57,8 @@ fn interrupts() {
     (0..=255).for_each(traps::clear_handler);
 }
 
-/// `syscall` and `sysenter` are not how a 32-bit guest calls. An AMD processor enters ring 0 by the former; the guest is
-/// to see an invalid opcode, at or behind the instruction.
+/// `syscall` and `sysenter` are not how a 32-bit guest calls. An AMD processor enters ring 0 by the former; the guest
+/// is to see an invalid opcode, at or behind the instruction.
 fn fast_calls() {
     section("fast system calls");
     for instruction in ["sysenter", "syscall"] {

@@ -1,6 +1,6 @@
 //! Attacks from ring 1. To the processor it is supervisor mode; what keeps the kernel of a 32-bit guest out of the
-//! hypervisor is that it can form 32-bit addresses only. So it must never get to run 64-bit code, load a segment or gate
-//! that leads elsewhere than it seems, or find anything of the hypervisor's below 4 GiB.
+//! hypervisor is that it can form 32-bit addresses only. So it must never get to run 64-bit code, load a segment or
+//! gate that leads elsewhere than it seems, or find anything of the hypervisor's below 4 GiB.
 #![no_std]
 #![no_main]
 

@@ -45,8 +45,8 @@ fn privilege(selector: Selector) -> u32 {
     segments::rights(selector).map_or(0, |rights| rights >> 13 & 3)
 }
 
-/// Whether code with these rights can be jumped to from ring 1: it is present and either of ring 1 or conforming and of a
-/// more privileged one (Intel SDM vol. 3, §5.8.1).
+/// Whether code with these rights can be jumped to from ring 1: it is present and either of ring 1 or conforming and of
+/// a more privileged one (Intel SDM vol. 3, §5.8.1).
 fn reachable(rights: u32, selector: Selector) -> bool {
     let (dpl, present, conforming) = (rights >> 13 & 3, rights & 1 << 15 != 0, rights & 1 << 10 != 0);
     present && if conforming { dpl <= 1 } else { dpl == 1 && selector.rpl() <= 1 }

@@ -1,5 +1,5 @@
-//! Timers nobody should want: in the past, at the end of time, by the thousand; timeouts torn in halves; a shared page full of wrong
-//! times. The guest must go on as if nothing were, and so must its host.
+//! Timers nobody should want: in the past, at the end of time, by the thousand; timeouts torn in halves; a shared page
+//! full of wrong times. The guest must go on as if nothing were, and so must its host.
 #![no_std]
 #![no_main]
 
@@ -116,7 +116,8 @@ fn torn() {
     time::set_timeout(Timeout::Domain, 0);
 }
 
-/// All fields are the hypervisor's to write: what the guest puts there is gone with the next update, and the versions agree.
+/// All fields are the hypervisor's to write: what the guest puts there is gone with the next update, and the versions
+/// agree.
 fn scribbled() {
     section("scribbles over the time");
     for pattern in [0, u32::MAX, 0x5555_5555, 0x8000_0000] {

@@ -1,5 +1,5 @@
-//! Entries that a guest may not have, written to its own page tables: whichever way it is done, the domain ends. Each run
-//! makes one attack, named on the command line; who is still there afterwards says so.
+//! Entries that a guest may not have, written to its own page tables: whichever way it is done, the domain ends. Each
+//! run makes one attack, named on the command line; who is still there afterwards says so.
 #![no_std]
 #![no_main]
 

@@ -1,6 +1,6 @@
 //! The part of the interface of Xen 4.17 (x86_64, paravirtual) that this guest speaks: numbers and layouts, as the
-//! public headers of that release have them (`xen.h`, `arch-x86/xen.h`, `arch-x86/xen-x86_64.h`, `event_channel.h`, `sched.h`,
-//! `version.h`, `elfnote.h`).
+//! public headers of that release have them (`xen.h`, `arch-x86/xen.h`, `arch-x86/xen-x86_64.h`, `event_channel.h`,
+//! `sched.h`, `version.h`, `elfnote.h`).
 
 /// Numbers of hypercalls.
 pub mod call {

@@ -1,5 +1,5 @@
-//! The life of domains: what it takes to create one, to bring it to its first instruction, and to destroy it; and what memory it
-//! takes besides its own.
+//! The life of domains: what it takes to create one, to bring it to its first instruction, and to destroy it; and what
+//! memory it takes besides its own.
 
 use crate::hypercall;
 use crate::measure::Bench;

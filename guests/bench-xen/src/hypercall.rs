@@ -1,5 +1,5 @@
-//! Hypercalls, by the hypercall page: `call hypercall_page + 32 * number`, as the interface has it. What the page holds is
-//! Xen's: it saves rcx and r11, puts the number into rax, and executes `syscall`.
+//! Hypercalls, by the hypercall page: `call hypercall_page + 32 * number`, as the interface has it. What the page holds
+//! is Xen's: it saves rcx and r11, puts the number into rax, and executes `syscall`.
 
 use crate::abi::{
     self, AllocUnbound, BindInterdomain, Domctl, MmuExt, MmuUpdate, MulticallEntry, Reservation, Sysctl, TrapInfo,

@@ -1,11 +1,12 @@
 //! The peer of `guests/bench`: what the same operations cost a guest of today's Xen, as its domain 0 on x86_64. A line
-//! `bench NAME N` for each, with the names, the loop, the application and the trapping instructions of that guest: its own files.
+//! `bench NAME N` for each, with the names, the loop, the application and the trapping instructions of that guest: its
+//! own files.
 //!
-//! It speaks the interface of Xen 4.17, and of that no more than it needs: ELF notes, the hypercall page, two-level event
-//! channels, and the calls that it times. It is no guest of Proxenos, and knows nothing of the SDK.
+//! It speaks the interface of Xen 4.17, and of that no more than it needs: ELF notes, the hypercall page, two-level
+//! event channels, and the calls that it times. It is no guest of Proxenos, and knows nothing of the SDK.
 //!
-//! Command line: `only=NAME` measures that one, `rounds=N` so many times (default 8); `only=memory` looks at nothing but when it began
-//! and what memory there is for domains.
+//! Command line: `only=NAME` measures that one, `rounds=N` so many times (default 8); `only=memory` looks at nothing
+//! but when it began and what memory there is for domains.
 #![no_std]
 #![no_main]
 

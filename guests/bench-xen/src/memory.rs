@@ -1,7 +1,7 @@
 //! Frames to work on, and page tables.
 //!
-//! All memory that is needed lies in the image, so Xen has mapped it, writable, at an address that tells its place in the
-//! list of frames.
+//! All memory that is needed lies in the image, so Xen has mapped it, writable, at an address that tells its place in
+//! the list of frames.
 
 use crate::abi::{self, MmuUpdate, mmuext, shared_info, uvmf};
 use crate::hypercall;

@@ -1,8 +1,8 @@
 //! Traps to the kernel and back, by handlers as short as can be.
 //!
-//! A frame that interrupted the kernel says privilege level 0, where `iretq` wants 3. So each handler has an instruction
-//! more than the same of `guests/bench`. Linux returns by the hypercall `iret` instead, always: what that takes is measured
-//! too, by names that end in `-iret`.
+//! A frame that interrupted the kernel says privilege level 0, where `iretq` wants 3. So each handler has an
+//! instruction more than the same of `guests/bench`. Linux returns by the hypercall `iret` instead, always: what that
+//! takes is measured too, by names that end in `-iret`.
 
 use crate::abi::{self, TrapInfo, call, shared_info};
 use crate::hypercall;

@@ -1,5 +1,6 @@
-//! An application of an x86_64 kernel: a page of code that reads the time-stamp counter itself, on both sides of one operation, and
-//! breaks with the difference in rsi. `guests/bench-xen` is compiled with this very file: its application is the same.
+//! An application of an x86_64 kernel: a page of code that reads the time-stamp counter itself, on both sides of one
+//! operation, and breaks with the difference in rsi. `guests/bench-xen` is compiled with this very file: its
+//! application is the same.
 
 use core::arch::global_asm;
 

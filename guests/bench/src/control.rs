@@ -10,7 +10,8 @@ use proxenos_guest::hypercall;
 /// Makes a request.
 pub fn ask<T: Dom0Argument>(argument: T) -> Result<T, Errno> {
     let mut op = Dom0Op::new(argument);
-    // SAFETY: what memory is written to is the request, and where an argument points, which is the caller's to give away.
+    // SAFETY: what memory is written to is the request, and where an argument points, which is the caller's to give
+    // away.
     unsafe { hypercall::dom0_op(&mut op) }?;
     Ok(op.argument())
 }

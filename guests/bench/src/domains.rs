@@ -1,7 +1,8 @@
-//! The life of domains: what it takes to create one, to bring it to its first instruction, and to destroy it; and what memory it
-//! takes besides its own.
+//! The life of domains: what it takes to create one, to bring it to its first instruction, and to destroy it; and what
+//! memory it takes besides its own.
 //!
-//! The domain has 4 MiB and does next to nothing: it notes the time-stamp counter with its first instruction, and waits for good.
+//! The domain has 4 MiB and does next to nothing: it notes the time-stamp counter with its first instruction, and waits
+//! for good.
 
 use crate::Bench;
 use crate::control::{Window, ask, create, destroy, frames, free, info, unpause, window, word};
@@ -30,7 +31,8 @@ const NOTES: usize = 6;
 /// Where the first of them is mapped.
 const BASE: u64 = if Arch::PAGE_TABLE_LEVELS == 2 { 0xc000_0000 } else { 0xffff_ff80_0000_0000 };
 
-/// Bits of entries that both architectures have (Intel SDM vol. 3 §4.3, §4.5): present, writable, user, accessed, dirty.
+/// Bits of entries that both architectures have (Intel SDM vol. 3 §4.3, §4.5): present, writable, user, accessed,
+/// dirty.
 const TABLE: u64 = 0x67;
 const READ_ONLY: u64 = 0x21;
 const WRITABLE: u64 = 0x63;

@@ -5,9 +5,9 @@
 //!
 //! A second domain of the same image is the one that turns and events go to.
 //!
-//! Command line: `only=NAME` measures that one, `rounds=N` so many times (default 8); `only=memory` looks at nothing but when it began
-//! and what memory there is for domains. With `profile=yes` it says `bench waits` and waits for a key before it measures, and what is done many times
-//! over is not divided.
+//! Command line: `only=NAME` measures that one, `rounds=N` so many times (default 8); `only=memory` looks at nothing
+//! but when it began and what memory there is for domains. With `profile=yes` it says `bench waits` and waits for a key
+//! before it measures, and what is done many times over is not divided.
 #![no_std]
 #![no_main]
 

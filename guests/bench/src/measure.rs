@@ -1,5 +1,5 @@
-//! What all measurements have in common: the loop, and how it tells. `guests/bench-xen` is compiled with this very file, so that both
-//! count alike; what it stands on is each guest's own `platform`.
+//! What all measurements have in common: the loop, and how it tells. `guests/bench-xen` is compiled with this very
+//! file, so that both count alike; what it stands on is each guest's own `platform`.
 #![allow(dead_code, reason = "not every guest uses all of it")]
 
 use crate::platform::{option, println, read_tsc};

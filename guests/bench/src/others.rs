@@ -1,4 +1,5 @@
-//! Another domain's turn and back, and an event there and back. Last, since from then on the other domain can always run.
+//! Another domain's turn and back, and an event there and back. Last, since from then on the other domain can always
+//! run.
 
 use crate::Bench;
 use crate::wake;
@@ -7,8 +8,8 @@ use proxenos_guest::abi::{DomId, Port};
 use proxenos_guest::arch::read_tsc;
 use proxenos_guest::{events, hypercall};
 
-/// The other domain's ports: it answers events on the first, one on the second makes it yield for ever, and one on the third makes
-/// it note when it wakes.
+/// The other domain's ports: it answers events on the first, one on the second makes it yield for ever, and one on the
+/// third makes it note when it wakes.
 const ANSWERED: Port = Port(1);
 const YIELDS: Port = Port(2);
 const NOTES: Port = Port(3);

@@ -1,4 +1,5 @@
-//! What an application of an x86_64 kernel pays for a system call, an `int 0x80` and a page fault, to a kernel that returns at once.
+//! What an application of an x86_64 kernel pays for a system call, an `int 0x80` and a page fault, to a kernel that
+//! returns at once.
 //!
 //! The application ([`crate::application`]) comes back by a breakpoint.
 

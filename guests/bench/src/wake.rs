@@ -1,4 +1,5 @@
-//! When a domain that waited executes its first instruction after it was sent an event: its callback notes the time-stamp counter.
+//! When a domain that waited executes its first instruction after it was sent an event: its callback notes the
+//! time-stamp counter.
 //!
 //! The note lies in a page of the domain's own image, which domain 0 maps and reads.
 
@@ -79,7 +80,8 @@ pub fn note_upcalls() {
     unsafe { hypercall::set_callbacks((cs, noting), (cs, failsafe_callback())) }.expect("callbacks of ours");
 }
 
-/// The other domain's note, mapped; none if it is not found. Its image is ours, so that its frame has the same number there.
+/// The other domain's note, mapped; none if it is not found. Its image is ours, so that its frame has the same number
+/// there.
 pub fn note_of(domain: DomId) -> Option<Window> {
     let pfn = memory::pfn_of(GuestVirt(NOTE.0.get() as usize as u64)).raw();
     // SAFETY: nothing else uses the list.

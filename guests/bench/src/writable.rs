@@ -1,4 +1,5 @@
-//! Writable page tables: a store to a table that is carried out by itself, and many that are let through and checked by a flush.
+//! Writable page tables: a store to a table that is carried out by itself, and many that are let through and checked by
+//! a flush.
 
 use crate::Bench;
 use crate::entries::frame;

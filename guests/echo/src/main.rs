@@ -9,12 +9,13 @@
 //! | `ramdisk` | says how long its ramdisk is, and the sum of its bytes |
 //! | anything else | says it again |
 //!
-//! It ends when its controller asks for it, with the reason that is asked for, and has the size that it is asked to have.
+//! It ends when its controller asks for it, with the reason that is asked for, and has the size that it is asked to
+//! have.
 //!
 //! On its command line: `when` says what time it was when it began; `exit=N` ends at once with reason N; and of guests
-//! that mean harm, each for ever: `flood` writes as fast as it can; `corrupt` writes nonsense over its control interface;
-//! `indices` writes there what lies just beyond what makes sense, and moves backwards; `stall` answers nothing and reads
-//! nothing.
+//! that mean harm, each for ever: `flood` writes as fast as it can; `corrupt` writes nonsense over its control
+//! interface; `indices` writes there what lies just beyond what makes sense, and moves backwards; `stall` answers
+//! nothing and reads nothing.
 #![no_std]
 #![no_main]
 

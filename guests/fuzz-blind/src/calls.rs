@@ -1,7 +1,7 @@
 //! Hypercalls of every number, with arguments of every kind.
 //!
-//! What is left out: shutdowns, a real sleep without a timer, and what domain 0 is trusted not to do to the machine: I/O privilege
-//! (`DOM0_IOPL`) and writes to the configuration of PCI devices.
+//! What is left out: shutdowns, a real sleep without a timer, and what domain 0 is trusted not to do to the machine:
+//! I/O privilege (`DOM0_IOPL`) and writes to the configuration of PCI devices.
 
 use fastrand::Rng;
 use proxenos_guest::abi::context::{TrapFlags, TrapInfo};

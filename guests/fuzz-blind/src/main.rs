@@ -1,8 +1,8 @@
 //! A blind guest: from a seed, hypercalls, traps and register loads without a plan. The host must outlive it.
 //!
-//! Each operation is a function of the seed and its own number, so what went before changes the world and never the dice. Every
-//! trap and many events lead to [`point`], which forgets the operation and goes on with the next. The guest may die of what it does;
-//! it neither shuts down before its end nor sleeps without something that wakes it.
+//! Each operation is a function of the seed and its own number, so what went before changes the world and never the
+//! dice. Every trap and many events lead to [`point`], which forgets the operation and goes on with the next. The guest
+//! may die of what it does; it neither shuts down before its end nor sleeps without something that wakes it.
 //!
 //! `seed=N operations=N end=REASON` on the command line; a line every thousand operations says that it lives.
 #![no_std]

@@ -1,4 +1,5 @@
-//! The words that operations are made of: addresses, frames and entries of the guest's own, of the hypervisor's, and of nobody's.
+//! The words that operations are made of: addresses, frames and entries of the guest's own, of the hypervisor's, and of
+//! nobody's.
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 use fastrand::Rng;
@@ -30,7 +31,8 @@ const PLAYGROUND: usize = 16;
 /// As many of them are page tables-to-be: mapped read-only at first.
 const READ_ONLY: usize = 8;
 
-/// Addresses of the playground's pages, its frames' numbers, machine addresses of the entries that map it, addresses that lead nowhere.
+/// Addresses of the playground's pages, its frames' numbers, machine addresses of the entries that map it, addresses
+/// that lead nowhere.
 static PAGES: Bag<PLAYGROUND> = Bag::new();
 static FRAMES: Bag<32> = Bag::new();
 static ENTRIES: Bag<PLAYGROUND> = Bag::new();

@@ -1,5 +1,5 @@
-//! Calls and jumps through 32-bit call gates in the LDT: from the kernel's ring, and from an application's with parameters
-//! and a way back, as kernels have it whose applications make system calls by `lcall $7, $0`.
+//! Calls and jumps through 32-bit call gates in the LDT: from the kernel's ring, and from an application's with
+//! parameters and a way back, as kernels have it whose applications make system calls by `lcall $7, $0`.
 #![no_std]
 #![no_main]
 
@@ -37,7 +37,8 @@ const fn gate(selector: Selector, offset: u32, dpl: u64, parameters: u64) -> u64
         | (offset as u64 >> 16) << 48
 }
 
-// What the entries found: of a system call eip, cs, two parameters, esp, ss; of the exit esp and cs; and where our stack was.
+// What the entries found: of a system call eip, cs, two parameters, esp, ss; of the exit esp and cs; and where our
+// stack was.
 global_asm!(
     ".pushsection .bss, \"aw\", @nobits",
     ".balign 4",

@@ -90,8 +90,8 @@ fn typed() {
     check_eq!(console_read(&mut [0; 8]), Ok(0), "what was for the hypervisor is not ours");
 }
 
-/// Checks what is typed up to an exclamation mark. Waits for it: VIRQ_CONSOLE comes whenever there is something where nothing
-/// was.
+/// Checks what is typed up to an exclamation mark. Waits for it: VIRQ_CONSOLE comes whenever there is something where
+/// nothing was.
 fn expect_line(expected: &[u8]) {
     let mut line = [0; 32];
     let mut got = 0;

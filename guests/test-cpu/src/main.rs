@@ -1,5 +1,5 @@
-//! What of the CPU a guest sees. CPUID is the CPU's own, but for what the hypervisor's control registers change of it; what they
-//! turn off is #UD, what is the hypervisor's is #GP, and what 2.0's guests could look at they still can.
+//! What of the CPU a guest sees. CPUID is the CPU's own, but for what the hypervisor's control registers change of it;
+//! what they turn off is #UD, what is the hypervisor's is #GP, and what 2.0's guests could look at they still can.
 #![no_std]
 #![no_main]
 
@@ -10,7 +10,8 @@ use proxenos_guest::{StartInfo, attempt, check, check_eq, time};
 
 proxenos_guest::test_guest!(main);
 
-/// Registers of all kinds: clocks, the APIC, microcode, speculation, SYSENTER, caching, system calls, segment bases, performance.
+/// Registers of all kinds: clocks, the APIC, microcode, speculation, SYSENTER, caching, system calls, segment bases,
+/// performance.
 const REGISTERS: [u32; 34] = [
     0x10,
     0x1b,
@@ -79,7 +80,8 @@ fn registers() {
 fn status() {
     section("control registers");
     const SEEN: u32 = 0b11_0111;
-    /// Protection, monitoring of the coprocessor, its type, and its errors as exceptions; no emulation. (TS comes and goes.)
+    /// Protection, monitoring of the coprocessor, its type, and its errors as exceptions; no emulation. (TS comes and
+    /// goes.)
     const EXPECTED: u32 = 0b11_0011;
     const TASK_SWITCHED: u32 = 1 << 3;
     let word: u32;

@@ -1,5 +1,5 @@
-//! Breakpoints where the hypervisor comes by: at the moment it is entered, on the stack that it pushes frames on, on the
-//! instructions that call it, and more of them than anybody needs.
+//! Breakpoints where the hypervisor comes by: at the moment it is entered, on the stack that it pushes frames on, on
+//! the instructions that call it, and more of them than anybody needs.
 
 use crate::breakpoints::{execute, places, watched};
 use crate::{ACCESS_4, EXECUTE, WRITE_4, arm, disarm, seen};
@@ -22,8 +22,8 @@ pub fn run() {
     check_eq!(hypercall::xen_version(), Ok(VERSION as u32));
 }
 
-/// `mov ss` from watched memory holds the #DB off until the next instruction is done: on real CPUs, which this one enters
-/// the hypervisor with, it is reported at the hypervisor's first instruction (CVE-2018-8897).
+/// `mov ss` from watched memory holds the #DB off until the next instruction is done: on real CPUs, which this one
+/// enters the hypervisor with, it is reported at the hypervisor's first instruction (CVE-2018-8897).
 macro_rules! held_off {
     ([$($code:literal),*]) => {{
         let result: usize;
@@ -200,8 +200,8 @@ fn storm() {
     disarm();
 }
 
-/// A breakpoint on the first instruction of the handler of breakpoints: each causes the next, until the stack has eaten what
-/// there is to eat.
+/// A breakpoint on the first instruction of the handler of breakpoints: each causes the next, until the stack has eaten
+/// what there is to eat.
 pub fn spiral() -> ! {
     println!("-- the end by spiral");
     arm(0, EXECUTE, trap_stub(vector::DEBUG).raw() as usize);

@@ -1,4 +1,5 @@
-//! Debug registers: what a guest may set, what its breakpoints and single steps tell it, and that they reach nobody else.
+//! Debug registers: what a guest may set, what its breakpoints and single steps tell it, and that they reach nobody
+//! else.
 #![no_std]
 #![no_main]
 

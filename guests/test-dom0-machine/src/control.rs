@@ -134,7 +134,8 @@ pub fn date_elsewhere(subject: &Subject) {
     subject.keep_busy(false);
 }
 
-/// A CPU's registers are read while a domain there has the whole machine audited, again and again: neither waits for the other.
+/// A CPU's registers are read while a domain there has the whole machine audited, again and again: neither waits for
+/// the other.
 pub fn registers_meanwhile(subject: &Subject) {
     section("registers of a CPU that audits");
     const ROUNDS: u32 = 8;

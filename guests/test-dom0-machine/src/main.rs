@@ -1,7 +1,8 @@
-//! `dom0_op`, where it is about the machine, its schedulers, and a domain that goes on: domain 0 asks, domain 1 is the subject.
+//! `dom0_op`, where it is about the machine, its schedulers, and a domain that goes on: domain 0 asks, domain 1 is the
+//! subject.
 //!
-//! The same program is both. The subject ([`subject`]) keeps a page that names itself, which domain 0 finds by peeking at its
-//! memory, and answers each event with one, after a note in that page.
+//! The same program is both. The subject ([`subject`]) keeps a page that names itself, which domain 0 finds by peeking
+//! at its memory, and answers each event with one, after a note in that page.
 #![no_std]
 #![no_main]
 

@@ -115,7 +115,8 @@ fn atropos(subject: &Subject) {
     subject.keep_busy(false);
 
     section("Atropos: latency");
-    // Domain 0 has slept, and has a slice of its own now. The subject has slept too, and is first if its hint is the shorter one.
+    // Domain 0 has slept, and has a slice of its own now. The subject has slept too, and is first if its hint is the
+    // shorter one.
     let slowest = |latency: u64| {
         check_eq!(put(AtroposAdjdom { nat_period: 40 * MILLI, latency, ..first }), Ok(0));
         let answers = (0..10).map(|_| {

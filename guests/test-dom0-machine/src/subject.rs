@@ -13,7 +13,8 @@ use proxenos_guest::{Arch, Word, check, check_eq, events, hypercall, time};
 
 /// What stands at the beginning of the subject's page.
 const MAGIC: u64 = 0x5ab1_ec75_0a9e_1234;
-/// Words of the page, by their offsets: what is poked, what it was when the last event came, and how often the subject went round.
+/// Words of the page, by their offsets: what is poked, what it was when the last event came, and how often the subject
+/// went round.
 const POKED: u64 = 8;
 const SEEN: u64 = 16;
 const ROUNDS: u64 = 24;

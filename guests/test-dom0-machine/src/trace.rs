@@ -93,7 +93,8 @@ pub fn run(subject: &Subject) {
     let mut read: [u64; 2] =
         core::array::from_fn(|cpu| if (cpu as u32) < cpus() { buffers.head(cpu as u32).2 } else { 0 });
     let mut seen = [false; 6];
-    // Where the subject is on another CPU, that one records too. Then both are on one, and each has to wait for the other, sooner or later.
+    // Where the subject is on another CPU, that one records too. Then both are on one, and each has to wait for the
+    // other, sooner or later.
     for round in 0..ROUNDS {
         subject.exchange();
         for (cpu, read) in (0..cpus()).zip(&mut read) {

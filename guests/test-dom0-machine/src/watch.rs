@@ -1,4 +1,5 @@
-//! Guests that test something of their own, while domain 0 watches what they write (log-dirty): they are to see no difference.
+//! Guests that test something of their own, while domain 0 watches what they write (log-dirty): they are to see no
+//! difference.
 //!
 //! `watch=LAST` on the command line: domains 1 to LAST.
 

@@ -38,7 +38,8 @@ pub const SPARE: usize = 7;
 /// The vector of an instruction that is none.
 const INVALID_OPCODE: u8 = 6;
 
-/// Bits of entries that both architectures have (Intel SDM vol. 3 §4.3, §4.5): present, writable, user, accessed, dirty.
+/// Bits of entries that both architectures have (Intel SDM vol. 3 §4.3, §4.5): present, writable, user, accessed,
+/// dirty.
 const TABLE: u64 = 0x67;
 const READ_ONLY: u64 = 0x21;
 const WRITABLE: u64 = 0x63;
@@ -227,10 +228,12 @@ pub fn build(
     complete(id, &list[..PAGES], subject, program, version, window, context)
 }
 
-/// Builds a domain that has as much memory as the start of a day takes at least, and knows all of its frames as theirs are known.
+/// Builds a domain that has as much memory as the start of a day takes at least, and knows all of its frames as theirs
+/// are known.
 pub fn build_larger(subject: Subject, program: Program, window: Window, context: Context) -> Result<Built, Errno> {
     let id = create(subject, 4 * LARGER_PAGES as u64)?;
-    // SAFETY: the two pages are long enough, a word each, and nobody else uses them before the context does, which comes behind this.
+    // SAFETY: the two pages are long enough, a word each, and nobody else uses them before the context does, which
+    // comes behind this.
     let list = unsafe { core::slice::from_raw_parts_mut(context.address() as usize as *mut Word, LARGER_PAGES) };
     let count = frames(id, list)?;
     assert!(count == LARGER_PAGES, "as many as were asked for");

@@ -1,4 +1,5 @@
-//! How domains end, and what they cost: suspended, connected to the one that ends them, in the midst of a list of calls, slowly.
+//! How domains end, and what they cost: suspended, connected to the one that ends them, in the midst of a list of
+//! calls, slowly.
 
 use crate::builder::{Context, PAGES, Subject, build_larger};
 use crate::program::Program;
@@ -33,7 +34,8 @@ const EVERY_NS: u64 = 200_000;
 /// Instructions from a creation to the first instruction of who was created.
 const MOST_INSTRUCTIONS: u64 = 5_000_000;
 
-/// A domain that asks to be saved stands still behind its call; nobody takes that for a crash, and it goes on for no one.
+/// A domain that asks to be saved stands still behind its call; nobody takes that for a crash, and it goes on for no
+/// one.
 pub fn suspends(subject: Subject, window: Window, context: Context) {
     section("a domain that is suspended");
     let built = started(subject, Program::ShutDown(SUSPEND), window, context);

@@ -1,5 +1,5 @@
-//! The life of domains, as domain 0 sees it: it builds small ones of both architectures by hand, lets them run, stops them, looks
-//! at them, and takes them down, whatever they do.
+//! The life of domains, as domain 0 sees it: it builds small ones of both architectures by hand, lets them run, stops
+//! them, looks at them, and takes them down, whatever they do.
 #![no_std]
 #![no_main]
 

@@ -13,7 +13,8 @@ use proxenos_guest::{boot, hypercall, memory};
 pub fn ask_in<T: Dom0Argument>(version: Dom0Version, argument: T) -> Result<T, Errno> {
     let mut op = Dom0Op::new(argument);
     op.interface_version = version.raw();
-    // SAFETY: what memory is written to is the request, and where an argument points, which is the caller's to give away.
+    // SAFETY: what memory is written to is the request, and where an argument points, which is the caller's to give
+    // away.
     unsafe { hypercall::dom0_op(&mut op) }?;
     Ok(op.argument())
 }

@@ -1,9 +1,9 @@
-//! How far the clock drifts from the real-time clock, which counts by an oscillator of its own: below 100 parts in a million, idle
-//! and loaded.
+//! How far the clock drifts from the real-time clock, which counts by an oscillator of its own: below 100 parts in a
+//! million, idle and loaded.
 //!
-//! The moment when the real-time clock's second changes lies between the last reading of the old one and the first of the new; so
-//! a drift is known as an interval, and it is judged by the worse end. Time is counted in instructions here, and the emulated
-//! clock with it: the same drift in every run.
+//! The moment when the real-time clock's second changes lies between the last reading of the old one and the first of
+//! the new; so a drift is known as an interval, and it is judged by the worse end. Time is counted in instructions
+//! here, and the emulated clock with it: the same drift in every run.
 #![no_std]
 #![no_main]
 

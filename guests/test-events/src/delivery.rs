@@ -1,8 +1,8 @@
 //! What sending does to the bits in the shared page, and when an upcall comes.
 //!
 //! A send goes 0→1 in a chain: the port's pending bit; then, if the port is not masked, its word's bit in the selector;
-//! then the pending flag. A link that is 1 already ends the chain. The upcall comes when the hypervisor is left with the
-//! flag set and upcalls not masked.
+//! then the pending flag. A link that is 1 already ends the chain. The upcall comes when the hypervisor is left with
+//! the flag set and upcalls not masked.
 
 use core::arch::asm;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -233,8 +233,8 @@ fn registers_survive(from: Port, to: Port) {
     check!(!shared_info::is_pending(to));
 }
 
-/// The callback is where nothing is mapped: the frame is pushed all the same, and entering it is the kernel's own fault, which its
-/// handler may mend.
+/// The callback is where nothing is mapped: the frame is pushed all the same, and entering it is the kernel's own
+/// fault, which its handler may mend.
 fn callback_into_nothing(from: Port) {
     // An x86_32 kernel may name what is the hypervisor's, where there is nothing for it either.
     const PLACES: &[u64] = if cfg!(target_arch = "x86") { &[0x20, 0xfd00_0000, 0xffff_fff0] } else { &[0x20] };

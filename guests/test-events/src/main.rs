@@ -28,7 +28,8 @@ fn main(_: &StartInfo) {
     exhaustion();
 }
 
-/// A virtual interrupt that is bound to no port comes to port 0, and to no other. The timer's ticks are such while nobody wants them.
+/// A virtual interrupt that is bound to no port comes to port 0, and to no other. The timer's ticks are such while
+/// nobody wants them.
 fn misdirected() {
     section("virtual interrupts that are not bound");
     events::mask_upcalls();

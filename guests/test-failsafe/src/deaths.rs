@@ -133,8 +133,8 @@ mod x86_32 {
             "kernel-stack-unmapped" => stack(FLAT_RING1_DS, 0x1000),
             "kernel-stack-in-hypervisor" => stack(FLAT_RING1_DS, 0xfc00_1000),
             "kernel-stack-not-present" => stack(Selector::gdt(SLOT, RING), sp),
-            // The frame can be written, but no stack of ring 3's can be loaded in ring 1: neither for the handler nor for the
-            // failsafe callback.
+            // The frame can be written, but no stack of ring 3's can be loaded in ring 1: neither for the handler nor
+            // for the failsafe callback.
             "kernel-stack-of-ring-3" => stack(FLAT_RING3_DS, sp),
             // The same, with the hypervisor's own data segment.
             "kernel-stack-of-ring-0" => stack(Selector(0x0809), sp),
@@ -164,7 +164,8 @@ mod x86_32 {
         enter(&Start::ring3(snippet::__ring_int80, 0x1000));
     }
 
-    /// The stack's segment is cleared by code that runs on it: it cannot be returned to, and nothing can be pushed there.
+    /// The stack's segment is cleared by code that runs on it: it cannot be returned to, and nothing can be pushed
+    /// there.
     fn take_stack_away() {
         let tables = Tables::install();
         tables.set(SLOT, GOOD_DATA);

@@ -1,4 +1,5 @@
-//! Our failsafe callback: it notes what it finds, repairs the code selector, and goes on with what could not be entered.
+//! Our failsafe callback: it notes what it finds, repairs the code selector, and goes on with what could not be
+//! entered.
 
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicUsize, Ordering};

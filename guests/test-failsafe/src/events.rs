@@ -32,7 +32,8 @@ fn frame_above(words: usize) -> &'static [usize] {
     let found = entries::found();
     // The stack pointer that the handler was to have: on x86_64 it is in the failsafe frame.
     let sp = if cfg!(target_arch = "x86") { found.sp + WORDS * 4 } else { found.words[9] };
-    // SAFETY: our own stack; the words are read as numbers, and what is below the stack pointer of now is not kept for long.
+    // SAFETY: our own stack; the words are read as numbers, and what is below the stack pointer of now is not kept for
+    // long.
     unsafe { core::slice::from_raw_parts(sp as *const usize, words) }
 }
 

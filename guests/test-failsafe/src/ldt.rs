@@ -1,4 +1,5 @@
-//! Selectors of the LDT: its pages are taken when the CPU first looks for them, which may be at the `iret` into a handler.
+//! Selectors of the LDT: its pages are taken when the CPU first looks for them, which may be at the `iret` into a
+//! handler.
 
 use crate::raise::{expect_direct, expect_failsafe};
 use crate::tables::{CODE, ENTRIES, GOOD_CODE, GOOD_DATA, GRANULAR, RING, SIZE, Tables, flat, local};

@@ -1,8 +1,8 @@
 //! What becomes of a guest whose state cannot be loaded: its failsafe callback is entered, with the frame that the
 //! interface gives it, and all goes on; or, where that is what cannot be entered, the guest is stopped, with a record.
 //!
-//! Guests return by `iret` themselves, so the hypervisor loads a bad selector only where it enters the kernel (a handler's or a
-//! callback's code segment), and where a segment was taken away under the running code.
+//! Guests return by `iret` themselves, so the hypervisor loads a bad selector only where it enters the kernel (a
+//! handler's or a callback's code segment), and where a segment was taken away under the running code.
 //!
 //! `death=NAME` on the command line chooses an end instead; the run then expects that the hypervisor says why.
 #![no_std]

@@ -29,15 +29,16 @@ mod x86_32 {
     /// Nested task: long mode's `iret` refuses to run with it, but loads it.
     const NT: usize = 1 << 14;
 
-    /// Code runs in a segment of its own and has the hypervisor change its descriptor: the return from that very call cannot be
-    /// carried out. Tells what the call returned, where it was to return to, and in which segment it goes on.
+    /// Code runs in a segment of its own and has the hypervisor change its descriptor: the return from that very call
+    /// cannot be carried out. Tells what the call returned, where it was to return to, and in which segment it goes on.
     #[inline(never)]
     fn replace_own_code(tables: &Tables, descriptor: u64, flags: usize) -> (usize, usize, usize, usize) {
         static FLAGS: AtomicUsize = AtomicUsize::new(0);
         FLAGS.store(0x202 | flags, Ordering::Relaxed);
         tables.set(CODE_SLOT, GOOD_CODE);
         let (result, behind, cs, flags_after): (usize, usize, usize, usize);
-        // SAFETY: the failsafe callback puts the flat segment in place of ours. NT is cleared before anything could fault.
+        // SAFETY: the failsafe callback puts the flat segment in place of ours. NT is cleared before anything could
+        // fault.
         unsafe {
             asm!(
                 "push {selector}",
@@ -166,9 +167,9 @@ mod x86_64 {
     /// Where to go on after a fault there.
     static RECOVERY: AtomicUsize = AtomicUsize::new(0);
 
-    /// A `syscall` as the last instruction of the lower half returns to an address that cannot be: a `sysret` would fault in ring 0
-    /// with the guest's stack pointer. `iret` to it faults either before it leaves ring 0 (Intel), which is the failsafe
-    /// callback's business, or behind it, as a #GP of the guest's.
+    /// A `syscall` as the last instruction of the lower half returns to an address that cannot be: a `sysret` would
+    /// fault in ring 0 with the guest's stack pointer. `iret` to it faults either before it leaves ring 0 (Intel),
+    /// which is the failsafe callback's business, or behind it, as a #GP of the guest's.
     pub fn syscall_at_the_end() {
         section("a return to an address that is not canonical");
         let page = memory::alloc_frame().expect("padding");

@@ -1,4 +1,5 @@
-//! A handler's code selector that cannot be loaded, for every reason there is in the GDT; and those that look odd but can.
+//! A handler's code selector that cannot be loaded, for every reason there is in the GDT; and those that look odd but
+//! can.
 
 use crate::raise::{expect_direct, expect_failsafe};
 use crate::tables::{

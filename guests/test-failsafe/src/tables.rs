@@ -83,8 +83,8 @@ impl Tables {
     /// Makes it the GDT once more.
     pub fn reinstall(&self) {
         let frames = self.gdt.map(|frame| hypercall::frame_word(frame.mfn()));
-        // SAFETY: the selectors in use are the reserved ones, which the hypervisor fills in, or the caller wants to see what becomes of
-        // them.
+        // SAFETY: the selectors in use are the reserved ones, which the hypervisor fills in, or the caller wants to see
+        // what becomes of them.
         unsafe { hypercall::set_gdt(&frames, ENTRIES) }.expect("frames of ours");
     }
 

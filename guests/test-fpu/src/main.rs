@@ -1,7 +1,7 @@
 //! The floating-point unit: its state at the start, that it is kept, and the trap of `fpu_taskswitch`.
 //!
-//! What a test loads stays until the test looks: there are no floats here, and no 64-bit atomics, for which the compiler
-//! would use the unit on x86_32.
+//! What a test loads stays until the test looks: there are no floats here, and no 64-bit atomics, for which the
+//! compiler would use the unit on x86_32.
 //!
 //! `after=MILLISECONDS` on the command line: so long it computes first, without the unit, while other domains use it.
 #![no_std]

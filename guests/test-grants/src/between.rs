@@ -1,6 +1,7 @@
 //! Grants between domains: each of three domains, of both architectures, grants to each of the others.
 //!
-//! Domain 0 asks for every step, and looks at what both sides see of it; the hypervisor audits the whole machine after each part.
+//! Domain 0 asks for every step, and looks at what both sides see of it; the hypervisor audits the whole machine after
+//! each part.
 
 use crate::partner::{Partner, Request};
 use proxenos_guest::abi::dom0_ops::Dom0Op;

@@ -1,5 +1,6 @@
-//! `grant_table_op` and MMUEXT_TRANSFER_PAGE: as far as one domain alone can see them, its table, and every way in which it
-//! cannot make anything of grants without another domain; and between domains, with `test=between` ([`between`]).
+//! `grant_table_op` and MMUEXT_TRANSFER_PAGE: as far as one domain alone can see them, its table, and every way in
+//! which it cannot make anything of grants without another domain; and between domains, with `test=between`
+//! ([`between`]).
 #![no_std]
 #![no_main]
 

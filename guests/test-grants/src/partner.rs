@@ -1,5 +1,5 @@
-//! What a domain can be asked to do with grants, of its own or of others': by itself if it is domain 0, which asks, or through a page
-//! that it has granted to domain 0.
+//! What a domain can be asked to do with grants, of its own or of others': by itself if it is domain 0, which asks, or
+//! through a page that it has granted to domain 0.
 
 use crate::{call, frame, map, set_up};
 use core::sync::atomic::{AtomicU16, AtomicU32, Ordering};
@@ -55,9 +55,11 @@ pub enum Request {
     Transfer,
     /// Frame: what the machine-to-physical table says of it.
     PfnOf,
-    /// Nothing: the address of a page in a range with a page table of its own, and how many bytes that spans. Behind it is nothing.
+    /// Nothing: the address of a page in a range with a page table of its own, and how many bytes that spans. Behind it
+    /// is nothing.
     Range,
-    /// Page, another that is as far into its range, or 0: hangs the first one's page table in there instead, or nowhere.
+    /// Page, another that is as far into its range, or 0: hangs the first one's page table in there instead, or
+    /// nowhere.
     Move,
     /// Nothing: shuts down.
     End,

@@ -1,6 +1,6 @@
-//! Non-maskable interrupts, which come all the time (`nmi` in this guest's manifest), whatever the guest is at: asleep, computing, in
-//! the midst of calls and of exceptions. None may harm anything. What the PC's port 61h says of their causes domain 0 is told by two
-//! virtual interrupts; `parity=` and `io=` on the command line say which to expect.
+//! Non-maskable interrupts, which come all the time (`nmi` in this guest's manifest), whatever the guest is at: asleep,
+//! computing, in the midst of calls and of exceptions. None may harm anything. What the PC's port 61h says of their
+//! causes domain 0 is told by two virtual interrupts; `parity=` and `io=` on the command line say which to expect.
 #![no_std]
 #![no_main]
 

@@ -51,7 +51,8 @@ fn ours() {
     }
 }
 
-/// What is written past the caches is what is checked. (An emulator has no caches: there the rules show, not what they are for.)
+/// What is written past the caches is what is checked. (An emulator has no caches: there the rules show, not what they
+/// are for.)
 fn uncached() {
     section("uncached memory");
     let (table, page) = (frame(), frame());

@@ -89,8 +89,8 @@ fn found_at(place: Place) -> Edu {
     Edu::new(place, read(place, BASE_ADDRESS, 4).1, line.1)
 }
 
-/// What a domain that has been given one device sees: that one, and of all others that they are not its own. `None` while it has
-/// none.
+/// What a domain that has been given one device sees: that one, and of all others that they are not its own. `None`
+/// while it has none.
 pub fn given() -> Option<Edu> {
     let places = || (0..4).flat_map(|bus| (0..32).map(move |device| (bus, device, 0)));
     places().find(|&place| read(place, VENDOR, 4).0.is_ok())?;

@@ -1,4 +1,5 @@
-//! Devices that domain 0 gives to others, one each: their configuration, memory and interrupts are theirs, and nothing else is.
+//! Devices that domain 0 gives to others, one each: their configuration, memory and interrupts are theirs, and nothing
+//! else is.
 
 use crate::edu::{Edu, VERSION};
 use crate::{config, lines};

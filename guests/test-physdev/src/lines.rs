@@ -60,8 +60,8 @@ pub fn of_one(edu: &Edu) {
     while_waiting(edu);
 }
 
-/// Interrupts by a line that another domain's device has too, while that interrupts all the time: each is told of all of them, answers
-/// each, and misses none of its own.
+/// Interrupts by a line that another domain's device has too, while that interrupts all the time: each is told of all
+/// of them, answers each, and misses none of its own.
 pub fn shared(edu: &Edu) {
     const OWN: u32 = 300;
     section("a line that others have too");

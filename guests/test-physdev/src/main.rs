@@ -1,9 +1,9 @@
-//! `physdev_op` and interrupts of devices, with two of QEMU's "edu" devices: one on the first bus, one behind a bridge. They
-//! have a page of registers, an interrupt by level that is raised and taken back by a store, and DMA that interrupts when it is done.
-//! (QEMU: docs/specs/edu.txt.)
+//! `physdev_op` and interrupts of devices, with two of QEMU's "edu" devices: one on the first bus, one behind a bridge.
+//! They have a page of registers, an interrupt by level that is raised and taken back by a store, and DMA that
+//! interrupts when it is done. (QEMU: docs/specs/edu.txt.)
 //!
-//! `bus=none` on the command line: the machine has no PCI bus. `give`: domain 0 gives each of two other domains, which are this guest
-//! too, one of the devices, and has no more to do with them.
+//! `bus=none` on the command line: the machine has no PCI bus. `give`: domain 0 gives each of two other domains, which
+//! are this guest too, one of the devices, and has no more to do with them.
 #![no_std]
 #![no_main]
 

@@ -1,4 +1,5 @@
-//! I/O ports: nobody's at first, the kernel's from DOM0_IOPL on, but for those of devices that the hypervisor drives itself.
+//! I/O ports: nobody's at first, the kernel's from DOM0_IOPL on, but for those of devices that the hypervisor drives
+//! itself.
 #![no_std]
 #![no_main]
 

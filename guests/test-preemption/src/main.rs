@@ -1,7 +1,8 @@
 //! Long requests make way for events, go on where they were, and end as if nothing had been.
 //!
-//! A timer that each event sets anew fires every millisecond. A request that lasts for tens of them must be interrupted more than
-//! once: were events held back until its end, there would be one. What handlers do meanwhile are hypercalls as well.
+//! A timer that each event sets anew fires every millisecond. A request that lasts for tens of them must be interrupted
+//! more than once: were events held back until its end, there would be one. What handlers do meanwhile are hypercalls
+//! as well.
 #![no_std]
 #![no_main]
 
@@ -20,7 +21,8 @@ proxenos_guest::test_guest!(main);
 const REQUESTS: usize = 200_000;
 /// Calls of the long multicall.
 const CALLS: usize = 1_000_000;
-/// Tables of the lowest level in the tree. All their entries map one frame, which can be mapped writable 2^18 - 1 times.
+/// Tables of the lowest level in the tree. All their entries map one frame, which can be mapped writable 2^18 - 1
+/// times.
 const TABLES: usize = 256_000 / (4096 / size_of::<Word>());
 /// Time between two events.
 const EVERY_NS: u64 = 1_000_000;

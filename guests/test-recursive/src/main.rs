@@ -1,5 +1,5 @@
-//! Recursive page directories: a directory in a slot of a directory, so that a kernel reads its tables at addresses of its
-//! own. x86_32 guests may do that for reading only; x86_64 guests may not at all.
+//! Recursive page directories: a directory in a slot of a directory, so that a kernel reads its tables at addresses of
+//! its own. x86_32 guests may do that for reading only; x86_64 guests may not at all.
 #![no_std]
 #![no_main]
 
@@ -54,8 +54,8 @@ fn write(table: Mfn, index: usize, entry: Pte) -> Result<(), Errno> {
     unsafe { memory::write_entry(tables::entry_address(table, index), entry) }
 }
 
-/// A frame that holds the entries that another table has in the guest's slots, and a few more; mapped read-only, to become a
-/// table.
+/// A frame that holds the entries that another table has in the guest's slots, and a few more; mapped read-only, to
+/// become a table.
 fn copy_of(table: Mfn, more: &[(usize, Pte)]) -> Frame {
     let new = frame();
     for index in 0..Arch::PAGE_TABLE_ENTRIES {

@@ -1,5 +1,5 @@
-//! More page tables than the hypervisor may have shadows of: nobody sees which are there. (An x86_64 guest has no shadows, and must
-//! see the same.)
+//! More page tables than the hypervisor may have shadows of: nobody sees which are there. (An x86_64 guest has no
+//! shadows, and must see the same.)
 #![no_std]
 #![no_main]
 

@@ -123,7 +123,8 @@ impl Letter {
         self.set(Field::TimeHigh, (system_time >> 32) as u32);
     }
 
-    /// Whether the times in it lie in the past. System time is worked out from the time stamp and the last tick, which rounds.
+    /// Whether the times in it lie in the past. System time is worked out from the time stamp and the last tick, which
+    /// rounds.
     pub fn is_past(self, tsc: u64, system_time: u64) -> bool {
         const ROUNDING_NS: u64 = 1000;
         let wide = |low, high| u64::from(self.get(low)) | u64::from(self.get(high)) << 32;

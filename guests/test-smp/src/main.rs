@@ -1,8 +1,8 @@
-//! Two domains on two CPUs: what one has in its TLB when another takes the frame for something else, events and sleep across
-//! CPUs, and time.
+//! Two domains on two CPUs: what one has in its TLB when another takes the frame for something else, events and sleep
+//! across CPUs, and time.
 //!
-//! The same program is both domains. Domain 1 ([`peer`]) leaves a page that names itself and its frames ([`letter`]); domain 0, which
-//! may map any domain's frames, looks for that page and tells it what to do.
+//! The same program is both domains. Domain 1 ([`peer`]) leaves a page that names itself and its frames ([`letter`]);
+//! domain 0, which may map any domain's frames, looks for that page and tells it what to do.
 #![no_std]
 #![no_main]
 

@@ -1,4 +1,5 @@
-//! Domains that use their turns against others: none of them may have more than its turns, nor take anybody else with it.
+//! Domains that use their turns against others: none of them may have more than its turns, nor take anybody else with
+//! it.
 
 use crate::ends;
 use crate::relay;

@@ -1,5 +1,5 @@
-//! `console_io` of domains other than 0: refused, but for writes where the hypervisor's option `guest-console` lets them
-//! (`may-write=` on the command line), and nothing that is typed goes to them.
+//! `console_io` of domains other than 0: refused, but for writes where the hypervisor's option `guest-console` lets
+//! them (`may-write=` on the command line), and nothing that is typed goes to them.
 
 use crate::ends;
 use proxenos_guest::abi::Errno;

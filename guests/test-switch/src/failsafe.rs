@@ -1,4 +1,5 @@
-//! Segments that were taken from under a domain: they stay in the CPU until its turn ends, and cannot be loaded when the next begins.
+//! Segments that were taken from under a domain: they stay in the CPU until its turn ends, and cannot be loaded when
+//! the next begins.
 
 use crate::ends;
 use crate::state::{self, Ldt};
@@ -65,7 +66,8 @@ pub fn unloadable() {
     let ldt = Ldt::install([WORDS[0].as_ptr(), WORDS[1].as_ptr()]);
     ldt.load();
     ldt.set(0, 0);
-    // Nobody else may want the CPU: it waits, with no event pending, until its time comes. The first time it does not come back.
+    // Nobody else may want the CPU: it waits, with no event pending, until its time comes. The first time it does not
+    // come back.
     for _ in 0..3 {
         shared_info::pending_word(0).store(0, Ordering::SeqCst);
         shared_info::pending_selector().store(0, Ordering::SeqCst);

@@ -1,7 +1,7 @@
 //! Several domains on one CPU: each gets its turn, hears of its events, and keeps what is its own.
 //!
-//! Domain 0 makes the test that its command line names (`test=`) and judges it; the others play a part in it (`role=`), some of
-//! them with a judgement of their own.
+//! Domain 0 makes the test that its command line names (`test=`) and judges it; the others play a part in it (`role=`),
+//! some of them with a judgement of their own.
 #![no_std]
 #![no_main]
 

@@ -1,4 +1,5 @@
-//! Turns that end in the midst of a multicall: whatever its calls do to their caller, all of them are carried out, in order.
+//! Turns that end in the midst of a multicall: whatever its calls do to their caller, all of them are carried out, in
+//! order.
 
 use crate::relay;
 use core::sync::atomic::{AtomicU32, Ordering};

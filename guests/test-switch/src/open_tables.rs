@@ -1,5 +1,5 @@
-//! Page tables that domains have opened for writing when their turn ends: what is in them counts when they go on, and nobody else sees
-//! anything of it. All domains do the same, at the same addresses where they are of one architecture.
+//! Page tables that domains have opened for writing when their turn ends: what is in them counts when they go on, and
+//! nobody else sees anything of it. All domains do the same, at the same addresses where they are of one architecture.
 
 use crate::{ends, number};
 use core::hint::black_box;
@@ -39,8 +39,8 @@ fn store(at: GuestVirt, value: Word) -> bool {
     unsafe { probe::store(at, value) }
 }
 
-/// Whether the entries that lead to these tables are there. A four-level guest's table that is open is taken out of the one above
-/// it, and is back when others have run; the other kind's stays.
+/// Whether the entries that lead to these tables are there. A four-level guest's table that is open is taken out of the
+/// one above it, and is back when others have run; the other kind's stays.
 fn are_hung_in(ranges: &[Range]) -> bool {
     ranges.iter().all(|range| tables::entry_at(range.at, 2).is_some_and(|(_, above)| above.is_present()))
 }
@@ -126,7 +126,8 @@ fn rounds() {
     }
 }
 
-/// Another domain: an entry that it may not have is in an open table when its turn is taken away, and it asks for nothing.
+/// Another domain: an entry that it may not have is in an open table when its turn is taken away, and it asks for
+/// nothing.
 pub fn bad() -> ! {
     proxenos_guest::init();
     check_eq!(hypercall::vm_assist(VmAssistCommand::Enable, VmAssistType::WritablePagetables), Ok(()));

@@ -59,8 +59,8 @@ fn measure() {
 
 /// Computes until a time comes: the clock as it then is.
 ///
-/// Where instructions are counted, QEMU runs one CPU after the other, each until the next timer of any. So that none of them hears of
-/// its own too late, there is always a timer soon.
+/// Where instructions are counted, QEMU runs one CPU after the other, each until the next timer of any. So that none of
+/// them hears of its own too late, there is always a timer soon.
 fn look_at(when: u64) -> TimeSnapshot {
     let mut soon = 0;
     loop {

@@ -8,7 +8,8 @@ use proxenos_guest::pte::PteFlags;
 use proxenos_guest::traps::{self, Outcome, vector};
 use proxenos_guest::{TrapFrame, hypercall};
 
-// Fills all registers, counts down in memory, and says whether all are as they were. The carry flag is among them: `dec` leaves it.
+// Fills all registers, counts down in memory, and says whether all are as they were. The carry flag is among them:
+// `dec` leaves it.
 #[cfg(target_arch = "x86_64")]
 global_asm!(
     ".pushsection .text.switch_registers, \"ax\", @progbits",
@@ -132,8 +133,8 @@ global_asm!(
     ".popsection",
 );
 
-// Yields with values in all registers, so often, and says whether they are there behind each, with what the call itself leaves: its result,
-// and of `syscall` where it goes on and its flags. The carry flag is among them.
+// Yields with values in all registers, so often, and says whether they are there behind each, with what the call itself
+// leaves: its result, and of `syscall` where it goes on and its flags. The carry flag is among them.
 #[cfg(target_arch = "x86_64")]
 global_asm!(
     ".pushsection .text.yield_registers, \"ax\", @progbits",

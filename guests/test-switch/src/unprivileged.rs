@@ -1,4 +1,5 @@
-//! What a domain without privileges is refused, call by call: nothing of the machine's, and nothing of another domain's.
+//! What a domain without privileges is refused, call by call: nothing of the machine's, and nothing of another
+//! domain's.
 
 use crate::ends;
 use proxenos_guest::abi::dom0_ops::args::{GetDomainInfo, Iopl, SchedId};

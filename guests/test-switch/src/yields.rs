@@ -1,6 +1,6 @@
-//! Domains that yield to one another at once: what each has in the CPU is its own again when it goes on, and nothing of the others' is there
-//! meanwhile. They are as unlike as can be: one has an LDT and breakpoints, the others have none, but bases of their own where there are
-//! such.
+//! Domains that yield to one another at once: what each has in the CPU is its own again when it goes on, and nothing of
+//! the others' is there meanwhile. They are as unlike as can be: one has an LDT and breakpoints, the others have none,
+//! but bases of their own where there are such.
 
 use crate::state::{self, Floating, Ldt, WATCHED};
 use crate::{ends, number};

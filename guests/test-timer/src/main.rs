@@ -1,7 +1,7 @@
 //! Time: what the shared page says, the timer, the timeouts of the page, and waiting.
 //!
-//! How long anything takes is not judged, only the order of events; but in the run `exact`, where time is counted in instructions. In
-//! the run `idle` the machine sleeps, and the hypervisor says how often it was woken.
+//! How long anything takes is not judged, only the order of events; but in the run `exact`, where time is counted in
+//! instructions. In the run `idle` the machine sleeps, and the hypervisor says how often it was woken.
 #![no_std]
 #![no_main]
 
@@ -288,8 +288,8 @@ fn refreshed() {
     let second = time::snapshot();
     check!(second.system_time > first.system_time, "the fields were updated within 700 ms");
     check!(second.tsc_timestamp > first.tsc_timestamp);
-    // The rate may have been measured better meanwhile: by how much depends on how busy an emulator's computer was at boot, so how
-    // well the clocks agree is `test-drift`'s to judge.
+    // The rate may have been measured better meanwhile: by how much depends on how busy an emulator's computer was at
+    // boot, so how well the clocks agree is `test-drift`'s to judge.
     check!(first.cpu_freq.abs_diff(second.cpu_freq) < first.cpu_freq / 16, "{first:?} {second:?}");
     let blocked = time::snapshot();
     let until = time::system_time() + 700_000_000;

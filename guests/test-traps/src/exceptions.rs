@@ -14,8 +14,8 @@ use proxenos_guest::{Arch, attempt, check, check_eq, memory, probe};
 const WRITE: u32 = 2;
 /// Set where the page was mapped.
 const PROTECTION: u32 = 1;
-// Bit 2, an application's fault, is never set for a kernel's own, though on x86_64 that runs in ring 3 too: the code says what
-// the guest means by it.
+// Bit 2, an application's fault, is never set for a kernel's own, though on x86_64 that runs in ring 3 too: the code
+// says what the guest means by it.
 
 pub fn run() {
     simple();

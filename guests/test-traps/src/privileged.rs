@@ -47,7 +47,8 @@ pub fn run() {
     compatible_code();
 }
 
-/// 32-bit code of a 64-bit kernel's has no way to the hypervisor: `syscall` there is #UD, and `int 0x82` an interrupt like any other.
+/// 32-bit code of a 64-bit kernel's has no way to the hypervisor: `syscall` there is #UD, and `int 0x82` an interrupt
+/// like any other.
 #[cfg(target_arch = "x86_64")]
 fn compatible_code() {
     use core::arch::asm;
@@ -70,7 +71,8 @@ fn compatible_code() {
     macro_rules! in_32_bits {
         ($instruction:literal) => {{
             let at: u64;
-            // SAFETY: the instruction traps, and the handler goes on behind it in 64-bit code. Code and stack are below 4 GiB.
+            // SAFETY: the instruction traps, and the handler goes on behind it in 64-bit code. Code and stack are below
+            // 4 GiB.
             unsafe {
                 asm!(
                     "lea {at}, [rip + 4f]",

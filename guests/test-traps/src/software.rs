@@ -199,8 +199,8 @@ fn fast() {
     check_eq!(hypercall::set_fast_trap(0), Ok(()));
 }
 
-/// A table of 256 entries, all of them open: `int n` comes without a code, whichever vector it is. (What an exception pushes a code for
-/// has it from the processor only.)
+/// A table of 256 entries, all of them open: `int n` comes without a code, whichever vector it is. (What an exception
+/// pushes a code for has it from the processor only.)
 fn every_vector() {
     section("int of every vector that is open");
     let address = Word::from_u64_truncating(trap_stub(SYSTEM_CALL).raw());

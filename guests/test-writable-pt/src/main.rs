@@ -1,5 +1,5 @@
-//! Writable page tables (`VMASST_TYPE_writable_pagetables`): the guest writes to its own L1 tables as if they were memory.
-//! What it writes must be what it reads, and what its pages are, at every moment that it can tell.
+//! Writable page tables (`VMASST_TYPE_writable_pagetables`): the guest writes to its own L1 tables as if they were
+//! memory. What it writes must be what it reads, and what its pages are, at every moment that it can tell.
 #![no_std]
 #![no_main]
 

@@ -254,8 +254,8 @@ fn accessed_and_dirty() {
     }
 }
 
-/// The hypervisor writes for the guest across a table's edge, into a page of some other kind: a fault there closes the table, so no store of
-/// the hypervisor's may need both.
+/// The hypervisor writes for the guest across a table's edge, into a page of some other kind: a fault there closes the
+/// table, so no store of the hypervisor's may need both.
 fn tables_edge() {
     section("over a table's edge");
     let (range, around) = (Range::new(12), Range::new(13));
@@ -272,8 +272,8 @@ fn tables_edge() {
             for below in 1..4 {
                 let flush = [memory::extended(MmuExtCommand::TlbFlush, 0, 0)];
                 let done = (around.page(1).raw() - below) as usize;
-                // SAFETY: pages of the test's own, and a table in which no entry becomes present: 1 is stored at an odd address, or
-                // before its beginning.
+                // SAFETY: pages of the test's own, and a table in which no entry becomes present: 1 is stored at an odd
+                // address, or before its beginning.
                 let result =
                     unsafe { arch::hypercall4(number(Hypercall::MmuUpdate), flush.as_ptr() as usize, 1, done, 0x7ff0) };
                 // As in 2.0, a count that cannot be written is no error.
@@ -289,7 +289,8 @@ fn tables_edge() {
     check!(around.write(0, Pte::NONE) && around.write(1, Pte::NONE));
 }
 
-/// The same where one page is a table, the next another, and each is reached through the other: to open the one closes the other.
+/// The same where one page is a table, the next another, and each is reached through the other: to open the one closes
+/// the other.
 fn each_through_the_other() {
     section("two tables, each mapped by the other");
     const WORD: u64 = size_of::<Word>() as u64;

@@ -1,11 +1,11 @@
 //! The seats of parked domains under several CPUs, for the model checker (loom).
 //!
-//! The seat is the hypervisor's own code, compiled here over loom's atomics. Who sits there is as little as can be told apart: a number
-//! that every change makes greater by one. The checker watches it: who reads or changes it while another does, or behind another with no order
-//! between the two, is found out, whatever the number is.
+//! The seat is the hypervisor's own code, compiled here over loom's atomics. Who sits there is as little as can be told
+//! apart: a number that every change makes greater by one. The checker watches it: who reads or changes it while
+//! another does, or behind another with no order between the two, is found out, whatever the number is.
 //!
-//! Nothing else is here that could order what CPUs do. The locks of queues and places do so in many cases in the hypervisor, never
-//! where a turn begins or ends; what a seat promises it keeps without them.
+//! Nothing else is here that could order what CPUs do. The locks of queues and places do so in many cases in the
+//! hypervisor, never where a turn begins or ends; what a seat promises it keeps without them.
 
 extern crate alloc;
 
@@ -29,8 +29,8 @@ loom::thread_local! {
     static WAITED: Cell<u32> = Cell::new(0);
 }
 
-/// A CPU waits: another does something first. Two that wait could go round for ever, with a third that never comes to let either go on. So
-/// what follows many waits is not tried in every order, but in one where each has its turn.
+/// A CPU waits: another does something first. Two that wait could go round for ever, with a third that never comes to
+/// let either go on. So what follows many waits is not tried in every order, but in one where each has its turn.
 pub fn wait_a_little() {
     let before = WAITED.with(|waited| waited.replace(waited.get() + 1));
     if before >= WAITS {

@@ -1,5 +1,6 @@
-//! A parked domain is in one CPU's hands at a time, whole, in every order of the CPUs' steps and with every stale value that the memory
-//! model allows. Each model says what was broken in `hypervisor/src/guest/sched/seat.rs` to see it fail.
+//! A parked domain is in one CPU's hands at a time, whole, in every order of the CPUs' steps and with every stale value
+//! that the memory model allows. Each model says what was broken in `hypervisor/src/guest/sched/seat.rs` to see it
+//! fail.
 
 use loom::model::Builder;
 use loom::sync::Arc;
@@ -11,8 +12,8 @@ use std::collections::BTreeSet;
 /// How many times in a run a CPU that could go on is stopped for another. Every break that was tried shows with three.
 const PREEMPTIONS: usize = 3;
 
-/// Runs a machine, which starts its CPUs and says what came of it, in every order: all that can come of it. (The checker's first thread is
-/// no CPU: its first steps are not tried behind those of others.)
+/// Runs a machine, which starts its CPUs and says what came of it, in every order: all that can come of it. (The
+/// checker's first thread is no CPU: its first steps are not tried behind those of others.)
 fn every_order<R: Ord + Send + 'static>(machine: impl Fn() -> R + Send + Sync + 'static) -> BTreeSet<R> {
     let outcomes = std::sync::Arc::new(std::sync::Mutex::new(BTreeSet::new()));
     let all = outcomes.clone();
@@ -77,8 +78,8 @@ fn changes_in(seat: &Seat) -> Option<u32> {
     seat.take().map(|running| running.changes())
 }
 
-/// Fails when `claim` does not acquire, `put` or the end of a hold does not release, what is held counts as nobody's or as parked, or the
-/// exchange is a load and a store.
+/// Fails when `claim` does not acquire, `put` or the end of a hold does not release, what is held counts as nobody's or
+/// as parked, or the exchange is a load and a store.
 #[test]
 fn a_turn_begins_with_what_a_holder_left() {
     let found = every_order(|| {
@@ -161,7 +162,8 @@ fn who_leaves_is_in_nobodys_hands() {
     assert_eq!(found, [(false, false), (false, true), (true, false), (true, true)].into());
 }
 
-/// Nothing but the seats is between the three here. Fails when `put` does not release, or `Held::take` leaves the old seat held.
+/// Nothing but the seats is between the three here. Fails when `put` does not release, or `Held::take` leaves the old
+/// seat held.
 #[test]
 fn who_is_moved_is_in_one_seat_with_all_that_was_done() {
     let found = every_order(|| {
@@ -188,8 +190,8 @@ fn who_is_moved_is_in_one_seat_with_all_that_was_done() {
     assert_eq!(found, [(None, 1), (Some(0), 2)].into());
 }
 
-/// The slot is used again, with a box that may lie where the first did. Fails when `Held::take` leaves the seat held, or the exchange does
-/// not acquire.
+/// The slot is used again, with a box that may lie where the first did. Fails when `Held::take` leaves the seat held,
+/// or the exchange does not acquire.
 #[test]
 fn who_comes_behind_another_is_not_taken_for_it() {
     const SECOND: u32 = 10;

@@ -1,5 +1,5 @@
-//! What domains other than 0 write to the console, where the options let them (`guest-console`): whole lines that begin with
-//! `(dN) `.
+//! What domains other than 0 write to the console, where the options let them (`guest-console`): whole lines that begin
+//! with `(dN) `.
 //!
 //! A line is kept until its end comes, or [`LONGEST`] bytes of it. The lock [`LINES`] is taken before the console's.
 

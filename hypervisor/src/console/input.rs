@@ -10,7 +10,8 @@ use proxenos_core::console_keys::{Action, Command, Keys, Listener};
 const SIZE: usize = 1024;
 /// Commands that are kept until somebody carries them out.
 const COMMANDS: usize = 8;
-/// Bytes taken from the port at once: more than any UART holds, so that one that always claims to have some holds nobody up.
+/// Bytes taken from the port at once: more than any UART holds, so that one that always claims to have some holds
+/// nobody up.
 const AT_ONCE: usize = 4096;
 
 /// What the port has brought.

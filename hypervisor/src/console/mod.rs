@@ -1,7 +1,8 @@
 //! The console: one stream of bytes, which goes to the serial port and is kept in a ring for later readers.
 //!
 //! Two kinds of writers share it. The hypervisor's own messages are whole lines that begin with `(px) `; domain 0's
-//! output is passed on byte by byte ([`write`]), other domains' in lines of their own ([`domains`]). A message that comes in the middle of a guest's line starts a new one.
+//! output is passed on byte by byte ([`write`]), other domains' in lines of their own ([`domains`]). A message that
+//! comes in the middle of a guest's line starts a new one.
 //!
 //! The lock [`CONSOLE`] guards ring and port together, so that both see the same order. Fatal reports get around it
 //! ([`emergency`]).

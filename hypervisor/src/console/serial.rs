@@ -24,8 +24,8 @@ impl Serial {
         Self { uart: None }
     }
 
-    /// Looks for COM1 and sets it to `baud` bits a second, 8 data bits, no parity, one stop bit, and has it interrupt when a byte
-    /// has arrived (once its line is open: [`crate::irq`]).
+    /// Looks for COM1 and sets it to `baud` bits a second, 8 data bits, no parity, one stop bit, and has it interrupt
+    /// when a byte has arrived (once its line is open: [`crate::irq`]).
     pub fn open(baud: u32) -> Self {
         let mut serial = Self::assume();
         let config = Config { baud_rate: BaudRate::Custom(baud), interrupts: IER::DATA_READY, ..Config::default() };

@@ -1,8 +1,9 @@
-//! A check of what CPUs do to one another (option `check-cpus`), before there is any guest: each in turn moves a page that all have in their
-//! TLBs, and has them flush; all do so at once, with a lock that the others wait for; all have the others stand still.
+//! A check of what CPUs do to one another (option `check-cpus`), before there is any guest: each in turn moves a page
+//! that all have in their TLBs, and has them flush; all do so at once, with a lock that the others wait for; all have
+//! the others stand still.
 //!
-//! A CPU that still sees the page where it was, or two that both believe the others to stand still, are a panic. A deadlock shows as what it
-//! is. Runs on all CPUs at the same time ([`super::smp::check`]).
+//! A CPU that still sees the page where it was, or two that both believe the others to stand still, are a panic. A
+//! deadlock shows as what it is. Runs on all CPUs at the same time ([`super::smp::check`]).
 
 use super::ipi::{self, Message};
 use super::percpu::{Cpu, CpuId};

@@ -1,9 +1,10 @@
 //! The CPU's debug registers, which are the running guest's.
 //!
-//! They stay armed while the hypervisor runs: no breakpoint lies in its range ([`proxenos_core::debugreg`]), so all it can run
-//! into is one on the guest's memory, while it copies from or to that. Such a hit is dropped, as in Xen 2.0
+//! They stay armed while the hypervisor runs: no breakpoint lies in its range ([`proxenos_core::debugreg`]), so all it
+//! can run into is one on the guest's memory, while it copies from or to that. Such a hit is dropped, as in Xen 2.0
 //! ([`clear_status`]); so is one that the guest had held off by `mov ss` until its entry into the hypervisor
-//! (CVE-2018-8897). #DB has a stack of its own, and nothing that runs on it touches memory of a guest's, so it never nests.
+//! (CVE-2018-8897). #DB has a stack of its own, and nothing that runs on it touches memory of a guest's, so it never
+//! nests.
 //!
 //! DR6 is idle but between a #DB and its handler: what a guest reads is its virtual CPU's. No lock.
 
@@ -16,8 +17,8 @@ const IDLE: u64 = 0xffff_0ff0;
 /// Makes a guest's breakpoints this CPU's.
 pub fn load_breakpoints(registers: &DebugRegisters) {
     let [first, second, third, fourth] = registers.addresses().map(|at| at.0);
-    // SAFETY: the values are such as disturb nobody but the guest (see above), and general detection is off, so none of these
-    // traps. Off while they change: the old conditions must not meet the new addresses.
+    // SAFETY: the values are such as disturb nobody but the guest (see above), and general detection is off, so none of
+    // these traps. Off while they change: the old conditions must not meet the new addresses.
     unsafe {
         asm!(
             "mov dr7, {off}",

@@ -94,14 +94,15 @@ impl TrapFrame {
         if self.cs & 3 == 0 && self.rflags & VM == 0 { Origin::Hypervisor } else { Origin::Guest }
     }
 
-    /// Whether a guest was interrupted that runs with flags which no guest can have by the manual: IOPL is given to none, and long
-    /// mode has no virtual-8086 mode (Intel SDM vol. 3 §21.1). QEMU's emulation (7.2 at least) lets any 32-bit code have both: its
-    /// `iretd` does not look at the privilege level before it obeys VM. A return to such a guest would give it I/O ports,
-    /// or, since its code selector can be any number, ring 0.
+    /// Whether a guest was interrupted that runs with flags which no guest can have by the manual: IOPL is given to
+    /// none, and long mode has no virtual-8086 mode (Intel SDM vol. 3 §21.1). QEMU's emulation (7.2 at least) lets any
+    /// 32-bit code have both: its `iretd` does not look at the privilege level before it obeys VM. A return to such a
+    /// guest would give it I/O ports, or, since its code selector can be any number, ring 0.
     #[inline]
     #[must_use]
     pub const fn has_forbidden_flags(&self) -> bool {
-        // The first test alone decides it for all that is not forbidden, but for a hypervisor that was entered with IOPL.
+        // The first test alone decides it for all that is not forbidden, but for a hypervisor that was entered with
+        // IOPL.
         self.rflags & Self::FORBIDDEN_FLAGS != 0 && matches!(self.origin(), Origin::Guest)
     }
 

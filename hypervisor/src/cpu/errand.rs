@@ -1,8 +1,9 @@
 //! Errands: what one CPU has another do, and waits for.
 //!
-//! Another CPU does it when an interrupt finds it in a guest or asleep, or, if it is itself waiting to send one somewhere, while it
-//! waits; so two that ask each other both get their answer. Whoever waits serves flushes too ([`proxenos_core::sync`]), and stands still where
-//! that is asked. The caller holds no lock: the other CPU may need it to get where it can be interrupted.
+//! Another CPU does it when an interrupt finds it in a guest or asleep, or, if it is itself waiting to send one
+//! somewhere, while it waits; so two that ask each other both get their answer. Whoever waits serves flushes too
+//! ([`proxenos_core::sync`]), and stands still where that is asked. The caller holds no lock: the other CPU may need it
+//! to get where it can be interrupted.
 //!
 //! [`ASKER`] is whether somebody has an errand to send; [`ASKED`] is whom, plus one, until it is done.
 

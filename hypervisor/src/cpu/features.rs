@@ -53,8 +53,8 @@ impl Support {
     }
 }
 
-/// What CPUID says of a CPU that guests could depend on, bit by bit; what differs between the CPUs of a machine by its nature is left
-/// out.
+/// What CPUID says of a CPU that guests could depend on, bit by bit; what differs between the CPUs of a machine by its
+/// nature is left out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Fingerprint([[u32; 4]; FINGERPRINT.len()]);
 

@@ -2,8 +2,8 @@
 //!
 //! Every gate disables interrupts, so the hypervisor never nests (NMI and machine check apart). Gates have DPL 0, so a
 //! guest's `int n` faults with #GP and is delivered by software, but for breakpoint and overflow (3, 4: any ring, as
-//! `int3` and `into` demand), the hypercall vector 0x82 (ring 1 and 0: an application's attempt must fault) and the vector of
-//! system calls 0x80 (any ring; who may raise it is the guest's to say, and is looked up by software).
+//! `int3` and `into` demand), the hypercall vector 0x82 (ring 1 and 0: an application's attempt must fault) and the
+//! vector of system calls 0x80 (any ring; who may raise it is the guest's to say, and is looked up by software).
 //!
 //! NMI, double fault, machine check and debug have stacks of their own (IST): they may come at the one instruction
 //! after `syscall` where rsp still is the guest's.

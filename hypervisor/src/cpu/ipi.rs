@@ -1,7 +1,8 @@
 //! What CPUs tell one another: to look again, to flush, to stand still for a while, to stop for good.
 //!
-//! The first three are interrupts, so they reach a CPU in a guest or in the idle loop, where it holds no lock; until it comes there,
-//! one that waits with interrupts off serves flushes ([`proxenos_core::sync`]). The last is an NMI, which reaches it anywhere.
+//! The first three are interrupts, so they reach a CPU in a guest or in the idle loop, where it holds no lock; until it
+//! comes there, one that waits with interrupts off serves flushes ([`proxenos_core::sync`]). The last is an NMI, which
+//! reaches it anywhere.
 //!
 //! [`HOLDER`] is the one CPU that may have the others stand still. [`STOPPER`] is the one that has stopped them.
 
@@ -40,9 +41,9 @@ pub fn send(to: CpuId, message: Message) {
     apic::send(Cpu::of(to).apic_id(), Signal::Interrupt(message.vector()));
 }
 
-/// Has a CPU look again at what it is to do: one in a guest leaves it and comes back to it, one that sleeps wakes up, and one in the
-/// hypervisor does so as soon as it leaves it. What it is to see must have been written before. (Nothing is sent to the CPU this runs on, which
-/// will look anyway.)
+/// Has a CPU look again at what it is to do: one in a guest leaves it and comes back to it, one that sleeps wakes up,
+/// and one in the hypervisor does so as soon as it leaves it. What it is to see must have been written before. (Nothing
+/// is sent to the CPU this runs on, which will look anyway.)
 pub fn kick(cpu: CpuId) {
     if cpu != Cpu::current().id {
         send(cpu, Message::Look);
@@ -71,7 +72,8 @@ static HOLD: AtomicBool = AtomicBool::new(false);
 /// How many do.
 static HELD: AtomicU32 = AtomicU32::new(0);
 
-/// Does something while all other CPUs stand still, none with a lock. The caller holds none either: one of the others may wait for it.
+/// Does something while all other CPUs stand still, none with a lock. The caller holds none either: one of the others
+/// may wait for it.
 pub fn while_others_stand_still<R>(action: impl FnOnce() -> R) -> R {
     if smp::is_alone() {
         return action();
@@ -96,8 +98,8 @@ pub fn while_others_stand_still<R>(action: impl FnOnce() -> R) -> R {
     result
 }
 
-/// Stands still for as long as another CPU wants it. This one holds no lock, and if a domain runs here, whoever has a reference to that does
-/// nothing with it meanwhile.
+/// Stands still for as long as another CPU wants it. This one holds no lock, and if a domain runs here, whoever has a
+/// reference to that does nothing with it meanwhile.
 pub fn stand_still() {
     if HOLD.load(Ordering::Acquire) {
         HELD.fetch_add(1, Ordering::AcqRel);
@@ -117,7 +119,8 @@ fn others() -> impl Iterator<Item = CpuId> {
 static STOPPER: AtomicU32 = AtomicU32::new(0);
 /// How many have stopped.
 static STOPPED: AtomicU32 = AtomicU32::new(0);
-/// How long they are waited for, in ticks of the TSC: a second or so. A CPU may be beyond hearing, and what the caller has to say matters more.
+/// How long they are waited for, in ticks of the TSC: a second or so. A CPU may be beyond hearing, and what the caller
+/// has to say matters more.
 const PATIENCE: u64 = 1 << 31;
 
 /// Stops all other CPUs for good, wherever they are. Of several CPUs that call this at once one gets on.

@@ -25,7 +25,8 @@ pub fn write(cpu: CpuId, register: MsrNumber, value: u64) -> Result<(), MsrRefus
 
 fn read_here(register: MsrNumber) -> Option<u64> {
     let (low, high, failed): (u32, u32, u32);
-    // SAFETY: reading a register changes nothing that anybody relies on; where there is none, the fault goes on behind it.
+    // SAFETY: reading a register changes nothing that anybody relies on; where there is none, the fault goes on behind
+    // it.
     unsafe {
         asm!(
             "mov {failed:e}, 1",
@@ -45,8 +46,8 @@ fn read_here(register: MsrNumber) -> Option<u64> {
 
 fn write_here(register: MsrNumber, value: u64) -> bool {
     let failed: u32;
-    // SAFETY: the callers' registers are none that the hypervisor's own soundness depends on (`dom0_op::msr` in `core`); where there is
-    // none, the fault goes on behind it.
+    // SAFETY: the callers' registers are none that the hypervisor's own soundness depends on (`dom0_op::msr` in
+    // `core`); where there is none, the fault goes on behind it.
     unsafe {
         asm!(
             "mov {failed:e}, 1",

@@ -53,7 +53,8 @@ pub struct Cpu {
     pub id: CpuId,
     /// What interrupts left to do.
     pending: AtomicU32,
-    /// When its timer is to fire, in nanoseconds of [`crate::time::now_ns`]; `u64::MAX` when it is not armed; 0 when it has fired.
+    /// When its timer is to fire, in nanoseconds of [`crate::time::now_ns`]; `u64::MAX` when it is not armed; 0 when it
+    /// has fired.
     deadline: AtomicU64,
     /// Non-maskable interrupts taken.
     pub nmi_count: AtomicU64,
@@ -116,7 +117,8 @@ impl Cpu {
     #[must_use]
     pub fn of(id: CpuId) -> &'static Self {
         assert!(id.0 < AREAS.load(Ordering::Acquire), "there is no CPU {}", id.0);
-        // SAFETY: `build` wrote it before it counted the area, which is never unmapped; what others may touch is atomic.
+        // SAFETY: `build` wrote it before it counted the area, which is never unmapped; what others may touch is
+        // atomic.
         unsafe { &*Area::of(id).cpu().as_ptr() }
     }
 
@@ -281,8 +283,8 @@ const IST_STACK_MAPPED: u64 = 4 * PAGE_SIZE;
 /// How many areas are built: those of the first CPUs by number.
 static AREAS: AtomicU32 = AtomicU32::new(0);
 
-/// Maps a CPU's area, unless one that did not start has left it, and fills in its [`Cpu`], GDT and TSS. Areas are built in the order of
-/// numbers.
+/// Maps a CPU's area, unless one that did not start has left it, and fills in its [`Cpu`], GDT and TSS. Areas are built
+/// in the order of numbers.
 ///
 /// # Panics
 /// When memory runs out: a machine that cannot spare 25 pages for each CPU cannot run guests.
@@ -316,8 +318,8 @@ fn map(area: Area) {
 fn fill(id: CpuId, area: Area) {
     let stack = area.stack();
     let cpu: *mut Cpu = area.cpu().as_mut_ptr();
-    // SAFETY: the pages are mapped for this CPU, which does not run, and nobody else has anything to do with them; `cpu` is aligned because
-    // RESERVED is a multiple of its alignment and the stack's top is page-aligned.
+    // SAFETY: the pages are mapped for this CPU, which does not run, and nobody else has anything to do with them;
+    // `cpu` is aligned because RESERVED is a multiple of its alignment and the stack's top is page-aligned.
     unsafe {
         cpu.write(Cpu {
             id,
@@ -346,7 +348,8 @@ fn fill(id: CpuId, area: Area) {
     }
 }
 
-/// Takes over the boot CPU, which runs on a borrowed stack: loads its tables, moves to its own stack and calls `next` there.
+/// Takes over the boot CPU, which runs on a borrowed stack: loads its tables, moves to its own stack and calls `next`
+/// there.
 ///
 /// # Safety
 /// `area` comes from [`build`] and belongs to the CPU this runs on, whose current stack is not needed any more.

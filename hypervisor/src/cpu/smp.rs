@@ -1,12 +1,14 @@
 //! The other CPUs: found in the MADT, started one after the other, left out if they cannot be trusted.
 //!
-//! The boot CPU builds an area for each ([`percpu`]), sends it INIT and two STARTUPs (Intel SDM vol. 3, 9.4.4.1), and hears how far it has
-//! come by one word, [`STAGE`]. What a CPU must have to be one of ours: the same features as the boot CPU, since guests use them wherever they run; and
-//! a time stamp counter that nobody can tell from the boot CPU's, since time must not go back for a domain that moves or hears from another. A counter
-//! that is off is set by IA32_TSC_ADJUST, where there is one. A CPU that does not come up, or may not, is told of, reset, and left out.
+//! The boot CPU builds an area for each ([`percpu`]), sends it INIT and two STARTUPs (Intel SDM vol. 3, 9.4.4.1), and
+//! hears how far it has come by one word, [`STAGE`]. What a CPU must have to be one of ours: the same features as the
+//! boot CPU, since guests use them wherever they run; and a time stamp counter that nobody can tell from the boot
+//! CPU's, since time must not go back for a domain that moves or hears from another. A counter that is off is set by
+//! IA32_TSC_ADJUST, where there is one. A CPU that does not come up, or may not, is told of, reset, and left out.
 //!
-//! They are numbered as they come, without gaps; [`cpus`] are those that run. A CPU that has been started waits in `hlt`, with no timer armed,
-//! until [`release`] sends it where domains are run. No lock: only the boot CPU starts others, one at a time.
+//! They are numbered as they come, without gaps; [`cpus`] are those that run. A CPU that has been started waits in
+//! `hlt`, with no timer armed, until [`release`] sends it where domains are run. No lock: only the boot CPU starts
+//! others, one at a time.
 
 use super::percpu::{self, Cpu, CpuId};
 use super::tlb;
@@ -209,7 +211,8 @@ fn ask(what: u32) -> Result<(), Missing> {
     leave_stage(what).map(drop)
 }
 
-/// Where a CPU comes from the trampoline, on its own stack: takes over its tables and registers, answers questions, and waits.
+/// Where a CPU comes from the trampoline, on its own stack: takes over its tables and registers, answers questions, and
+/// waits.
 extern "C" fn arrive() -> ! {
     let cpu = Cpu::current();
     tlb::rest();

@@ -105,14 +105,15 @@ pub fn report() {
     }
 }
 
-/// Whether neither [`enter_domain`] nor the FPU's part (`guest::fpu::enter`) would do anything. A constant of the boot's; false before
-/// [`apply`].
+/// Whether neither [`enter_domain`] nor the FPU's part (`guest::fpu::enter`) would do anything. A constant of the
+/// boot's; false before [`apply`].
 #[inline]
 pub fn switches_plainly() -> bool {
     SWITCHES_PLAINLY.load(Ordering::Relaxed)
 }
 
-/// This CPU goes over to a domain: nothing of the last one's is left in it to be found by speculation, as far as that can be had.
+/// This CPU goes over to a domain: nothing of the last one's is left in it to be found by speculation, as far as that
+/// can be had.
 #[inline]
 pub fn enter_domain() {
     let actions = policy().on_switch;
@@ -123,8 +124,8 @@ pub fn enter_domain() {
 
 #[cold]
 fn clear(actions: OnSwitch) {
-    // SAFETY: the policy names only what CPUID says is there. The registers only ever empty something; VERW reads a selector, and any
-    // does.
+    // SAFETY: the policy names only what CPUID says is there. The registers only ever empty something; VERW reads a
+    // selector, and any does.
     unsafe {
         if actions.contains(OnSwitch::IBPB) {
             { IA32_PRED_CMD }.write(IBPB);

@@ -1,8 +1,9 @@
 //! This CPU's TLB and page-table base, and those of the others through [`proxenos_core::shootdown`].
 //!
-//! What is here keeps the books for that: whoever empties this CPU's TLB or loads CR3 does it here, once there are other CPUs.
-//! A CPU that is to run a guest says so first ([`begin_to_walk`]), and goes back to the hypervisor's own tables when it has
-//! none to run ([`rest`]), so that nobody interrupts it for the sake of what it cannot have. No lock.
+//! What is here keeps the books for that: whoever empties this CPU's TLB or loads CR3 does it here, once there are
+//! other CPUs. A CPU that is to run a guest says so first ([`begin_to_walk`]), and goes back to the hypervisor's own
+//! tables when it has none to run ([`rest`]), so that nobody interrupts it for the sake of what it cannot have. No
+//! lock.
 
 use super::ipi::{self, Message};
 use super::percpu::{Cpu, CpuId};
@@ -32,7 +33,8 @@ pub fn begin_to_walk() {
     Cpu::current().tlb.begin_to_walk();
 }
 
-/// Makes a guest's table this CPU's, whose translations are dropped. The CPU has said that it walks such ([`begin_to_walk`]).
+/// Makes a guest's table this CPU's, whose translations are dropped. The CPU has said that it walks such
+/// ([`begin_to_walk`]).
 ///
 /// # Safety
 /// The upper slots of the table are the hypervisor's; whatever it leads to is validated.

@@ -1,10 +1,10 @@
 //! The way of a CPU that starts, from real mode to its own stack in long mode.
 //!
-//! It begins at the start of a frame below 1 MiB (Intel SDM vol. 3, 9.4.4), into which [`Trampoline::new`] copies the code here. The first MiB is
-//! never given to anybody, so no frame has to be taken for it. On the way from protected mode to the hypervisor's addresses that frame
-//! must be mapped where it is: by page tables for this alone, in which it is executable and not writable. (Its contents are
-//! written through the direct map, where it is not executable.) No CPU uses either once it has arrived, and [`Trampoline::remove`]
-//! leaves nothing of them.
+//! It begins at the start of a frame below 1 MiB (Intel SDM vol. 3, 9.4.4), into which [`Trampoline::new`] copies the
+//! code here. The first MiB is never given to anybody, so no frame has to be taken for it. On the way from protected
+//! mode to the hypervisor's addresses that frame must be mapped where it is: by page tables for this alone, in which it
+//! is executable and not writable. (Its contents are written through the direct map, where it is not executable.) No
+//! CPU uses either once it has arrived, and [`Trampoline::remove`] leaves nothing of them.
 //!
 //! One CPU starts at a time: what is in the frame is for that one. No lock: only the boot CPU is here.
 
@@ -17,8 +17,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use proxenos_abi::{MachineAddr, Mfn};
 use x86_64::VirtAddr;
 
-// What is named `start_far..`, `start_gdt_at`, `start_root`, `start_stack` and `start_next` is filled in by `Trampoline`. Addresses in the
-// first two parts are relative to the frame. CR0 and the rest are as in `boot::asm`.
+// What is named `start_far..`, `start_gdt_at`, `start_root`, `start_stack` and `start_next` is filled in by
+// `Trampoline`. Addresses in the first two parts are relative to the frame. CR0 and the rest are as in `boot::asm`.
 global_asm!(
     ".pushsection .rodata.start, \"a\", @progbits",
     ".balign 16",
@@ -165,7 +165,8 @@ impl Trampoline {
 
     fn write<T>(&self, symbol: *const u8, value: T) {
         let at: *mut T = (layout::direct_frame(self.frame) + offset(symbol)).as_mut_ptr();
-        // SAFETY: the symbol is that of a field of this size within the code, whose copy lies in the frame; no CPU reads it now.
+        // SAFETY: the symbol is that of a field of this size within the code, whose copy lies in the frame; no CPU
+        // reads it now.
         unsafe { at.write_unaligned(value) }
     }
 

@@ -1,10 +1,10 @@
-//! The audit of the whole machine's memory ([`proxenos_core::audit`]): when a domain ends, and when a guest asks for it by
-//! the debugging call 31, each if the options say so (`audit`). What it finds is a fault of the hypervisor's: it ends the
-//! machine, like any other.
+//! The audit of the whole machine's memory ([`proxenos_core::audit`]): when a domain ends, and when a guest asks for it
+//! by the debugging call 31, each if the options say so (`audit`). What it finds is a fault of the hypervisor's: it
+//! ends the machine, like any other.
 //!
-//! It takes the domains' paging locks and then the allocator's, and 160 KiB of the heap at most: it is called with none of
-//! the hypervisor's locks held, on the way from a guest. The other CPUs stand still meanwhile, none with a lock, so that a domain
-//! is in its seat or runs on one of them.
+//! It takes the domains' paging locks and then the allocator's, and 160 KiB of the heap at most: it is called with none
+//! of the hypervisor's locks held, on the way from a guest. The other CPUs stand still meanwhile, none with a lock, so
+//! that a domain is in its seat or runs on one of them.
 
 use super::{Running, running_elsewhere, sched};
 use crate::boot;
@@ -44,7 +44,8 @@ fn check(run: &Running) {
     ipi::while_others_stand_still(|| sched::with_all_parked(|parked, running| look(run, parked, running)));
 }
 
-/// All other CPUs stand still. `parked` are the domains that do not run, and `running` is how many do, with the one here.
+/// All other CPUs stand still. `parked` are the domains that do not run, and `running` is how many do, with the one
+/// here.
 fn look(run: &Running, parked: &[&Running], running: usize) {
     // SAFETY: the other CPUs stand still until this is over.
     let elsewhere = unsafe { running_elsewhere() };

@@ -1,8 +1,8 @@
-//! Building a domain from an image: its memory, contents as the interface's start-of-day layout says, page tables, and the virtual
-//! CPU that stands at its first instruction.
+//! Building a domain from an image: its memory, contents as the interface's start-of-day layout says, page tables, and
+//! the virtual CPU that stands at its first instruction.
 //!
-//! Promise: what is refused leaves nothing behind. The domain is known to the machine once it is whole, and runs when it has been
-//! given a place ([`super::sched::place`]).
+//! Promise: what is refused leaves nothing behind. The domain is known to the machine once it is whole, and runs when
+//! it has been given a place ([`super::sched::place`]).
 
 use super::Running;
 use super::hw::Hw;
@@ -86,8 +86,8 @@ fn furnish(
     dom.total_pages.store(order.pages as u32, Ordering::Relaxed);
     // What it gives back it can have again. More it cannot: what is left is for shadows and other domains (as in 2.0).
     dom.max_pages.store(order.pages as u32, Ordering::Relaxed);
-    // What lies behind domain 0's region is whatever the firmware left: it is trusted with that. The region is clean, and so is
-    // all that others get.
+    // What lies behind domain 0's region is whatever the firmware left: it is trusted with that. The region is clean,
+    // and so is all that others get.
     if dom.id == DomId::DOM0 {
         for pfn in 0..layout.region_pages() {
             host.hw.clear_frame(frame(Pfn(pfn)));

@@ -1,12 +1,12 @@
-//! The hypercalls' fast path: from `int 0x82` or `syscall` to the call's handler and back, saving only the registers that the
-//! compiled code between may change.
+//! The hypercalls' fast path: from `int 0x82` or `syscall` to the call's handler and back, saving only the registers
+//! that the compiled code between may change.
 //!
-//! An entry builds a [`TrapFrame`] where every trap from a guest has one, but fills in no more than it must. It calls the
-//! handler of the number through a table (one instance of [`handle`] a number, so each holds its own call's code
+//! An entry builds a [`TrapFrame`] where every trap from a guest has one, but fills in no more than it must. It calls
+//! the handler of the number through a table (one instance of [`handle`] a number, so each holds its own call's code
 //! only), and then looks at two things: whether the call left something to do ([`CpuLocal::attention`]), and whether
-//! the guest waits for an upcall, which mostly has a short way too ([`quick::upcall`]). If neither, it returns at once. Else it
-//! completes the frame (the registers that the ABI makes callees preserve are the guest's again) and goes the way of all
-//! other traps, [`leave_after_call`].
+//! the guest waits for an upcall, which mostly has a short way too ([`quick::upcall`]). If neither, it returns at once.
+//! Else it completes the frame (the registers that the ABI makes callees preserve are the guest's again) and goes the
+//! way of all other traps, [`leave_after_call`].
 //!
 //! [`CpuLocal::attention`]: super::CpuLocal
 
@@ -33,8 +33,8 @@ const CALL_BYTES: u64 = 2;
 /// Numbers that the tables cover; none above exists.
 const NUMBERS: usize = 32;
 
-/// A call's handler. The frame has the arguments, in the registers of [`CallRegisters`], and where the call was made. What it
-/// returns goes into the guest's eax or rax.
+/// A call's handler. The frame has the arguments, in the registers of [`CallRegisters`], and where the call was made.
+/// What it returns goes into the guest's eax or rax.
 type Handler = extern "C" fn(&mut TrapFrame) -> u64;
 
 /// Where a call has its arguments. Each handler loads those of its own call, no more.
@@ -167,8 +167,8 @@ extern "C" fn handle<P: CallRegisters, const N: u32>(frame: &mut TrapFrame) -> u
     result
 }
 
-/// `sched_op(yield)` that has no short way ([`hand_over`]). Page tables are closed here where there is nobody to have the CPU, and else on
-/// the way to another domain (`attend`); who has a bad one gets no further.
+/// `sched_op(yield)` that has no short way ([`hand_over`]). Page tables are closed here where there is nobody to have
+/// the CPU, and else on the way to another domain (`attend`); who has a bad one gets no further.
 #[inline(always)]
 fn yield_to_others<P: CallRegisters>(frame: &mut TrapFrame) -> u64 {
     let cpu = quick::cpu_of(frame);
@@ -243,8 +243,8 @@ fn carry_out<P: CallRegisters>(frame: &mut TrapFrame, number: Hypercall) -> u64 
     result
 }
 
-/// A call made way: the guest is sent back to the instruction, with its number where that expects it, and what is due is done
-/// before. (Of `syscall`, rcx and r11 are loaded once more.)
+/// A call made way: the guest is sent back to the instruction, with its number where that expects it, and what is due
+/// is done before. (Of `syscall`, rcx and r11 are loaded once more.)
 #[cold]
 fn again<P: Personality>(cpu: &Cpu, frame: &mut TrapFrame, number: Hypercall) -> u64 {
     frame.rip = frame.rip.wrapping_sub(CALL_BYTES);
@@ -269,7 +269,8 @@ extern "C" fn leave_after_call(frame: &mut TrapFrame) {
 /// What `vector` says in a frame that `syscall` built: no gate has it.
 pub(super) const FROM_SYSCALL: u64 = 0x100;
 
-// Registers of the frame are named by their offsets. `int 0x82` comes from ring 1 alone, in 32-bit code: r8 to r15 are nobody's.
+// Registers of the frame are named by their offsets. `int 0x82` comes from ring 1 alone, in 32-bit code: r8 to r15 are
+// nobody's.
 global_asm!(
     ".pushsection .text.entry, \"ax\", @progbits",
     ".balign 16",

@@ -1,5 +1,5 @@
-//! The machine as a domain in control sees it: [`MachineControl`] over the CPUs, the clock, the console, the run queues and the trace
-//! buffers.
+//! The machine as a domain in control sees it: [`MachineControl`] over the CPUs, the clock, the console, the run queues
+//! and the trace buffers.
 
 use super::hw::Hw;
 use super::{sched, trace};

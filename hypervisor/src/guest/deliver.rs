@@ -1,8 +1,8 @@
 //! Entering a guest's kernel: what `core` works out ([`proxenos_core::bounce`]) is written to the guest's stack and
 //! loaded into the frame that the guest goes on with.
 //!
-//! A guest whose stack cannot be written, or that has no handler for what it did, cannot go on: it is stopped, with a record
-//! of where it was.
+//! A guest whose stack cannot be written, or that has no handler for what it did, cannot go on: it is stopped, with a
+//! record of where it was.
 
 use super::end::crash;
 use super::hw::Hw;
@@ -34,7 +34,8 @@ pub fn exception(run: &mut Running, frame: &mut TrapFrame, vector: Vector, code:
     enter_handler(run, frame, &handler, &cause);
 }
 
-/// The guest executed `int 0x80`, and the address is the one behind it. From here on this is as if its gate were closed like others.
+/// The guest executed `int 0x80`, and the address is the one behind it. From here on this is as if its gate were closed
+/// like others.
 pub fn system_call(run: &mut Running, frame: &mut TrapFrame) {
     frame.rip = frame.rip.wrapping_sub(INT_BYTES);
     if run.dom.arch == Arch::X86_32 {
@@ -152,11 +153,11 @@ impl TrapFrame {
     }
 }
 
-/// The `iretq` to a guest faulted: what the guest was to go on with cannot be loaded. Its kernel is told by the failsafe
-/// callback; if that is what could not be entered, the guest is at its end.
+/// The `iretq` to a guest faulted: what the guest was to go on with cannot be loaded. Its kernel is told by the
+/// failsafe callback; if that is what could not be entered, the guest is at its end.
 ///
-/// `fault` is the frame of the fault, taken in the hypervisor; the guest's general registers are in it, and its `rsp` points to the
-/// five words that `iretq` was to load.
+/// `fault` is the frame of the fault, taken in the hypervisor; the guest's general registers are in it, and its `rsp`
+/// points to the five words that `iretq` was to load.
 pub fn return_failed(fault: &TrapFrame) -> ! {
     // What `iretq` itself raises for what it loads. A machine check or a double fault there is no fault of the guest's.
     if !matches!(fault.vector().0, 10..=14) {
@@ -182,16 +183,16 @@ pub fn return_failed(fault: &TrapFrame) -> ! {
         ),
     }
     super::leave(cpu, run, &mut frame);
-    // SAFETY: the frame is the guest's, changed only by entering its kernel; page and descriptor tables are its own. The
-    // stack between here and that frame is not needed.
+    // SAFETY: the frame is the guest's, changed only by entering its kernel; page and descriptor tables are its own.
+    // The stack between here and that frame is not needed.
     unsafe {
         cpu.guest_frame().write(frame);
         resume_guest()
     }
 }
 
-/// The guest's data segments could not be loaded when it was to go on: its tables have changed since it loaded them. Its kernel is
-/// told by the failsafe callback, with all four null.
+/// The guest's data segments could not be loaded when it was to go on: its tables have changed since it loaded them.
+/// Its kernel is told by the failsafe callback, with all four null.
 #[cold]
 pub fn segments_refused(run: &mut Running, frame: &mut TrapFrame, segments: DataSegments) {
     let _ = data_segments(run.dom.arch);
@@ -206,8 +207,9 @@ const IOPL: u64 = 3 << 12;
 /// Interrupts are on whenever a guest runs.
 const IF: u64 = 1 << 9;
 
-/// The data selectors as they are, for the failsafe frame; then null, so that the kernel starts with something sound. An x86_64 guest's
-/// bases of fs and gs stay: they may be those of `set_segment_base`, by which its kernel finds what is its own.
+/// The data selectors as they are, for the failsafe frame; then null, so that the kernel starts with something sound.
+/// An x86_64 guest's bases of fs and gs stay: they may be those of `set_segment_base`, by which its kernel finds what
+/// is its own.
 fn data_segments(arch: Arch) -> DataSegments {
     let left = faults::data_selectors();
     let bases = (FsBase::read(), GsBase::read());

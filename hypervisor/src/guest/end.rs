@@ -15,8 +15,8 @@ const CRASHED: ExitCode = ExitCode(0x7e);
 /// The shutdown reason that halts the machine; any other starts it again (Xen 2.0's `domain_shutdown`).
 const POWEROFF: u8 = 0;
 
-/// Acts on a domain that has shut down or was stopped: domain 0 is told. It stays as it is, and never runs again. The end of
-/// domain 0 is the machine's.
+/// Acts on a domain that has shut down or was stopped: domain 0 is told. It stays as it is, and never runs again. The
+/// end of domain 0 is the machine's.
 #[cold]
 pub fn ended(run: &Running) {
     let id = run.dom.id;
@@ -42,8 +42,8 @@ pub fn ended(run: &Running) {
     }
 }
 
-/// The end of a domain that runs with flags which it cannot have ([`TrapFrame::has_forbidden_flags`]): no return to it would be
-/// sound. `frame` becomes another's.
+/// The end of a domain that runs with flags which it cannot have ([`TrapFrame::has_forbidden_flags`]): no return to it
+/// would be sound. `frame` becomes another's.
 #[cold]
 pub fn stop_lawless(frame: &mut TrapFrame) {
     let cpu = Cpu::current();

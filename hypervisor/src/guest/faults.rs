@@ -1,5 +1,5 @@
-//! Faults that may be the hypervisor's own doing: page faults under shadows, `int n` and far calls through closed gates, the first
-//! use of the FPU, the LDT's pages. What is left is the guest's and is delivered to it.
+//! Faults that may be the hypervisor's own doing: page faults under shadows, `int n` and far calls through closed
+//! gates, the first use of the FPU, the LDT's pages. What is left is the guest's and is delivered to it.
 
 use super::Running;
 use super::deliver;
@@ -48,9 +48,9 @@ const FULL_TABLE: u64 = 8192 * 8;
 /// Where a gate's number begins in an error code: bit 3 (Intel SDM vol. 3 §6.13), but 4 on CPUs that get it wrong.
 static GATE_SHIFT: AtomicU32 = AtomicU32::new(3);
 
-/// Finds out how this CPU numbers gates in error codes. QEMU's emulation (7.2 at least) puts the gate's offset there, halved, which
-/// in long mode is twice its number; a guest's `int n` would then be taken for another. Other CPUs are not asked: some hosts' KVM
-/// cannot emulate the question.
+/// Finds out how this CPU numbers gates in error codes. QEMU's emulation (7.2 at least) puts the gate's offset there,
+/// halved, which in long mode is twice its number; a guest's `int n` would then be taken for another. Other CPUs are
+/// not asked: some hosts' KVM cannot emulate the question.
 pub fn init() {
     let host = raw_cpuid::CpuId::new().get_hypervisor_info();
     if host.is_none_or(|host| host.identify() != raw_cpuid::Hypervisor::QEMU) {
@@ -59,8 +59,8 @@ pub fn init() {
     const VECTOR: u64 = 0xff;
     let full = sidt();
     let short = DescriptorTablePointer { limit: (VECTOR * 16 - 1) as u16, base: full.base };
-    // SAFETY: the table is the same but for the last vector, the spurious interrupt's, which cannot come while interrupts
-    // are disabled. `int` finds no gate, faults, and goes on behind itself.
+    // SAFETY: the table is the same but for the last vector, the spurious interrupt's, which cannot come while
+    // interrupts are disabled. `int` finds no gate, faults, and goes on behind itself.
     unsafe {
         lidt(&short);
         asm!("2: int {vector}", "3:", ex_table!("2b", "3b"), vector = const VECTOR);
@@ -98,7 +98,8 @@ pub fn page_fault(run: &mut Running, frame: &mut TrapFrame) {
     deliver::exception(run, frame, Vector::PAGE_FAULT, code as u32, Some(GuestVirt(at)));
 }
 
-/// A fault under shadows: true if it is one of theirs, and dealt with. Else its code is made what the guest's own tables say.
+/// A fault under shadows: true if it is one of theirs, and dealt with. Else its code is made what the guest's own
+/// tables say.
 #[inline]
 fn shadow_fault<F: Format>(run: &Running, at: GuestVirt, code: &mut u64) -> bool {
     let mut state = run.dom.paging.lock();
@@ -228,7 +229,8 @@ fn ldt_offset(run: &Running, at: u64) -> Option<u64> {
     at.checked_sub(run.host.hw.ldt_address(run.dom.id)).filter(|&offset| offset < FULL_TABLE)
 }
 
-/// Maps the page of the guest's LDT that the CPU looked for at `at`; false if that is not what it did, or there is none.
+/// Maps the page of the guest's LDT that the CPU looked for at `at`; false if that is not what it did, or there is
+/// none.
 pub fn map_ldt_page(run: &mut Running, at: u64) -> bool {
     let Some(offset) = ldt_offset(run, at) else { return false };
     match run.dom.arch {
@@ -267,8 +269,8 @@ pub fn general_protection(run: &mut Running, frame: &mut TrapFrame) {
     deliver::exception(run, frame, Vector(13), frame.error_code as u32, None);
 }
 
-/// Carries out a call or jump through a call gate of the guest's, if that is what it did, or delivers the fault that it came to;
-/// false when it did something else.
+/// Carries out a call or jump through a call gate of the guest's, if that is what it did, or delivers the fault that it
+/// came to; false when it did something else.
 fn call_gate(run: &mut Running, frame: &mut TrapFrame) -> bool {
     let low = |register: u64| register as u32;
     let mut registers = call_gate::Registers {

@@ -1,14 +1,16 @@
 //! The FPU, which belongs to the guest: the hypervisor is built without it and never touches a register of it, but to
 //! give it to another guest.
 //!
-//! CR0.TS is set whenever what is in the registers is not the running guest's. Its first use of the FPU then traps, which is when
-//! its state is loaded, or made; from then on the registers are its own, and TS is set again only because it asks for that
-//! (`fpu_taskswitch`), or is switched from. A domain that has not used the FPU in its turn costs nothing.
+//! CR0.TS is set whenever what is in the registers is not the running guest's. Its first use of the FPU then traps,
+//! which is when its state is loaded, or made; from then on the registers are its own, and TS is set again only because
+//! it asks for that (`fpu_taskswitch`), or is switched from. A domain that has not used the FPU in its turn costs
+//! nothing.
 //!
-//! On CPUs that let registers be read by speculation in spite of TS (LazyFP) they are loaded with the CPU instead ([`enter`]).
+//! On CPUs that let registers be read by speculation in spite of TS (LazyFP) they are loaded with the CPU instead
+//! ([`enter`]).
 //!
-//! FXSAVE's state is all there is: CR4.OSXSAVE is off, so no guest can make or read any other (AVX is #UD), and XCR0 stays as reset
-//! left it.
+//! FXSAVE's state is all there is: CR4.OSXSAVE is off, so no guest can make or read any other (AVX is #UD), and XCR0
+//! stays as reset left it.
 
 use crate::cpu::speculation;
 use alloc::boxed::Box;
@@ -74,8 +76,9 @@ pub fn enter(fpu: &mut Fpu, state: &State) {
 fn load(fpu: &mut Fpu, state: &State) {
     let image = if core::mem::replace(&mut fpu.initialised, true) { &*state.0 } else { &CLEAN };
     fpu.loaded = true;
-    // SAFETY: clears TS, and CR4.OSFXSR is set. An error that is pending is another guest's, and is dropped; what is loaded for that
-    // is a constant, and replaced at once. The image is aligned, and what FXSAVE wrote or a valid constant.
+    // SAFETY: clears TS, and CR4.OSFXSR is set. An error that is pending is another guest's, and is dropped; what is
+    // loaded for that is a constant, and replaced at once. The image is aligned, and what FXSAVE wrote or a valid
+    // constant.
     unsafe {
         asm!("clts", options(nomem, nostack, preserves_flags));
         if speculation::policy().error_pointers == ErrorPointers::Overwrite {
@@ -109,8 +112,8 @@ pub fn device_not_available(fpu: &mut Fpu, state: &State) -> DeviceNotAvailable 
     }
 }
 
-/// Whether a #NM is one that the guest has asked for, and nothing else is due because of it: then [`note_told`] is all that
-/// [`device_not_available`] comes to.
+/// Whether a #NM is one that the guest has asked for, and nothing else is due because of it: then [`note_told`] is all
+/// that [`device_not_available`] comes to.
 #[inline(always)]
 pub fn is_asked_for(fpu: &Fpu) -> bool {
     fpu.loaded && fpu.guest_trap

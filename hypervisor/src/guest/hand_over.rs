@@ -1,14 +1,15 @@
 //! The short way of a yield: the CPU goes to the domain that is next in the queue, where nothing else is due.
 //!
-//! Its entries stand in the tables of hypercalls ([`super::calls`]), but for those that are recorded. They save the guest's registers at
-//! once where a parked domain has them, since mostly another goes on; then [`attempt`] does what the long way does (`attend` and
-//! `change` in [`super`]), made of the same parts. It leaves out what has nothing to do there: no interrupt left anything, the domain is
-//! neither at its end nor about to wait, nobody has been woken or told of, nothing is recorded, and the queue has a short way of its own
-//! ([`RunQueue::hand_over`](proxenos_core::sched::RunQueue::hand_over)). Otherwise nothing has been changed, but that no page table of the
-//! domain's is open any more, and the call goes its usual way.
+//! Its entries stand in the tables of hypercalls ([`super::calls`]), but for those that are recorded. They save the
+//! guest's registers at once where a parked domain has them, since mostly another goes on; then [`attempt`] does what
+//! the long way does (`attend` and `change` in [`super`]), made of the same parts. It leaves out what has nothing to do
+//! there: no interrupt left anything, the domain is neither at its end nor about to wait, nobody has been woken or told
+//! of, nothing is recorded, and the queue has a short way of its own
+//! ([`RunQueue::hand_over`](proxenos_core::sched::RunQueue::hand_over)). Otherwise nothing has been changed, but that
+//! no page table of the domain's is open any more, and the call goes its usual way.
 //!
-//! What another CPU does to either domain meanwhile comes behind that: it notes the domain and interrupts this CPU, which takes that at
-//! the guest's first instruction.
+//! What another CPU does to either domain meanwhile comes behind that: it notes the domain and interrupts this CPU,
+//! which takes that at the guest's first instruction.
 //!
 //! No lock but those of its parts, one after another as there.
 
@@ -26,7 +27,8 @@ use proxenos_abi::{GuestArch, X86_64};
 use proxenos_core::paging::Pager;
 
 unsafe extern "C" {
-    /// `sched_op` of x86_32 and of x86_64, for the tables of hypercalls. They go on with the plain handler if there is no short way.
+    /// `sched_op` of x86_32 and of x86_64, for the tables of hypercalls. They go on with the plain handler if there is
+    /// no short way.
     pub(super) safe fn yield_entry_32(frame: &mut TrapFrame) -> u64;
     pub(super) safe fn yield_entry_64(frame: &mut TrapFrame) -> u64;
 }
@@ -37,8 +39,8 @@ const SAVED: usize = offset_of!(Running, context) + offset_of!(Context, frame);
 // As the entries look for it.
 const _: () = assert!(SchedOp::Yield.raw() == 0 && SCHEDOP_CMDMASK == 0xff);
 
-// Called as a handler is: the guest's arguments are where they were, and in the frame; of `int 0x82`, r8 to r15 are nobody's, and of
-// `syscall` rcx and r11. A domain runs here, since it makes a call.
+// Called as a handler is: the guest's arguments are where they were, and in the frame; of `int 0x82`, r8 to r15 are
+// nobody's, and of `syscall` rcx and r11. A domain runs here, since it makes a call.
 global_asm!(
     ".pushsection .text.entry, \"ax\", @progbits",
     ".balign 16",
@@ -147,11 +149,12 @@ global_asm!(
     options(att_syntax)
 );
 
-/// The domain that runs here yields, and others can run. Mostly this does not return: another goes on, with what was saved of it. It
-/// returns if there is no short way. `frame` is where this CPU has that of a guest; what the domain goes on with is in its context.
+/// The domain that runs here yields, and others can run. Mostly this does not return: another goes on, with what was
+/// saved of it. It returns if there is no short way. `frame` is where this CPU has that of a guest; what the domain
+/// goes on with is in its context.
 ///
-/// (`run` is the one reference of this entry, which the entry has read where [`CpuLocal::running`] does: it ends with this function, or
-/// where another's turn begins.)
+/// (`run` is the one reference of this entry, which the entry has read where [`CpuLocal::running`] does: it ends with
+/// this function, or where another's turn begins.)
 extern "C" fn attempt(frame: &mut TrapFrame, run: &mut Running) {
     let cpu = quick::cpu_of(frame);
     let local = &cpu.local;
@@ -176,8 +179,9 @@ extern "C" fn attempt(frame: &mut TrapFrame, run: &mut Running) {
     turn.seat.put(old);
     // As at the end of `attend` and in `leave`.
     if loaded == Loaded::All && !cpu.has_pending() && !run.upcall_is_due() {
-        // SAFETY: the domain's tables are loaded, validated, and its frame is that of a guest when it was last interrupted. Nothing that is
-        // alive here or in the entry needs to be dropped: whoever ran before has been parked.
+        // SAFETY: the domain's tables are loaded, validated, and its frame is that of a guest when it was last
+        // interrupted. Nothing that is alive here or in the entry needs to be dropped: whoever ran before has been
+        // parked.
         unsafe { switch::resume_saved(run, frame) }
     }
     go_on(run, frame, loaded)
@@ -189,7 +193,7 @@ extern "C" fn attempt(frame: &mut TrapFrame, run: &mut Running) {
 fn go_on(run: &'static mut Running, frame: &mut TrapFrame, loaded: Loaded) -> ! {
     switch::load_frame(run, frame, loaded);
     leave(quick::cpu_of(frame), run, frame);
-    // SAFETY: the domain's tables are loaded, validated, and what is in the frame is what it goes on with. Nothing that is alive here or in
-    // the entry needs to be dropped.
+    // SAFETY: the domain's tables are loaded, validated, and what is in the frame is what it goes on with. Nothing that
+    // is alive here or in the entry needs to be dropped.
     unsafe { resume_guest() }
 }

@@ -1,5 +1,5 @@
-//! The machine as `core` knows it ([`Host`]), from what the boot has found: frame table, allocator, and the tables that guests
-//! share.
+//! The machine as `core` knows it ([`Host`]), from what the boot has found: frame table, allocator, and the tables that
+//! guests share.
 
 use super::hw::Hw;
 use super::trace;
@@ -105,7 +105,8 @@ fn frame_table() -> FrameTable {
     let first = early::alloc_boot_pages(bytes.div_ceil(PAGE_SIZE), 1, early::Zone::Any);
     let at: *mut FrameInfo = layout::direct_frame(first).as_mut_ptr();
     for index in 0..count {
-        // SAFETY: the frames were just taken for good, are contiguous in the direct map and hold `count` records, aligned.
+        // SAFETY: the frames were just taken for good, are contiguous in the direct map and hold `count` records,
+        // aligned.
         unsafe { at.add(index).write(FrameInfo::reserved()) }
     }
     // SAFETY: all records are initialised, and from here on only shared.

@@ -32,8 +32,8 @@ pub struct Hw;
 fn cell<T>(at: MachineAddr) -> &'static T {
     debug_assert!(at.0.is_multiple_of(align_of::<T>() as u64) && at.0 < layout::DIRECT_MAP_SIZE);
     let pointer = (layout::DIRECT_MAP + at.0) as *const T;
-    // SAFETY: T is one of the three atomics below, valid for any bytes; the caller's frame is RAM, which the direct map covers for
-    // good, and whatever else changes it (guests, other CPUs) does so by single accesses too.
+    // SAFETY: T is one of the three atomics below, valid for any bytes; the caller's frame is RAM, which the direct map
+    // covers for good, and whatever else changes it (guests, other CPUs) does so by single accesses too.
     unsafe { &*pointer }
 }
 
@@ -127,8 +127,8 @@ impl MachineMemory for Hw {
     fn copy_frame(&self, from: Mfn, to: Mfn) {
         let source: *const u64 = layout::direct_frame(from).as_ptr();
         let target: *mut u64 = layout::direct_frame(to).as_mut_ptr();
-        // SAFETY: two frames of RAM, both in the direct map; the caller owns the second and nobody else writes to it. What
-        // changes the first meanwhile is seen or not, word by word.
+        // SAFETY: two frames of RAM, both in the direct map; the caller owns the second and nobody else writes to it.
+        // What changes the first meanwhile is seen or not, word by word.
         unsafe { core::ptr::copy_nonoverlapping(source, target, PAGE_SIZE as usize / 8) }
     }
 
@@ -136,8 +136,9 @@ impl MachineMemory for Hw {
     fn is_same_line(&self, one: MachineAddr, other: MachineAddr) -> bool {
         let (one, other) = (layout::DIRECT_MAP + one.0, layout::DIRECT_MAP + other.0);
         let mut differ = 1_u64;
-        // SAFETY: reads two cache lines of RAM, which the direct map covers, by single accesses. By hand, because a compiler
-        // does not compare what it loads as an atomic with memory, and this is most of what closing a page table costs.
+        // SAFETY: reads two cache lines of RAM, which the direct map covers, by single accesses. By hand, because a
+        // compiler does not compare what it loads as an atomic with memory, and this is most of what closing a page
+        // table costs.
         unsafe {
             asm!(
                 "mov {word}, [{one}]", "cmp {word}, [{other}]", "jne 2f",
@@ -160,8 +161,9 @@ impl MachineMemory for Hw {
     fn bits_of_line(&self, at: MachineAddr) -> u64 {
         let line = layout::DIRECT_MAP + at.0;
         let bits;
-        // SAFETY: reads a cache line of RAM, which the direct map covers, by single accesses. By hand, because a compiler does
-        // not let what it loads as an atomic be an operand of anything else; this is what an empty page table costs.
+        // SAFETY: reads a cache line of RAM, which the direct map covers, by single accesses. By hand, because a
+        // compiler does not let what it loads as an atomic be an operand of anything else; this is what an empty page
+        // table costs.
         unsafe {
             asm!(
                 "mov {bits}, [{line}]", "or {bits}, [{line} + 8]", "or {bits}, [{line} + 16]", "or {bits}, [{line} + 24]",
@@ -175,8 +177,8 @@ impl MachineMemory for Hw {
 
     fn read(&self, at: MachineAddr, into: &mut [u8]) {
         let from: *const u8 = layout::direct(at).as_ptr();
-        // SAFETY: RAM, contiguous in the direct map; `into` is ours, and lies nowhere a caller's frame does. What a guest writes meanwhile is
-        // torn at worst: bytes are bytes.
+        // SAFETY: RAM, contiguous in the direct map; `into` is ours, and lies nowhere a caller's frame does. What a
+        // guest writes meanwhile is torn at worst: bytes are bytes.
         unsafe { core::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) }
     }
 
@@ -303,8 +305,8 @@ impl CpuTables for Hw {
 
     fn load_user_gs(&self, selector: Selector) -> Result<(), NotLoaded> {
         let mut failed: u32;
-        // SAFETY: gs and both its bases are the guest's, and the hypervisor uses none. A selector that cannot be loaded goes on
-        // behind the load.
+        // SAFETY: gs and both its bases are the guest's, and the hypervisor uses none. A selector that cannot be loaded
+        // goes on behind the load.
         unsafe {
             asm!(
                 "swapgs",
@@ -343,8 +345,8 @@ impl CpuTables for Hw {
 
     #[inline]
     fn load_gdt(&self, _: DomId, _: u16, register: &TableRegister) {
-        // SAFETY: `core` made it of the address above. The domain's table holds the reserved entries in its first page, the hypervisor's own
-        // segments among them, so what is loaded in CS, SS and TR means the same as before.
+        // SAFETY: `core` made it of the address above. The domain's table holds the reserved entries in its first page,
+        // the hypervisor's own segments among them, so what is loaded in CS, SS and TR means the same as before.
         unsafe { asm!("lgdt [{}]", in(reg) register, options(readonly, nostack, preserves_flags)) }
     }
 

@@ -1,10 +1,10 @@
 //! `int 0x80`, whose gate is open to every ring: the shortest way of an x86_32 guest's system call to its own kernel.
 //!
-//! A guest whose handler is a plain one ([`TrapTable::PLAIN_SYSTEM_CALL`]) is in it some forty instructions later: what has to be checked of
-//! handler and stack was when they were named ([`Segments::SYSTEM_CALL_FRAME`]), and what is known of its segments is
-//! forgotten when they may have changed ([`Segments::FLAT_STACK`]). Anything else is an exception like others
-//! ([`super::quick`]), with the address behind the instruction; nothing has been changed then but memory below the guest's
-//! stack pointer. No lock: all that is looked at is the CPU's own.
+//! A guest whose handler is a plain one ([`TrapTable::PLAIN_SYSTEM_CALL`]) is in it some forty instructions later: what
+//! has to be checked of handler and stack was when they were named ([`Segments::SYSTEM_CALL_FRAME`]), and what is known
+//! of its segments is forgotten when they may have changed ([`Segments::FLAT_STACK`]). Anything else is an exception
+//! like others ([`super::quick`]), with the address behind the instruction; nothing has been changed then but memory
+//! below the guest's stack pointer. No lock: all that is looked at is the CPU's own.
 
 use super::CpuLocal;
 use super::quick::LOCAL;

@@ -2,16 +2,16 @@
 //!
 //! The copy runs under the guest's page tables, with write protection on, so it can do what the guest's kernel could. A
 //! fault in it ends the copy: the exception table leads out, and the caller gets [`BadPointer`]. Callers have checked
-//! that the addresses are the guest's (`Personality::in_guest_range`): what is mapped elsewhere is the hypervisor's. What is a word
-//! or a few is moved by single instructions, in the midst of the code that wants it.
+//! that the addresses are the guest's (`Personality::in_guest_range`): what is mapped elsewhere is the hypervisor's.
+//! What is a word or a few is moved by single instructions, in the midst of the code that wants it.
 //!
-//! A fault may also be one that shadowing or writable page tables cause and the trap path repairs, for which it takes the
-//! domain's paging lock: nobody holds that lock around a copy.
+//! A fault may also be one that shadowing or writable page tables cause and the trap path repairs, for which it takes
+//! the domain's paging lock: nobody holds that lock around a copy.
 //!
-//! **No store crosses a page.** A store to one of the guest's page tables needs that table open, and any other fault closes it: that of
-//! the page behind, if it is not mapped, was not written to yet, or is reached through the table. A store that needs both at once
-//! would fault for ever. What is not aligned goes byte by byte where it meets a page's edge; all else that stores to a guest
-//! keeps to whole, aligned words.
+//! **No store crosses a page.** A store to one of the guest's page tables needs that table open, and any other fault
+//! closes it: that of the page behind, if it is not mapped, was not written to yet, or is reached through the table. A
+//! store that needs both at once would fault for ever. What is not aligned goes byte by byte where it meets a page's
+//! edge; all else that stores to a guest keeps to whole, aligned words.
 
 use crate::ex_table;
 use crate::mm::layout::PAGE_SIZE;

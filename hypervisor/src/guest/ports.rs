@@ -1,8 +1,8 @@
-//! I/O ports for guests: their `in`, `out`, `ins` and `outs`, which all fault, carried out where [`Rights`](proxenos_core::ports::Rights) allow it, or
-//! the ports are those of a device that the domain was given.
+//! I/O ports for guests: their `in`, `out`, `ins` and `outs`, which all fault, carried out where
+//! [`Rights`](proxenos_core::ports::Rights) allow it, or the ports are those of a device that the domain was given.
 //!
-//! Devices that the hypervisor drives itself answer as if nothing were there: reads give ones, writes are lost. Everything else is
-//! the domain's that has the right; Xen 2.0 kept nothing back. No lock.
+//! Devices that the hypervisor drives itself answer as if nothing were there: reads give ones, writes are lost.
+//! Everything else is the domain's that has the right; Xen 2.0 kept nothing back. No lock.
 
 use super::Running;
 use super::hw::Hw;
@@ -40,7 +40,8 @@ impl Ports for GuestPorts {
         if is_own(port, width) {
             return u32::MAX;
         }
-        // SAFETY: the domain has the right to these ports, and is trusted with them; what is the hypervisor's own is not among them.
+        // SAFETY: the domain has the right to these ports, and is trusted with them; what is the hypervisor's own is
+        // not among them.
         unsafe {
             match width {
                 Width::Byte => Port::<u8>::new(port.0).read().into(),

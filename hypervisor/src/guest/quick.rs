@@ -1,16 +1,16 @@
-//! The short ways from a guest into its own kernel: exceptions, and upcalls on the way out of a hypercall. (`int 0x80` has one more
-//! before these: [`super::int80`].)
+//! The short ways from a guest into its own kernel: exceptions, and upcalls on the way out of a hypercall. (`int 0x80`
+//! has one more before these: [`super::int80`].)
 //!
-//! Each is a special case of the long way ([`super::trap`], [`super::leave`], [`super::deliver`]), taken when all is as it mostly is:
-//! the guest has a handler, its kernel's stack is in the flat segment, aligned to words, and can be written to, and nothing
-//! but the guest is concerned. What is pushed and loaded is worked out by the same code ([`proxenos_core::bounce`]). In any
-//! other case nothing has been changed but memory below the guest's stack pointer, and the long way begins anew: it decides all
-//! cases, so none needs to be told apart here.
+//! Each is a special case of the long way ([`super::trap`], [`super::leave`], [`super::deliver`]), taken when all is as
+//! it mostly is: the guest has a handler, its kernel's stack is in the flat segment, aligned to words, and can be
+//! written to, and nothing but the guest is concerned. What is pushed and loaded is worked out by the same code
+//! ([`proxenos_core::bounce`]). In any other case nothing has been changed but memory below the guest's stack pointer,
+//! and the long way begins anew: it decides all cases, so none needs to be told apart here.
 //!
-//! Like hypercalls ([`super::calls`]) these entries save only the registers that compiled code may change, and look at the same two
-//! things behind it. When an exception arrives nothing is due but an upcall: interrupts are off in the hypervisor, and
-//! whatever they or a call left to do was done before the guest went on. Only the repair of a page of the guest's stack may
-//! leave something, its domain's end, and says so ([`super::repair_access`]).
+//! Like hypercalls ([`super::calls`]) these entries save only the registers that compiled code may change, and look at
+//! the same two things behind it. When an exception arrives nothing is due but an upcall: interrupts are off in the
+//! hypervisor, and whatever they or a call left to do was done before the guest went on. Only the repair of a page of
+//! the guest's stack may leave something, its domain's end, and says so ([`super::repair_access`]).
 
 use super::{CpuLocal, Notes, Running, faults, fpu, leave, user};
 use crate::cpu::entry::{TrapFrame, trap_entry};
@@ -111,8 +111,8 @@ impl Exceptions {
     }
 }
 
-/// Those without an error code that are the guest's and nobody else's: divide error, breakpoint, overflow, bound, invalid opcode,
-/// x87 and SIMD errors.
+/// Those without an error code that are the guest's and nobody else's: divide error, breakpoint, overflow, bound,
+/// invalid opcode, x87 and SIMD errors.
 const PLAIN: Exceptions = Exceptions(1 << 0 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 16 | 1 << 19);
 
 /// Another exception in a guest, or its `int 0x80`.
@@ -157,8 +157,8 @@ extern "C" fn device_not_available<P: Personality, I: Interrupted>(frame: &mut T
     next
 }
 
-/// An event waits for a guest that has made a call, and it takes upcalls. Of the frame, the general registers are not filled in: of
-/// those that [`bounce::enter`] looks at, rcx and r11 are what `syscall` makes of rip and the flags.
+/// An event waits for a guest that has made a call, and it takes upcalls. Of the frame, the general registers are not
+/// filled in: of those that [`bounce::enter`] looks at, rcx and r11 are what `syscall` makes of rip and the flags.
 pub(super) extern "C" fn upcall<P: Personality>(frame: &mut TrapFrame) -> Next {
     let cpu = cpu_of(frame);
     // SAFETY: the one reference: that of the call's handler has ended, and this one ends with this function.
@@ -180,7 +180,8 @@ pub(super) extern "C" fn upcall<P: Personality>(frame: &mut TrapFrame) -> Next {
     next
 }
 
-/// An event waits for a guest that was interrupted, or has just got the CPU, and it takes upcalls. The frame is complete.
+/// An event waits for a guest that was interrupted, or has just got the CPU, and it takes upcalls. The frame is
+/// complete.
 pub(super) fn event(run: &mut Running, frame: &mut TrapFrame, callback: Callback) -> Next {
     let to = |_: &Running| Some(callback);
     match run.dom.arch {
@@ -201,7 +202,8 @@ pub(super) fn event(run: &mut Running, frame: &mut TrapFrame, callback: Callback
 pub(super) fn cpu_of(frame: &TrapFrame) -> &'static Cpu {
     let above = core::ptr::from_ref(frame).addr() + size_of::<TrapFrame>();
     debug_assert!(core::ptr::from_ref(Cpu::current()).addr() == above);
-    // SAFETY: it is the address that `Cpu::current` looks up: TSS.RSP0 points there, and a frame from a guest ends there.
+    // SAFETY: it is the address that `Cpu::current` looks up: TSS.RSP0 points there, and a frame from a guest ends
+    // there.
     unsafe { &*core::ptr::with_exposed_provenance(above) }
 }
 
@@ -232,9 +234,9 @@ fn enter<P: Personality, I: Interrupted>(
     next
 }
 
-/// Enters the guest's kernel. Where mode and cause are constants, this comes to a few stores. `to` is asked behind the last of
-/// them, so that what it reads takes no register till then. (A guest that has no handler is at its end: what lies below its
-/// stack pointer is nothing to it.)
+/// Enters the guest's kernel. Where mode and cause are constants, this comes to a few stores. `to` is asked behind the
+/// last of them, so that what it reads takes no register till then. (A guest that has no handler is at its end: what
+/// lies below its stack pointer is nothing to it.)
 #[inline(always)]
 pub(super) fn enter_kernel_from<P: Personality>(
     run: &mut Running,
@@ -296,8 +298,8 @@ impl<P: Personality> FrameMemory for Stack<P> {
     /// Stores under the guest's own page tables, with fault recovery (see [`super::memory`]: no paging lock is held).
     #[inline(always)]
     fn store<const INDEX: usize>(&mut self, word: u64) -> Result<(), BadPointer> {
-        // SAFETY: what is written to is the guest's, so no memory of ours changes: to the compiler this only reads (a fault may do
-        // both, but to nothing that is looked at here). A fault goes on at `fault`.
+        // SAFETY: what is written to is the guest's, so no memory of ours changes: to the compiler this only reads (a
+        // fault may do both, but to nothing that is looked at here). A fault goes on at `fault`.
         unsafe {
             if P::Word::BYTES == 4 {
                 asm!(
@@ -337,8 +339,8 @@ extern "C" fn leave_after_exception(frame: &mut TrapFrame) {
 /// From a frame to the CPU's own data, which lies right above it.
 pub(super) const LOCAL: usize = size_of::<TrapFrame>() + offset_of!(Cpu, local);
 
-// Exceptions: what the CPU and the vector's entry have pushed makes the top of a `TrapFrame`. The entries differ in where they
-// lead to only.
+// Exceptions: what the CPU and the vector's entry have pushed makes the top of a `TrapFrame`. The entries differ in
+// where they lead to only.
 global_asm!(
     ".pushsection .text.entry, \"ax\", @progbits",
     ".macro short_way name, short_32, short_32_user, short_64, short_64_user",

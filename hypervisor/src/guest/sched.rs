@@ -1,18 +1,19 @@
 //! Who runs on this CPU, and until when: the run queues of [`proxenos_core::sched`], and the domains in them.
 //!
-//! A domain has a place in one CPU's queue ([`Home`]). Its [`Running`] is the CPU's while it runs there; else it is parked in
-//! that slot's [`Seat`], for any CPU to look at. Only a queue's own CPU wakes, puts to sleep and picks: others note whom it is to wake
-//! ([`WakeSet`]) and [`ring`], so whoever sends an event takes no lock of a queue's.
+//! A domain has a place in one CPU's queue ([`Home`]). Its [`Running`] is the CPU's while it runs there; else it is
+//! parked in that slot's [`Seat`], for any CPU to look at. Only a queue's own CPU wakes, puts to sleep and picks:
+//! others note whom it is to wake ([`WakeSet`]) and [`ring`], so whoever sends an event takes no lock of a queue's.
 //!
-//! Whatever keeps a domain from running is in its run state. The CPU looks at that after it has taken what was noted, and again
-//! on each way back to a guest; whoever changes the state notes the domain behind that. So no wakeup is lost.
+//! Whatever keeps a domain from running is in its run state. The CPU looks at that after it has taken what was noted,
+//! and again on each way back to a guest; whoever changes the state notes the domain behind that. So no wakeup is lost.
 //!
-//! Who comes to a seat, or leaves it for good, is its CPU's alarms' and its queue's affair too, and is done under the lock of all three
-//! ([`Places`]). Whose turn begins or ends does so without: who is picked is nobody else's from then on, since neither a queue nor
-//! [`Places`] let go of the one that runs.
+//! Who comes to a seat, or leaves it for good, is its CPU's alarms' and its queue's affair too, and is done under the
+//! lock of all three ([`Places`]). Whose turn begins or ends does so without: who is picked is nobody else's from then
+//! on, since neither a queue nor [`Places`] let go of the one that runs.
 //!
-//! Locks, in this order: a CPU's places, its run queue; and, with either, a seat, or a seat and then the queue, where the places' lock keeps
-//! others from the contrary. Of two CPUs', which only who moves a domain holds together, the lower number's first.
+//! Locks, in this order: a CPU's places, its run queue; and, with either, a seat, or a seat and then the queue, where
+//! the places' lock keeps others from the contrary. Of two CPUs', which only who moves a domain holds together, the
+//! lower number's first.
 
 mod moving;
 mod reach;
@@ -299,11 +300,11 @@ pub struct HandedOver {
     pub seat: &'static Seat,
 }
 
-/// What [`reconsider`] comes to where a domain yields and nobody has been woken or told of: who runs next, taken out of its seat.
-/// `None`, and nothing has changed, where that takes more than a look at who waits.
+/// What [`reconsider`] comes to where a domain yields and nobody has been woken or told of: who runs next, taken out of
+/// its seat. `None`, and nothing has changed, where that takes more than a look at who waits.
 ///
-/// Who is ready, and whose alarm comes first, is as it was when it was last [noted](note), or another CPU has changed it meanwhile: then
-/// this one is about to be told.
+/// Who is ready, and whose alarm comes first, is as it was when it was last [noted](note), or another CPU has changed
+/// it meanwhile: then this one is about to be told.
 #[inline(always)]
 pub fn hand_over(cpu: &Cpu, now: u64) -> Option<HandedOver> {
     let own = own(cpu);

@@ -1,7 +1,7 @@
 //! What interrupts and NMIs left to be told to guests, or to be done for whoever types at the console.
 //!
-//! The console's interrupt and the NMI's handler only note what there is ([`Pending`]); it is dealt with here, on the way back
-//! to a guest or in the idle loop. Which virtual interrupt goes to whom is [`proxenos_core::virq`]'s to say.
+//! The console's interrupt and the NMI's handler only note what there is ([`Pending`]); it is dealt with here, on the
+//! way back to a guest or in the idle loop. Which virtual interrupt goes to whom is [`proxenos_core::virq`]'s to say.
 
 use super::hw::Hw;
 use super::{Running, end, host, sched};

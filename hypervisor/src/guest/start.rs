@@ -1,11 +1,12 @@
-//! From a machine that is up to the first guest's first instruction: which domains the loader has brought, and building them.
+//! From a machine that is up to the first guest's first instruction: which domains the loader has brought, and building
+//! them.
 //!
-//! The first module is domain 0's kernel. Of the others, those whose command line says so ([`crate::domain_options`]) are kernels of
-//! further, unprivileged domains, numbered from 1 in their order; the first that does not is domain 0's initial RAM disk. All
-//! are built before any runs.
+//! The first module is domain 0's kernel. Of the others, those whose command line says so ([`crate::domain_options`])
+//! are kernels of further, unprivileged domains, numbered from 1 in their order; the first that does not is domain 0's
+//! initial RAM disk. All are built before any runs.
 //!
-//! A kernel that cannot be domain 0 is refused with a message that names the fault, and the machine stops: there is nothing
-//! else that would look after it. Any other is refused likewise, and the machine goes on without it.
+//! A kernel that cannot be domain 0 is refused with a message that names the fault, and the machine stops: there is
+//! nothing else that would look after it. Any other is refused likewise, and the machine goes on without it.
 
 use super::build::{Order, Refusal, build};
 use super::hw::Hw;
@@ -30,7 +31,8 @@ use proxenos_core::sched::bvt::BvtParams;
 use proxenos_core::sched::{Affinity, CpuId, Home, Params};
 use proxenos_image::Image;
 
-/// What a weight of 1 comes to as an advance of BVT's, the inverse of a weight: so the usual weight, 100, is the usual advance, 10.
+/// What a weight of 1 comes to as an advance of BVT's, the inverse of a weight: so the usual weight, 100, is the usual
+/// advance, 10.
 const ADVANCE_OF_WEIGHT_1: u32 = 1000;
 
 /// The machine is up: builds the domains and runs them.
@@ -199,12 +201,13 @@ fn contents(module: &Module) -> &'static [u8] {
     if bytes == 0 {
         return &[];
     }
-    // SAFETY: RAM that the loader put the module in and that the early allocator leaves alone; nobody writes to it before
-    // `release` gives it away, when no reference is left.
+    // SAFETY: RAM that the loader put the module in and that the early allocator leaves alone; nobody writes to it
+    // before `release` gives it away, when no reference is left.
     unsafe { core::slice::from_raw_parts(layout::direct(module.range.start).as_ptr(), bytes) }
 }
 
-/// Domain 0's command line: its module's without the first word, which is the file's name; or what follows `--` in our own.
+/// Domain 0's command line: its module's without the first word, which is the file's name; or what follows `--` in our
+/// own.
 fn command_line(kernel: &Module) -> &'static str {
     let own = boot::info().text(kernel.command_line).trim_start();
     let own = own.split_once(' ').map_or("", |(_, rest)| rest.trim_start());

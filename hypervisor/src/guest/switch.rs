@@ -1,9 +1,9 @@
 //! The context switch: what of a domain's state lies in a CPU while it runs, and the way of that to memory and back.
 //!
-//! There is one stack a CPU, and a guest's registers lie at its top whenever the hypervisor runs. So a switch replaces that
-//! frame, on the way back to a guest, and nothing else of the stack: it is a store and a load of registers, page-table base,
-//! descriptor tables, breakpoints and FPU. What is left of the old domain in the CPU when it is parked is nothing: from then on
-//! any CPU may run it, look at it, or take its memory.
+//! There is one stack a CPU, and a guest's registers lie at its top whenever the hypervisor runs. So a switch replaces
+//! that frame, on the way back to a guest, and nothing else of the stack: it is a store and a load of registers,
+//! page-table base, descriptor tables, breakpoints and FPU. What is left of the old domain in the CPU when it is parked
+//! is nothing: from then on any CPU may run it, look at it, or take its memory.
 //!
 //! No lock: what is in a CPU is that CPU's, what is in [`Running`] its owner's.
 
@@ -24,7 +24,8 @@ use proxenos_core::personality::Personality;
 use proxenos_image::builder::InitialState;
 use x86_64::VirtAddr;
 
-/// A domain's state that is in the CPU while it runs, apart from what its [`Vcpu`](proxenos_core::vcpu::Vcpu) knows anyway.
+/// A domain's state that is in the CPU while it runs, apart from what its [`Vcpu`](proxenos_core::vcpu::Vcpu) knows
+/// anyway.
 #[derive(Clone, Debug)]
 pub struct Context {
     /// General registers, and where it stands.
@@ -83,7 +84,8 @@ impl Bases {
     /// Takes those in this CPU. (By halves, as the registers are read: to put them together would cost as much again.)
     #[inline(always)]
     fn take(&mut self) {
-        // SAFETY: every 64-bit CPU has the three, and reading them changes nothing. What is in them is canonical, as a `VirtAddr` is.
+        // SAFETY: every 64-bit CPU has the three, and reading them changes nothing. What is in them is canonical, as a
+        // `VirtAddr` is.
         unsafe {
             asm!(
                 "rdmsr", "mov [{to}], eax", "mov [{to} + 4], edx",
@@ -113,8 +115,8 @@ impl Bases {
     }
 }
 
-/// The domain that ran here no longer does: `run` gets what is the guest's. Its page tables and descriptor tables are still this
-/// CPU's, until [`load`] or [`unload`]. None of its page tables is open.
+/// The domain that ran here no longer does: `run` gets what is the guest's. Its page tables and descriptor tables are
+/// still this CPU's, until [`load`] or [`unload`]. None of its page tables is open.
 pub fn save(run: &mut Running, frame: &TrapFrame) {
     copy_frame(frame, &mut run.context.frame);
     save_all_but_frame(run);
@@ -187,12 +189,12 @@ pub fn unload(cpu: &Cpu) {
     unsafe { gdt::load(cpu.area().gdt()) }
 }
 
-/// [`load_frame`] and the way back to the guest at once: registers are loaded from where they were saved. What is on the stack is
-/// forgotten: nothing that needs to be dropped may be alive there.
+/// [`load_frame`] and the way back to the guest at once: registers are loaded from where they were saved. What is on
+/// the stack is forgotten: nothing that needs to be dropped may be alive there.
 ///
 /// # Safety
-/// As for [`resume_guest`](crate::cpu::entry::resume_guest), of the frame in the domain's context, all of which but that frame
-/// has been [loaded](load_all_but_frame). `frame` is where this CPU has that of a guest.
+/// As for [`resume_guest`](crate::cpu::entry::resume_guest), of the frame in the domain's context, all of which but
+/// that frame has been [loaded](load_all_but_frame). `frame` is where this CPU has that of a guest.
 #[inline(always)]
 pub unsafe fn resume_saved(run: &mut Running, frame: &mut TrapFrame) -> ! {
     // SAFETY: as the caller promises.
@@ -203,9 +205,10 @@ unsafe extern "C" {
     fn resume_from(saved: *mut TrapFrame, frame: *mut TrapFrame) -> !;
 }
 
-// What `iretq` loads goes to this CPU's stack, where a fault of its own finds the stack below it and its handler the five words. The
-// general registers are popped from where they are; what may come in between (an NMI, a machine check) has a stack of its own. The word
-// behind the last of them, which means nothing in a frame that is saved, says where the stack goes on.
+// What `iretq` loads goes to this CPU's stack, where a fault of its own finds the stack below it and its handler the
+// five words. The general registers are popped from where they are; what may come in between (an NMI, a machine check)
+// has a stack of its own. The word behind the last of them, which means nothing in a frame that is saved, says where
+// the stack goes on.
 global_asm!(
     ".pushsection .text.entry, \"ax\", @progbits",
     ".balign 16",
@@ -254,7 +257,8 @@ global_asm!(
 );
 const _: () = assert!(offset_of!(TrapFrame, vector) == 15 * 8 && offset_of!(TrapFrame, r15) == 0);
 
-/// Copies a frame, by words: what the compiler calls for so many bytes copies single ones, on the CPUs that do that fast.
+/// Copies a frame, by words: what the compiler calls for so many bytes copies single ones, on the CPUs that do that
+/// fast.
 #[inline]
 fn copy_frame(from: &TrapFrame, to: &mut TrapFrame) {
     // SAFETY: two frames, of which the second is ours alone; the direction flag is clear.
@@ -272,8 +276,8 @@ fn copy_frame(from: &TrapFrame, to: &mut TrapFrame) {
 /// The bit of [`Selector::is_local`], in each of four selectors.
 const ANY_LOCAL: u64 = 0x0004_0004_0004_0004;
 
-/// The pages of the LDT that data selectors name are mapped, where the guest has them: the CPU could not ask for them in the
-/// midst of a switch.
+/// The pages of the LDT that data selectors name are mapped, where the guest has them: the CPU could not ask for them
+/// in the midst of a switch.
 #[inline(always)]
 fn map_local_segments(run: &mut Running) {
     const _: () = assert!(size_of::<DataSegments>() == size_of::<u64>());
@@ -331,13 +335,14 @@ fn take_data_segments(into: &mut DataSegments) {
     }
 }
 
-/// Loads the segment registers that `iretq` does not. The guest may have changed its tables since it loaded them last, so each may
-/// fail; such a register is made null.
+/// Loads the segment registers that `iretq` does not. The guest may have changed its tables since it loaded them last,
+/// so each may fail; such a register is made null.
 #[inline(always)]
 fn load_data_segments(data: &DataSegments) -> Loaded {
     let failed: u32;
-    // SAFETY: the selectors name descriptors of the guest's tables, which were checked, and the hypervisor uses none of the four
-    // registers. One that cannot be loaded faults (#GP, #NP, or #PF at the LDT's place), and is made null behind that.
+    // SAFETY: the selectors name descriptors of the guest's tables, which were checked, and the hypervisor uses none of
+    // the four registers. One that cannot be loaded faults (#GP, #NP, or #PF at the LDT's place), and is made null
+    // behind that.
     unsafe {
         asm!(
             "xor {failed:e}, {failed:e}",

@@ -1,12 +1,13 @@
 //! `syscall`: how x86_64 guests call the hypervisor.
 //!
-//! The instruction changes neither stack nor any register but rcx and r11, which it loads with rip and rflags; so the entry has nothing to
-//! find its CPU with. Its code lies in a page that every CPU's area maps for itself (`.text.percpu`): what it
-//! reaches relative to rip is this CPU's. It begins a [`TrapFrame`] where every other trap from a guest has one, and goes on
-//! in the image ([`super::calls`], or [`super::user`] if it comes from an application).
+//! The instruction changes neither stack nor any register but rcx and r11, which it loads with rip and rflags; so the
+//! entry has nothing to find its CPU with. Its code lies in a page that every CPU's area maps for itself
+//! (`.text.percpu`): what it reaches relative to rip is this CPU's. It begins a [`TrapFrame`] where every other trap
+//! from a guest has one, and goes on in the image ([`super::calls`], or [`super::user`] if it comes from an
+//! application).
 //!
-//! The same instruction in an x86_64 guest's 32-bit code exists on AMD's CPUs only, and leads to an entry of its own: to the
-//! guest it is an invalid opcode, as it is elsewhere.
+//! The same instruction in an x86_64 guest's 32-bit code exists on AMD's CPUs only, and leads to an entry of its own:
+//! to the guest it is an invalid opcode, as it is elsewhere.
 
 use super::{CpuLocal, Notes};
 use crate::cpu::entry::TrapFrame;
@@ -83,8 +84,8 @@ pub fn init() {
     let area = Cpu::current().area();
     let star = u64::from(crate::cpu::gdt::HYPERVISOR_CS.0) << 32;
     LStar::write(in_area(area, &raw const syscall_entry));
-    // Everything that would disturb the entry: interrupts, single steps, backward copies, NT (which makes iretq fault), AC, VM
-    // (see `TrapFrame::has_forbidden_flags`: where a guest can have it, the hypervisor must not go on with it).
+    // Everything that would disturb the entry: interrupts, single steps, backward copies, NT (which makes iretq fault),
+    // AC, VM (see `TrapFrame::has_forbidden_flags`: where a guest can have it, the hypervisor must not go on with it).
     SFMask::write(
         RFlags::INTERRUPT_FLAG
             | RFlags::TRAP_FLAG
@@ -96,16 +97,17 @@ pub fn init() {
             | RFlags::IOPL_LOW
             | RFlags::IOPL_HIGH,
     );
-    // SAFETY: the entries are in place; STAR's code and data selectors are the hypervisor's, and the way back is `iretq`,
-    // which needs no more of it.
+    // SAFETY: the entries are in place; STAR's code and data selectors are the hypervisor's, and the way back is
+    // `iretq`, which needs no more of it.
     unsafe {
         Msr::new(IA32_STAR).write(star);
         Msr::new(AMD_CSTAR).write(in_area(area, &raw const syscall_entry_compat).as_u64());
     }
 }
 
-/// Opens or closes `syscall` for the domain that is to run. An x86_32 guest has no use for it, and since the instruction
-/// overwrites CS and SS, the fault that it is to such a guest could not be reported truly: closed, it is a plain #UD.
+/// Opens or closes `syscall` for the domain that is to run. An x86_32 guest has no use for it, and since the
+/// instruction overwrites CS and SS, the fault that it is to such a guest could not be reported truly: closed, it is a
+/// plain #UD.
 pub fn allow(arch: Arch) {
     // SAFETY: the entries are in place since `init`.
     unsafe { Efer::update(|flags| flags.set(EferFlags::SYSTEM_CALL_EXTENSIONS, arch == Arch::X86_64)) }

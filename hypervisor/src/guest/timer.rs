@@ -1,14 +1,17 @@
 //! Time for guests: the clock in their shared page, the tick, and the timer events they ask for.
 //!
-//! A domain that runs gets VIRQ_TIMER every 10 ms, when it is switched to, and when one of its timeouts has come (`set_timer_op`, and
-//! `wall_timeout` and `domain_timeout` in its page: [`timers`](proxenos_core::timekeeping::timers)). One that waits gets only what it
-//! asked for, by an alarm ([`proxenos_core::sched::Alarms`]), so an idle machine is quiet. One that could run but has to wait its turn gets
+//! A domain that runs gets VIRQ_TIMER every 10 ms, when it is switched to, and when one of its timeouts has come
+//! (`set_timer_op`, and `wall_timeout` and `domain_timeout` in its page:
+//! [`timers`](proxenos_core::timekeeping::timers)). One that waits gets only what it asked for, by an alarm
+//! ([`proxenos_core::sched::Alarms`]), so an idle machine is quiet. One that could run but has to wait its turn gets
 //! none: it will be told when it is switched to. Whenever the event is sent, the clock in the shared page is fresh.
 //!
-//! What a guest writes to its page is noticed when its timers are looked at: at its ticks, when it begins to wait, when any of
-//! them fires, and when it sets the one that fires next by call. So a timeout may be noticed a tick late, and is exact from then on.
+//! What a guest writes to its page is noticed when its timers are looked at: at its ticks, when it begins to wait, when
+//! any of them fires, and when it sets the one that fires next by call. So a timeout may be noticed a tick late, and is
+//! exact from then on.
 //!
-//! The CPU's own timer is set to what comes first of these and of the scheduler's times ([`program_for`]), on the way back to a guest.
+//! The CPU's own timer is set to what comes first of these and of the scheduler's times ([`program_for`]), on the way
+//! back to a guest.
 
 use super::{CpuLocal, Running};
 use crate::cpu::percpu::Cpu;
@@ -88,8 +91,8 @@ pub fn alarm_time(run: &Running) -> Option<u64> {
     run.timer.timers.next_alarm(run.vcpu.timer, timeouts(run))
 }
 
-/// The CPU's timer has fired, or the domain has changed what it wants, or the alarm of one that waits has rung: sends what is due
-/// to it. The timer, or the alarm, is then to be set anew.
+/// The CPU's timer has fired, or the domain has changed what it wants, or the alarm of one that waits has rung: sends
+/// what is due to it. The timer, or the alarm, is then to be set anew.
 pub fn serve(run: &mut Running, now: &Now) {
     time::tsc::refine(now.ns);
     if take_due(run, now.ns) == Due::Now {
@@ -102,8 +105,9 @@ fn take_due(run: &mut Running, now: u64) -> Due {
     run.timer.timers.take_due(now, &mut run.vcpu.timer, timeouts)
 }
 
-/// The domain has set its timer. The CPU's own need not be set anew if it fires before that anyway: it is then set to what
-/// comes next. (So one that is put off again and again costs an interrupt for each time that was once waited for, no more.)
+/// The domain has set its timer. The CPU's own need not be set anew if it fires before that anyway: it is then set to
+/// what comes next. (So one that is put off again and again costs an interrupt for each time that was once waited for,
+/// no more.)
 #[inline]
 pub fn defer(run: &mut Running, cpu: &Cpu) {
     if run.vcpu.timer.is_none_or(|at| at >= cpu.deadline()) {
@@ -145,8 +149,8 @@ fn write_clock_at(run: &mut Running, page: Mfn, now: &Now, domain_ns: u64) {
 
 /// Sets the CPU's timer to what comes next: for who runs, for those that wait, or the next turn.
 ///
-/// One that is armed for an earlier time is left alone: it interrupts once in vain, and is then set to what comes next. So domains
-/// that change places many times a tick do not arm it each time.
+/// One that is armed for an earlier time is left alone: it interrupts once in vain, and is then set to what comes next.
+/// So domains that change places many times a tick do not arm it each time.
 pub fn program_for(cpu: &Cpu, run: &Running, now: &Now) {
     program_own(cpu, run.timer.timers.next(run.vcpu.timer, timeouts(run)).unwrap_or(u64::MAX), now);
 }

@@ -1,7 +1,9 @@
-//! The trace buffers of this machine (`proxenos_core::trace`), if the option `tbuf_size=` asks for them, and the way to them.
+//! The trace buffers of this machine (`proxenos_core::trace`), if the option `tbuf_size=` asks for them, and the way to
+//! them.
 //!
-//! Where there are none, [`event`] is a comparison with a constant of the boot's, and what would be recorded is not even
-//! looked at. Hypercalls do not pay for that either: they are recorded by handlers of their own (`calls::trace_all`).
+//! Where there are none, [`event`] is a comparison with a constant of the boot's, and what would be recorded is not
+//! even looked at. Hypercalls do not pay for that either: they are recorded by handlers of their own
+//! (`calls::trace_all`).
 //!
 //! No lock: a buffer belongs to its CPU, which comes here with interrupts off.
 
@@ -23,8 +25,8 @@ static BUFFERS: Once<TraceBuffers> = Once::new();
 /// Something is to be recorded. Set once, before any guest runs.
 static ON: AtomicBool = AtomicBool::new(false);
 
-/// Takes the frames of the buffers, before the allocator has them: the first, and how many. They are zeroed, and lie where a guest of either
-/// architecture can name them. None if no buffers are wanted, or there is no memory for them.
+/// Takes the frames of the buffers, before the allocator has them: the first, and how many. They are zeroed, and lie
+/// where a guest of either architecture can name them. None if no buffers are wanted, or there is no memory for them.
 pub(super) fn reserve() -> Option<(Mfn, u64)> {
     let pages = boot::options().trace?;
     let count = TraceBuffers::frames(smp::count(), pages.0.get().into());

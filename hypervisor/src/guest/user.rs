@@ -1,12 +1,12 @@
-//! An x86_64 guest's applications: the way to them, `switch_to_user`, and the way back by `syscall`. (All other ways back are those
-//! into any kernel: [`super::quick`], [`super::deliver`].)
+//! An x86_64 guest's applications: the way to them, `switch_to_user`, and the way back by `syscall`. (All other ways
+//! back are those into any kernel: [`super::quick`], [`super::deliver`].)
 //!
-//! Which of the two a `syscall` comes from costs no look: its entry goes on where [`Notes::syscall_to`] says, which changes with
-//! the mode. So no number in an application's register is ever a hypercall's, whatever it does.
+//! Which of the two a `syscall` comes from costs no look: its entry goes on where [`Notes::syscall_to`] says, which
+//! changes with the mode. So no number in an application's register is ever a hypercall's, whatever it does.
 //!
-//! In user mode the application's page tables are loaded. The hypervisor touches guest memory by the kernel's: [`enter_kernel`] comes
-//! before a frame is pushed, and hypercalls come from kernels only. The one exception is an instruction that is fetched because an
-//! application executed it ([`super::ports`]).
+//! In user mode the application's page tables are loaded. The hypervisor touches guest memory by the kernel's:
+//! [`enter_kernel`] comes before a frame is pushed, and hypercalls come from kernels only. The one exception is an
+//! instruction that is fetched because an application executed it ([`super::ports`]).
 
 use super::calls::FROM_SYSCALL;
 use super::quick::{self, LOCAL, Next, TrapsOf};
@@ -56,7 +56,8 @@ impl Notes {
     }
 }
 
-/// Changes the mode of the guest that runs here. Waits for the paging lock if another has it: out of the way of those that need not.
+/// Changes the mode of the guest that runs here. Waits for the paging lock if another has it: out of the way of those
+/// that need not.
 #[cold]
 #[inline(never)]
 fn switch(cpu: &Cpu, run: &mut Running, to: Mode) -> Result<Settled, NoUserBase> {

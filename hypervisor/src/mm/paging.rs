@@ -157,9 +157,9 @@ pub fn map_fresh(range: VirtRange, flags: Flags) {
     }
 }
 
-/// Removes the mappings of a range of whole 4 KiB pages, and drops them from this CPU's TLB. No other can have them: they are of
-/// firmware tables, which are looked at before other CPUs start, or of a domain's descriptor tables, which only a CPU looks into that
-/// runs the domain, and whose translations go when it changes to another's tables.
+/// Removes the mappings of a range of whole 4 KiB pages, and drops them from this CPU's TLB. No other can have them:
+/// they are of firmware tables, which are looked at before other CPUs start, or of a domain's descriptor tables, which
+/// only a CPU looks into that runs the domain, and whose translations go when it changes to another's tables.
 ///
 /// # Panics
 /// When a page of the range is not mapped, or by a large page.

@@ -27,8 +27,8 @@ const BASE: u64 = 0x000f_ffff_ffff_f000;
 const MASKED: u32 = 1 << 16;
 const DELIVER_NMI: u32 = 4 << 8;
 const TSC_DEADLINE: u32 = 2 << 17;
-/// Bits of the interrupt command register (Intel SDM vol. 3, 11.6.1): how it is delivered, that it is asserted, and that it is still
-/// under way.
+/// Bits of the interrupt command register (Intel SDM vol. 3, 11.6.1): how it is delivered, that it is asserted, and
+/// that it is still under way.
 const DELIVER_INIT: u32 = 5 << 8;
 const DELIVER_STARTUP: u32 = 6 << 8;
 const ASSERT: u32 = 1 << 14;
@@ -176,7 +176,8 @@ pub fn id() -> ApicId {
     })
 }
 
-/// Whether interrupts can be addressed to an APIC: those that are reached by memory know numbers of eight bits, of which 255 means all.
+/// Whether interrupts can be addressed to an APIC: those that are reached by memory know numbers of eight bits, of
+/// which 255 means all.
 #[must_use]
 pub fn can_reach(to: ApicId) -> bool {
     matches!(mode(), Mode::Msrs) || to.0 < 0xff

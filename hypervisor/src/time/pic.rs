@@ -1,7 +1,7 @@
 //! The old interrupt controllers, two 8259s: masked for good.
 //!
-//! Devices interrupt through the I/O APICs ([`crate::irq`]). A masked 8259 can still deliver a spurious interrupt, so the
-//! two are moved to vectors of the hypervisor's; the sixteen from 0x20 on are fast traps of guests.
+//! Devices interrupt through the I/O APICs ([`crate::irq`]). A masked 8259 can still deliver a spurious interrupt, so
+//! the two are moved to vectors of the hypervisor's; the sixteen from 0x20 on are fast traps of guests.
 
 use crate::cpu::idt::Vector;
 use x86_64::instructions::port::Port;

@@ -1,9 +1,9 @@
 //! The time stamp counter: the hypervisor's clock.
 //!
-//! Its rate is taken from CPUID where that tells it. Else it is measured at boot for [`WINDOW_NS`], which is short because the boot is,
-//! against the best reference there is: known to some parts in ten thousand at worst. The measurement then goes on ([`refine`]): a second
-//! later it is a hundred times as good, and the clock bends to it ([`Line`]). Nobody is woken for that: it is done when a
-//! timer fires anyway.
+//! Its rate is taken from CPUID where that tells it. Else it is measured at boot for [`WINDOW_NS`], which is short
+//! because the boot is, against the best reference there is: known to some parts in ten thousand at worst. The
+//! measurement then goes on ([`refine`]): a second later it is a hundred times as good, and the clock bends to it
+//! ([`Line`]). Nobody is woken for that: it is done when a timer fires anyway.
 //!
 //! Lines are published once each and never change; who reads the clock takes no lock.
 //!
@@ -239,7 +239,8 @@ fn publish_first(hz: Hz, source: &str) {
     log::info!("TSC: {mhz}.{rest:03} MHz by the {source}");
 }
 
-/// Measures the rate again, if it is time to, and bends the clock to what is found. A microsecond or two when it does, a load when not.
+/// Measures the rate again, if it is time to, and bends the clock to what is found. A microsecond or two when it does,
+/// a load when not.
 #[inline]
 pub fn refine(now: u64) {
     if now >= NEXT_REFINEMENT.load(Ordering::Relaxed) {

@@ -1,7 +1,7 @@
 //! What shows the committed figures: the plot `docs/bench.svg`, and the tables of SPECIFICATION.md, between two marks.
 //!
-//! Both are made of the committed files alone, so a test can tell whether they are true: `cargo xtask bench --save` rewrites them
-//! with the baseline, `--redraw` without measuring.
+//! Both are made of the committed files alone, so a test can tell whether they are true: `cargo xtask bench --save`
+//! rewrites them with the baseline, `--redraw` without measuring.
 
 use std::path::Path;
 

@@ -1,8 +1,9 @@
 //! The runs: what is booted for a figure, and how figures are read off it.
 //!
-//! An architecture takes four: the operations where time is counted in instructions, whose figures are judged; the same where time is
-//! the emulator's, whose cycles are for the eye; and two machines of different size, whose guest looks only at what memory there is
-//! for domains: the rest is the hypervisor's. The smaller of the two also gives the time of the boot.
+//! An architecture takes four: the operations where time is counted in instructions, whose figures are judged; the same
+//! where time is the emulator's, whose cycles are for the eye; and two machines of different size, whose guest looks
+//! only at what memory there is for domains: the rest is the hypervisor's. The smaller of the two also gives the time
+//! of the boot.
 
 use std::path::PathBuf;
 
@@ -74,7 +75,8 @@ impl Images {
         Ok(figures)
     }
 
-    /// What the machine itself takes: booting it, and the hypervisor's memory. Nothing is booted if nothing of it is wanted.
+    /// What the machine itself takes: booting it, and the hypervisor's memory. Nothing is booted if nothing of it is
+    /// wanted.
     pub fn machine(&self, wanted: impl Fn(&str) -> bool) -> Result<Figures> {
         if !MACHINE_ROWS.into_iter().any(&wanted) {
             return Ok(Figures::new());

@@ -1,17 +1,19 @@
 //! `cargo xtask bench`: what operations cost a guest, beside what they cost before, may cost, and cost elsewhere.
 //!
-//! The `bench` guest is booted where time is counted in instructions (`-icount`), whose figures repeat to the digit and are
-//! judged, and again where it is the emulator's time, whose cycles are for the eye: counting instructions is blind to what an
-//! instruction costs ([`measure`]). The figures of the first are held against
+//! The `bench` guest is booted where time is counted in instructions (`-icount`), whose figures repeat to the digit and
+//! are judged, and again where it is the emulator's time, whose cycles are for the eye: counting instructions is blind
+//! to what an instruction costs ([`measure`]). The figures of the first are held against
 //!
-//! - the committed baseline (`guests/bench/baseline.json`): more than 2 % above it is a failure. The compiler decides on
-//!   instructions as well, so a baseline counts only for the compiler that it was made with;
+//! - the committed baseline (`guests/bench/baseline.json`): more than 2 % above it is a failure. The compiler decides
+//!   on instructions as well, so a baseline counts only for the compiler that it was made with;
 //! - the budgets in `guests/bench/reference.toml`: above one is a failure.
 //!
-//! Beside them stand the committed figures of both Xens; those of the newer can be measured in the same run (`--peer`, [`peer`]).
+//! Beside them stand the committed figures of both Xens; those of the newer can be measured in the same run (`--peer`,
+//! [`peer`]).
 //!
-//! `--save` makes the figures the baseline, and draws what shows it: the plot and the table of SPECIFICATION.md ([`docs`]), which
-//! always are what the committed figures give. `--profile` says where the instructions of one operation go ([`profile`]).
+//! `--save` makes the figures the baseline, and draws what shows it: the plot and the table of SPECIFICATION.md
+//! ([`docs`]), which always are what the committed figures give. `--profile` says where the instructions of one
+//! operation go ([`profile`]).
 
 mod docs;
 mod figures;

@@ -1,8 +1,9 @@
 //! `cargo xtask bench --peer xen`: what the same operations cost a guest of Debian's own Xen, measured here and now.
 //!
-//! The package is fetched by apt and unpacked below the target directory; nothing of it is installed. Its Xen is booted by QEMU on the
-//! machine of every benchmark, with `guests/bench-xen` as its domain 0, and time is counted in instructions: the figures
-//! repeat to the digit. docs/peer-xen.md says what is compared, and where the comparison is not exact.
+//! The package is fetched by apt and unpacked below the target directory; nothing of it is installed. Its Xen is booted
+//! by QEMU on the machine of every benchmark, with `guests/bench-xen` as its domain 0, and time is counted in
+//! instructions: the figures repeat to the digit. docs/peer-xen.md says what is compared, and where the comparison is
+//! not exact.
 //!
 //! There is x86_64 only: Debian builds this Xen without 32-bit paravirtual guests.
 
@@ -47,8 +48,8 @@ const MEMORY_ONLY: &str = "only=memory";
 const MACHINE_ROWS: [&str; 3] = ["boot", "memory-fixed", "memory-per-gib"];
 /// How the line begins that says how many bytes domains have or can have.
 const FOR_DOMAINS: &str = "memory ";
-/// Xen's options. All else is as Xen chooses it by itself on this CPU, its mitigations included. `smap=0` is for QEMU, not
-/// for speed: its `iretq` in ring 3 reads the stack as ring 0 would, which SMAP forbids (the figures are the same).
+/// Xen's options. All else is as Xen chooses it by itself on this CPU, its mitigations included. `smap=0` is for QEMU,
+/// not for speed: its `iretq` in ring 3 reads the stack as ring 0 would, which SMAP forbids (the figures are the same).
 const OPTIONS: &str = "console=com1 com1=115200,8n1 dom0_mem=32M smap=0";
 /// More than it ever takes. A Xen that panics resets the machine, and does not hang.
 const LIMIT: Duration = Duration::from_secs(900);

@@ -1,8 +1,8 @@
 //! The plot: every operation of the catalogue, ours beside both peers', on a logarithmic scale.
 //!
-//! A group of operations is a chart an architecture, side by side, with a scale of its own: calls and the life of domains are six
-//! orders of magnitude apart. A row has our figure, the peer's and the budget; a line joins what belongs together. The text is a function
-//! of the committed figures alone.
+//! A group of operations is a chart an architecture, side by side, with a scale of its own: calls and the life of
+//! domains are six orders of magnitude apart. A row has our figure, the peer's and the budget; a line joins what
+//! belongs together. The text is a function of the committed figures alone.
 
 use anyhow::Result;
 use plotters::coord::Shift;

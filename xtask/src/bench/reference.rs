@@ -1,8 +1,9 @@
-//! What the operations are called, what each may cost, and what it costs elsewhere: committed files beside the guest's manifest.
+//! What the operations are called, what each may cost, and what it costs elsewhere: committed files beside the guest's
+//! manifest.
 //!
-//! `reference.toml` is the catalogue: groups of operations in the order in which they are shown. A figure that is not in it is an
-//! error, so nothing is measured that no table or plot would show. `xen-2.0.json` and `xen-4.17.json` are what peers need,
-//! each with its source.
+//! `reference.toml` is the catalogue: groups of operations in the order in which they are shown. A figure that is not
+//! in it is an error, so nothing is measured that no table or plot would show. `xen-2.0.json` and `xen-4.17.json` are
+//! what peers need, each with its source.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! The plot of shares that the bench ends with: what each scheduler gives to whom, on `core`'s simulated machine. It repeats to the
-//! digit, and is judged by `core`'s and `plots`' tests; here it is drawn.
+//! The plot of shares that the bench ends with: what each scheduler gives to whom, on `core`'s simulated machine. It
+//! repeats to the digit, and is judged by `core`'s and `plots`' tests; here it is drawn.
 
 use anyhow::Result;
 

@@ -1,7 +1,8 @@
-//! Non-maskable interrupts for a machine that runs: one after the other, by QEMU's machine protocol (QMP), as fast as it takes them.
+//! Non-maskable interrupts for a machine that runs: one after the other, by QEMU's machine protocol (QMP), as fast as
+//! it takes them.
 //!
-//! QEMU's own port 61h has no reasons of NMIs. Where a run names one, a device is laid over it that reads as that, always, and
-//! writes down what is written to it.
+//! QEMU's own port 61h has no reasons of NMIs. Where a run names one, a device is laid over it that reads as that,
+//! always, and writes down what is written to it.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;

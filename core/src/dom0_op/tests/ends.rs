@@ -97,8 +97,8 @@ fn channels_go_with_it() {
     assert_eq!(world.usage(), before);
 }
 
-/// Whoever gives memory to a domain on one CPU while its end begins on another has asked whether it may before that: what gives
-/// it the memory finds out.
+/// Whoever gives memory to a domain on one CPU while its end begins on another has asked whether it may before that:
+/// what gives it the memory finds out.
 #[test]
 fn nothing_comes_once_the_end_has_begun() {
     let mut world = world(Arch::X86_64);

@@ -227,7 +227,8 @@ fn iopl<A: Control>(arch: Arch) {
     }
 }
 
-/// A creation that made way, and whose domain was ended before it went on, begins anew: the number is another's by then.
+/// A creation that made way, and whose domain was ended before it went on, begins anew: the number is another's by
+/// then.
 #[test]
 fn a_creation_does_not_go_on_with_another_domain() {
     let mut world = world(Arch::X86_64);

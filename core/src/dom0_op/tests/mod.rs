@@ -1,4 +1,5 @@
-//! `dom0_op` from a privileged domain of a simulated machine: the tools of the tests, which build domains as 2.0's tools do.
+//! `dom0_op` from a privileged domain of a simulated machine: the tools of the tests, which build domains as 2.0's
+//! tools do.
 
 mod build;
 mod ends;
@@ -155,7 +156,8 @@ impl World {
         self.unmap_foreign();
     }
 
-    /// Writes a domain's page tables: its first frames map all of it, from its region's beginning on. The rest is the builder's.
+    /// Writes a domain's page tables: its first frames map all of it, from its region's beginning on. The rest is the
+    /// builder's.
     pub fn plant_tables(&mut self, id: DomId, arch: Arch, frames: &[Mfn]) {
         let table = |frame: Mfn| frame.addr().0 | bits::P | bits::RW | bits::US | bits::A | bits::D;
         let tables: u64 = if arch == Arch::X86_32 { 2 } else { 4 };

@@ -1,5 +1,5 @@
-//! Grants between the domains of a simulated machine: one that is privileged (0), one that maps ([`MAPPER`]), one that grants
-//! ([`GRANTOR`]), of either architecture and mixed. All is judged by the audit and the simulated TLBs.
+//! Grants between the domains of a simulated machine: one that is privileged (0), one that maps ([`MAPPER`]), one that
+//! grants ([`GRANTOR`]), of either architecture and mixed. All is judged by the audit and the simulated TLBs.
 
 mod attacks;
 mod ends;
@@ -173,7 +173,8 @@ pub fn unmapping(at: u64, device: u64, handle: u16) -> UnmapGrantRef<X86_64> {
 }
 
 impl Guest {
-    /// `grant_table_op` on operations at the beginning of the arguments' page. (They look the same to both architectures.)
+    /// `grant_table_op` on operations at the beginning of the arguments' page. (They look the same to both
+    /// architectures.)
     pub fn grants<T: IntoBytes + FromBytes + proxenos_abi::zerocopy::Immutable>(
         &mut self,
         command: GrantTableCommand,

@@ -1,5 +1,5 @@
-//! Random grants, mappings, unmappings and transfers among three domains, in between any other requests on memory. After
-//! every step every invariant holds; in the end all can be unmapped, and nothing is left of it.
+//! Random grants, mappings, unmappings and transfers among three domains, in between any other requests on memory.
+//! After every step every invariant holds; in the end all can be unmapped, and nothing is left of it.
 
 use super::*;
 use crate::domain::Privileges;

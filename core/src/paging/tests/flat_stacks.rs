@@ -61,7 +61,8 @@ fn steps() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 192 }))]
 
-    /// The short ways' knowledge is never more than what a look at the tables would find, whatever was done to them and by whom.
+    /// The short ways' knowledge is never more than what a look at the tables would find, whatever was done to them and
+    /// by whom.
     #[test]
     fn a_flat_stack_is_one_whatever_a_guest_does(steps in prop::collection::vec(steps(), 1..40)) {
         let mut world = World::of(Arch::X86_32);

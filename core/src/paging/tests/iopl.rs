@@ -1,5 +1,5 @@
-//! The quick answer to `DOM0_IOPL` (`crate::dom0_op`): it must be what the way at length answers, and leave the same rights, wherever the
-//! request lies and whatever it says.
+//! The quick answer to `DOM0_IOPL` (`crate::dom0_op`): it must be what the way at length answers, and leave the same
+//! rights, wherever the request lies and whatever it says.
 
 use super::quick::at_length;
 use super::world::*;

@@ -76,7 +76,8 @@ impl World {
         entries
     }
 
-    /// Makes a call that makes way whenever it can: its result, how often it was made, and the most that was done in one go.
+    /// Makes a call that makes way whenever it can: its result, how often it was made, and the most that was done in
+    /// one go.
     #[track_caller]
     fn measure(&mut self, who: usize, what: (Hypercall, [u64; 6])) -> (u64, usize, usize) {
         self.host.hw.preempt_every(1);

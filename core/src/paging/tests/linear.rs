@@ -429,7 +429,8 @@ fn end(world: &World, who: usize) {
 #[test]
 fn a_domain_that_ends_leaves_no_cycle_behind() {
     let mut world = world();
-    // Rings of two and of three, one not pinned any more; one within itself; all of them in the base, and the base in one.
+    // Rings of two and of three, one not pinned any more; one within itself; all of them in the base, and the base in
+    // one.
     let rings: [&[usize]; 2] = [&[SPARE, SPARE2], &[SECOND_TOP, DATA, DATA + 1]];
     for pfn in [DATA, DATA + 1] {
         assert_eq!(ask(&mut world, |guest| guest.set(guest.frames[L1], pfn, guest.entry(pfn, 0))), OK);

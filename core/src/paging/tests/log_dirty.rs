@@ -254,7 +254,8 @@ fn a_foreign_writer_that_goes_by_a_store_to_an_open_table_is_recorded() {
         assert_eq!(guest.assist(VmAssistCommand::Enable, VmAssistType::WritablePagetables), OK);
         let frame = guest.frames[SPARE];
         assert_eq!(guest.request(pin(frame, 1)), OK);
-        // The entry is made by a request, since a store can name no foreign frame, and loses its right to write by a store.
+        // The entry is made by a request, since a store can name no foreign frame, and loses its right to write by a
+        // store.
         let entry = world.guests[1].frames[DATA].addr().0 | world.guests[0].flags(RW);
         let entry_at = world.guests[0].set(frame, 40, entry);
         let of_plain = foreign(world.guests[1].dom.id);

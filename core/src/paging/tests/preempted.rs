@@ -1,5 +1,5 @@
-//! Requests that make way: at every point where one can, the audit must be content, and in the end all must be as if it had
-//! never been interrupted. What runs in between may be anything.
+//! Requests that make way: at every point where one can, the audit must be content, and in the end all must be as if it
+//! had never been interrupted. What runs in between may be anything.
 
 use super::world::*;
 use crate::addr::{DomId, Mfn};
@@ -18,7 +18,8 @@ const SELF: u64 = DomId::SELF.0 as u64;
 pub(super) const MAIN: Place = Place { ip: 0x1000, sp: 0x8000, entry: None };
 pub(super) const HANDLER: Place = Place { ip: 0x1000, sp: 0x7f00, entry: None };
 
-/// Makes a call until it is over; between two times something else happens. Returns its result and how often it was made.
+/// Makes a call until it is over; between two times something else happens. Returns its result and how often it was
+/// made.
 #[track_caller]
 pub(super) fn make(
     world: &mut World,
@@ -53,8 +54,8 @@ impl Tree {
 }
 
 impl World {
-    /// Gets a domain frames and writes a tree into them, some of its tables in two places. What is to be its last entry can
-    /// be spoiled.
+    /// Gets a domain frames and writes a tree into them, some of its tables in two places. What is to be its last entry
+    /// can be spoiled.
     fn plant(&mut self, who: usize, spoil: u64) -> Tree {
         let guest = self.guest(who);
         let levels: &[u8] = if guest.top_level() == 2 { &[2, 1, 1, 1, 1, 1] } else { &[4, 3, 3, 2, 2, 2, 1, 1, 1, 1] };
@@ -117,8 +118,8 @@ impl World {
     }
 }
 
-/// Does the same in two worlds, in one of which every `nth` look at the clock makes the call make way; what is returned, and
-/// what is left, must be the same.
+/// Does the same in two worlds, in one of which every `nth` look at the clock makes the call make way; what is
+/// returned, and what is left, must be the same.
 #[track_caller]
 fn same(prepare: impl Fn(&mut World) -> Tree, call: impl Fn(&mut World, &Tree) -> (Hypercall, [u64; 6])) -> usize {
     let mut most = 0;

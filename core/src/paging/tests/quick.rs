@@ -1,5 +1,5 @@
-//! The short way of the calls that kernels make most (`crate::mmu::quick`): whatever it does must be what the way at length
-//! does, request by request, and where it stops the other must go on.
+//! The short way of the calls that kernels make most (`crate::mmu::quick`): whatever it does must be what the way at
+//! length does, request by request, and where it stops the other must go on.
 
 use super::world::*;
 use crate::addr::GuestVirt;

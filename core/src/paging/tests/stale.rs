@@ -1,6 +1,6 @@
-//! What a CPU still remembers of a two-level guest's tables that have changed since. A guest that changes an entry and does
-//! not flush may see the old page for a while, as on hardware; but whether an access *faults* is for its tables to say as
-//! they are now, since the fault may be one that only shadows make.
+//! What a CPU still remembers of a two-level guest's tables that have changed since. A guest that changes an entry and
+//! does not flush may see the old page for a while, as on hardware; but whether an access *faults* is for its tables to
+//! say as they are now, since the fault may be one that only shadows make.
 
 use super::world::*;
 use crate::addr::GuestVirt;
@@ -20,8 +20,9 @@ fn at(slot: usize, page: usize) -> GuestVirt {
     GuestVirt(((slot << 22) + (page << 12)) as u64)
 }
 
-/// A world in which the plain domain's directory has swapped one L1 table for another, of which its CPU knows nothing. Each maps
-/// [`DATA`] (before) or the page behind it (now), but with what a page's name says in the old one, and used in the new.
+/// A world in which the plain domain's directory has swapped one L1 table for another, of which its CPU knows nothing.
+/// Each maps [`DATA`] (before) or the page behind it (now), but with what a page's name says in the old one, and used
+/// in the new.
 fn swapped() -> World {
     let mut world = World::new(&[(Arch::X86_32, PRIVILEGED), (Arch::X86_32, PLAIN)]);
     let guest = world.guest(1);

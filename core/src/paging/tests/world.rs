@@ -166,7 +166,8 @@ impl Guest {
             && self.host.hw.guest_store(at.offset(4088), 0, Mode::Kernel).is_ok()
     }
 
-    /// Writes to where the count of requests goes, by the entry that maps it now: what that does to the entry is no request's doing.
+    /// Writes to where the count of requests goes, by the entry that maps it now: what that does to the entry is no
+    /// request's doing.
     fn touch_args(&self) {
         let at = self.va(ARGS).offset(4088);
         self.host.hw.forget(at);
@@ -476,7 +477,8 @@ impl World {
         if counted { info.linear_uses() } else { 0 }
     }
 
-    /// Whether some domain's shadows are not all there: it has had too little room for them, or they are made by faults only.
+    /// Whether some domain's shadows are not all there: it has had too little room for them, or they are made by faults
+    /// only.
     pub fn was_short(&self) -> bool {
         self.guests.iter().any(|guest| guest.dom.paging.lock().pool.was_short() || guest.dom.log.is_on())
     }
@@ -537,8 +539,9 @@ impl World {
         let failed = (result as i64) < 0;
         // A request closes what is open, whatever becomes of it.
         if failed && !had_open {
-            // The count is written to a page of the guest's, which may be used for the first time: what was to be the arguments' page
-            // may be mapped anew, and the CPU not know of it until the request flushes what it remembers.
+            // The count is written to a page of the guest's, which may be used for the first time: what was to be the
+            // arguments' page may be mapped anew, and the CPU not know of it until the request flushes what it
+            // remembers.
             let guest = &self.guests[who];
             let mapped_by = guest.frames[L1].addr().0 + ARGS as u64 * guest.width();
             let used = (bits::A | bits::D) << (8 * (mapped_by & 7));

@@ -1,12 +1,12 @@
 //! The two callbacks' entry points.
 //!
-//! An upcall is entered with events masked and rcx, r11, rip, cs, rflags, rsp, ss on the stack; the kernel returns by an
-//! `iretq` of its own, which stays in ring 3. Unmasking before the return opens a race: an event that arrives between
-//! the last look at the pending flag and the unmasking would be left lying, and one that arrives between the unmasking
-//! and `iretq` would enter a second time on top of this frame, and so on without bound. Hence the end of the callback
-//! restores every register first, then unmasks and looks once more; an upcall that interrupts these few instructions
-//! finds that out by the interrupted rip, drops its own frame, whose registers equal those of the frame below, and
-//! carries on as if the outer one had never begun to return.
+//! An upcall is entered with events masked and rcx, r11, rip, cs, rflags, rsp, ss on the stack; the kernel returns by
+//! an `iretq` of its own, which stays in ring 3. Unmasking before the return opens a race: an event that arrives
+//! between the last look at the pending flag and the unmasking would be left lying, and one that arrives between the
+//! unmasking and `iretq` would enter a second time on top of this frame, and so on without bound. Hence the end of the
+//! callback restores every register first, then unmasks and looks once more; an upcall that interrupts these few
+//! instructions finds that out by the interrupted rip, drops its own frame, whose registers equal those of the frame
+//! below, and carries on as if the outer one had never begun to return.
 
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicUsize, Ordering};

@@ -1,12 +1,13 @@
 //! The way to an application and back.
 //!
-//! [`enter`] looks to its caller like a call that returns when something has happened to the application: it keeps the kernel's
-//! registers on the stack, makes that place the stack for entries from user mode, and leaves by `switch_to_user`. Whatever
-//! brings the kernel back (a trap, an event, a system call) finds itself at that very place with an application to come from
-//! ([`STATE`]), stores the application's registers, and returns from [`enter`]. So no handler of the kernel's runs in between.
+//! [`enter`] looks to its caller like a call that returns when something has happened to the application: it keeps the
+//! kernel's registers on the stack, makes that place the stack for entries from user mode, and leaves by
+//! `switch_to_user`. Whatever brings the kernel back (a trap, an event, a system call) finds itself at that very place
+//! with an application to come from ([`STATE`]), stores the application's registers, and returns from [`enter`]. So no
+//! handler of the kernel's runs in between.
 //!
-//! An entry comes from the application if one is under way *and* the frame ends where the stack for such entries begins; an
-//! event that interrupts the kernel on its way out is pushed further below.
+//! An entry comes from the application if one is under way *and* the frame ends where the stack for such entries
+//! begins; an event that interrupts the kernel on its way out is pushed further below.
 
 use super::TrapFrame;
 use crate::racy::Racy;
@@ -36,8 +37,8 @@ pub const CAME_BY_EVENT: u64 = 0x101;
 pub const CAME_BY_FAILSAFE: u64 = 0x102;
 
 unsafe extern "C" {
-    /// Goes on with an application until it comes back, and says why it did, or with which error the call failed. `how` is the frame's
-    /// `flags`.
+    /// Goes on with an application until it comes back, and says why it did, or with which error the call failed. `how`
+    /// is the frame's `flags`.
     ///
     /// # Safety
     /// The registers are nobody else's meanwhile.

@@ -1,4 +1,5 @@
-//! Entries from rings 2 and 3 of an x86_32 guest: on the stack of `stack_switch`, with that of the interrupted code in the frame.
+//! Entries from rings 2 and 3 of an x86_32 guest: on the stack of `stack_switch`, with that of the interrupted code in
+//! the frame.
 //!
 //! `iret` leads out of ring 1, so no help of the hypervisor's is needed to get there.
 
@@ -87,8 +88,8 @@ struct Kernel {
 }
 
 impl Kernel {
-    /// Checks that the kernel was entered from `start` by a frame of these words below the interrupted registers, with the code at
-    /// this distance from its start.
+    /// Checks that the kernel was entered from `start` by a frame of these words below the interrupted registers, with
+    /// the code at this distance from its start.
     #[track_caller]
     fn check(&self, what: &str, found: &Found, below: &[usize], start: &Start, distance: usize) {
         let count = below.len();
@@ -168,7 +169,8 @@ impl Kernel {
         }
     }
 
-    /// `int 0x80`, whose gate is open: who may raise it, and how its handler is entered, is what the guest has said all the same.
+    /// `int 0x80`, whose gate is open: who may raise it, and how its handler is entered, is what the guest has said all
+    /// the same.
     fn system_calls(&self) {
         section("int 0x80 in ring 3");
         let start = Start::ring3(snippet::__ring_int80, 0x1234_5678);
@@ -240,8 +242,8 @@ impl Kernel {
         self.check("an event", &found, &[], &start, 0);
     }
 
-    /// A handler that cannot be entered, when it is an application that it should be entered from: the kernel's stack was
-    /// taken already, and the failsafe frame goes below what is there.
+    /// A handler that cannot be entered, when it is an application that it should be entered from: the kernel's stack
+    /// was taken already, and the failsafe frame goes below what is there.
     fn failsafe(&self, tables: &Tables) {
         section("handlers that cannot be entered from ring 3");
         tables.set(60, 0);

@@ -1,5 +1,5 @@
-//! System calls of a kernel with segments of its own, which have the short way while they are flat: what becomes of them when
-//! descriptors change between one call and the next.
+//! System calls of a kernel with segments of its own, which have the short way while they are flat: what becomes of
+//! them when descriptors change between one call and the next.
 
 use super::switch::{self, Found, Start, enter, snippet};
 use super::{Kernel, SYSTEM_CALL};

@@ -1,5 +1,5 @@
-//! `ins` and `outs` of an application that has the right to ports (DOM0_IOPL, level 3): they reach what it could reach by itself, and
-//! no page of its kernel's.
+//! `ins` and `outs` of an application that has the right to ports (DOM0_IOPL, level 3): they reach what it could reach
+//! by itself, and no page of its kernel's.
 
 use super::switch::{Start, snippet};
 use super::{Kernel, until};

@@ -1,5 +1,5 @@
-//! `int` of every vector from rings 3 and 2: what no handler is open for is #GP with the vector in its code, and nothing else happens.
-//! (From ring 1: `attack-ring1`. From x86_64 kernels and applications: `test-user64`.)
+//! `int` of every vector from rings 3 and 2: what no handler is open for is #GP with the vector in its code, and
+//! nothing else happens. (From ring 1: `attack-ring1`. From x86_64 kernels and applications: `test-user64`.)
 
 use super::switch::{Start, enter};
 use super::{Kernel, catch_in, until};

@@ -1,12 +1,13 @@
 //! A domain that goes to another CPU (`DOM0_PINCPUDOMAIN`), and parameters that change under a CPU's feet.
 //!
-//! What is moved is parked, and not the one that its CPU has picked; one that runs is held until it is. Under the locks of both CPUs' places it
-//! leaves one queue for the other with its alarm, and under those of both queues one seat for the other, so neither CPU meets half of it.
+//! What is moved is parked, and not the one that its CPU has picked; one that runs is held until it is. Under the locks
+//! of both CPUs' places it leaves one queue for the other with its alarm, and under those of both queues one seat for
+//! the other, so neither CPU meets half of it.
 //!
-//! No wakeup is lost on the way. Whoever changes its run state does so by an atomic exchange, and reads where it is behind that; whoever
-//! moves it stores where it is, and notes it at the new CPU by another. If the first still saw the old place, its exchange came
-//! before the second's, and the new CPU, which looks at the state once it has found the note, sees it. What was noted at the old place is
-//! nobody's, or somebody else's, who is looked at once too often.
+//! No wakeup is lost on the way. Whoever changes its run state does so by an atomic exchange, and reads where it is
+//! behind that; whoever moves it stores where it is, and notes it at the new CPU by another. If the first still saw the
+//! old place, its exchange came before the second's, and the new CPU, which looks at the state once it has found the
+//! note, sees it. What was noted at the old place is nobody's, or somebody else's, who is looked at once too often.
 
 use super::{Places, Scheduling, now, ring, scheduling, told};
 use crate::guest::sched::reach::attempt;

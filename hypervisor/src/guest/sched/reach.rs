@@ -1,12 +1,12 @@
 //! How requests reach domains that run elsewhere, or nowhere: [`VirtualCpus`] over seats and queues.
 //!
-//! A parked domain is held in its seat while it is worked with, and its CPU waits for that if its turn comes meanwhile. One that runs elsewhere is
-//! held ([`RunState::HELD`](proxenos_core::domain::RunState::HELD)), and its CPU told, which parks it as soon as it comes round. That is
-//! waited for until this CPU's own timer is due at the longest, and whoever waits serves flushes meanwhile. Whatever comes of it, the
-//! domain is let go again.
+//! A parked domain is held in its seat while it is worked with, and its CPU waits for that if its turn comes meanwhile.
+//! One that runs elsewhere is held ([`RunState::HELD`](proxenos_core::domain::RunState::HELD)), and its CPU told, which
+//! parks it as soon as it comes round. That is waited for until this CPU's own timer is due at the longest, and whoever
+//! waits serves flushes meanwhile. Whatever comes of it, the domain is let go again.
 //!
-//! A place is given up while the domain is held, which its CPU waits for if it has picked it; and the queue does not let go of the one
-//! picked last. So who leaves is in nobody's hands.
+//! A place is given up while the domain is held, which its CPU waits for if it has picked it; and the queue does not
+//! let go of the one picked last. So who leaves is in nobody's hands.
 
 use super::{Held, Running, id, now, place, reserve, scheduler, scheduling};
 use crate::console;
@@ -47,9 +47,9 @@ fn with_parked<R>(dom: &Domain, work: &mut Option<impl FnOnce(Stopped<'_>) -> R>
     Some(result)
 }
 
-/// Tries something until it succeeds, or this CPU has something else to do. The caller holds no lock: where another CPU has all of them stand
-/// still, this one does, for the domain that it waits for may be who wants that, and would else not be stopped before this
-/// CPU has given up.
+/// Tries something until it succeeds, or this CPU has something else to do. The caller holds no lock: where another CPU
+/// has all of them stand still, this one does, for the domain that it waits for may be who wants that, and would else
+/// not be stopped before this CPU has given up.
 pub(super) fn attempt<R>(what: impl FnMut() -> Option<R>) -> Option<R> {
     attempt_while(what, ipi::stand_still)
 }
@@ -86,8 +86,8 @@ impl VirtualCpus for Hw {
     }
 
     fn caller_state(&self, _: &Vcpu) -> MachineState {
-        // SAFETY: this CPU's own frame, which the entry that made the call has filled as far as it is read here; nobody else has a reference that
-        // is used meanwhile.
+        // SAFETY: this CPU's own frame, which the entry that made the call has filled as far as it is read here; nobody
+        // else has a reference that is used meanwhile.
         let frame = unsafe { Cpu::current().guest_frame().read() };
         // The entry has not stored those that compiled code preserves.
         let known = TrapFrame { rbp: 0, r12: 0, r13: 0, r14: 0, r15: 0, ..frame };
@@ -115,8 +115,8 @@ impl VirtualCpus for Hw {
 
     fn dismiss(&self, dom: &Domain) -> Result<Box<Vcpu>, Unreached> {
         dom.home().ok_or(Unreached::None)?;
-        // It is not to run any more: its CPU puts it to sleep as soon as it has seen that, be it after this has been given up. (The caller has the lock
-        // of its end.)
+        // It is not to run any more: its CPU puts it to sleep as soon as it has seen that, be it after this has been
+        // given up. (The caller has the lock of its end.)
         let running = attempt_while(|| leave_seat(dom), || ()).ok_or(Unreached::Running)?;
         dom.leave_home();
         console::domains::finish(dom.id);

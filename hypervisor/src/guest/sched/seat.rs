@@ -1,11 +1,13 @@
 //! Where domains are between their turns: a seat for each slot of a queue.
 //!
-//! A seat is one word, which says who sits there: nobody, a parked domain, or one that somebody [holds](Seat::hold) for a moment, to
-//! look at it or to take it away. It is a lock of its own, the innermost: whoever holds a domain waits for no seat's, queue's or seats' lock
-//! that its CPU may have while it waits for that very domain.
+//! A seat is one word, which says who sits there: nobody, a parked domain, or one that somebody [holds](Seat::hold) for
+//! a moment, to look at it or to take it away. It is a lock of its own, the innermost: whoever holds a domain waits for
+//! no lock of a queue's or its places' that the domain's CPU may have while it waits for that very domain, and for no
+//! other seat.
 //!
-//! Nobody sits there while the domain runs, which is its CPU's own then, and while the slot is not in use. Two never claim one seat: the slot
-//! is one domain's from its [place](super::place) to its end, and that domain is parked only where it ran.
+//! Nobody sits there while the domain runs, which is its CPU's own then, and while the slot is not in use. Two never
+//! claim one seat: the slot is one domain's from its [place](super::place) to its end, and that domain is parked only
+//! where it ran.
 //!
 //! `hypervisor/seat-model` compiles this file over a model checker's atomics and tries the orders out.
 
@@ -35,7 +37,8 @@ impl Seat {
         Some(unsafe { Box::from_raw(who.as_ptr()) })
     }
 
-    /// A domain's turn has ended, or its first is still to come. It is its own seat, which nobody has claimed meanwhile.
+    /// A domain's turn has ended, or its first is still to come. It is its own seat, which nobody has claimed
+    /// meanwhile.
     #[inline(always)]
     pub fn put(&self, running: Box<Running>) {
         debug_assert!(self.0.load(Ordering::Relaxed).is_null(), "somebody sits there");

@@ -1,4 +1,5 @@
-//! What lies at an address: the instruction, its symbol, and by the debug information the functions it was inlined from.
+//! What lies at an address: the instruction, its symbol, and by the debug information the functions it was inlined
+//! from.
 
 use std::collections::BTreeMap;
 use std::path::Path;

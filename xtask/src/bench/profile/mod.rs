@@ -1,9 +1,9 @@
 //! `cargo xtask bench --profile OP`: where the instructions of one operation go.
 //!
-//! QEMU logs each instruction that it executes while the guest measures this operation alone ([`trace`]). Between two reads of the
-//! time-stamp counter by the guest lies a round; the one that took what the guest says it took is looked at ([`window`]). Each of its
-//! instructions belongs to a symbol, and by the debug information to functions that were inlined into it ([`code`]); [`report`]
-//! adds them up. Nothing is sampled: the sums are the figure, to the digit.
+//! QEMU logs each instruction that it executes while the guest measures this operation alone ([`trace`]). Between two
+//! reads of the time-stamp counter by the guest lies a round; the one that took what the guest says it took is looked
+//! at ([`window`]). Each of its instructions belongs to a symbol, and by the debug information to functions that were
+//! inlined into it ([`code`]); [`report`] adds them up. Nothing is sampled: the sums are the figure, to the digit.
 
 mod code;
 mod report;

@@ -1,7 +1,8 @@
 //! The execution log: which instruction was executed when.
 //!
-//! QEMU translates one instruction a block (`-singlestep`) and logs each block that it enters. The log is switched on by QEMU's machine
-//! protocol when the guest is about to measure, which waits for it and for a line on its console: booting takes millions of instructions.
+//! QEMU translates one instruction a block (`-singlestep`) and logs each block that it enters. The log is switched on
+//! by QEMU's machine protocol when the guest is about to measure, which waits for it and for a line on its console:
+//! booting takes millions of instructions.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -89,8 +90,8 @@ fn switch_on(socket: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Reads a log: `Trace CPU: HOST [SEGMENT/ADDRESS/FLAGS/..] NAME` for each block that is entered. One that an interrupt kept from
-/// being executed is taken back by the line that follows.
+/// Reads a log: `Trace CPU: HOST [SEGMENT/ADDRESS/FLAGS/..] NAME` for each block that is entered. One that an interrupt
+/// kept from being executed is taken back by the line that follows.
 fn parse(log: impl BufRead) -> Result<Vec<u64>> {
     let mut executed = Vec::new();
     for line in log.split(b'\n') {

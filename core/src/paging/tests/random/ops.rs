@@ -1,5 +1,5 @@
-//! What guests do in a random sequence. An [`Op`] names frames, slots and entries by what they are to the domain, so that a
-//! random one often means something, and a failing sequence reads as a list of requests.
+//! What guests do in a random sequence. An [`Op`] names frames, slots and entries by what they are to the domain, so
+//! that a random one often means something, and a failing sequence reads as a list of requests.
 
 use crate::sim_hw::Mode;
 use alloc::vec::Vec;
@@ -175,8 +175,8 @@ pub enum Op {
     },
 }
 
-/// Instructions that write rcx to an entry, exchange it, set and clear bits of it, write a byte of it, and add to it; each for
-/// entries of 32 bits and of 64.
+/// Instructions that write rcx to an entry, exchange it, set and clear bits of it, write a byte of it, and add to it;
+/// each for entries of 32 bits and of 64.
 pub const FORMS: [(&[u8], &[u8]); 6] = [
     (&[0x89, 0x08], &[0x48, 0x89, 0x08]),
     (&[0x87, 0x08], &[0x48, 0x87, 0x08]),

@@ -19,8 +19,8 @@ pub fn hot_page() -> impl Strategy<Value = usize> {
     ]
 }
 
-/// Pages that an x86_32 domain's own tables are read at, if a directory is hung in at [`WINDOW`]: the region's first table, the
-/// directory that is hung in, the table in slot 1, the hypervisor's slots.
+/// Pages that an x86_32 domain's own tables are read at, if a directory is hung in at [`WINDOW`]: the region's first
+/// table, the directory that is hung in, the table in slot 1, the hypervisor's slots.
 pub fn linear_page() -> impl Strategy<Value = usize> {
     prop_oneof![4 => Just(0x300), 2 => Just(0x301), 2 => 0..8usize, 1 => Just(1007), 1 => 1008..1024usize]
         .prop_map(|page| WINDOW + page)

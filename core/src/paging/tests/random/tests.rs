@@ -13,8 +13,8 @@ fn arch() -> impl Strategy<Value = Arch> {
     prop_oneof![Just(Arch::X86_32), Just(Arch::X86_64)]
 }
 
-/// A privileged domain, one with devices, and a plain one, of any architectures, and how much memory there is: enough, or
-/// so little that shadows soon fail.
+/// A privileged domain, one with devices, and a plain one, of any architectures, and how much memory there is: enough,
+/// or so little that shadows soon fail.
 fn world() -> impl Strategy<Value = (usize, Vec<(Arch, Privileges)>)> {
     let domains = (arch(), arch(), arch()).prop_map(|(first, second, third)| {
         alloc::vec![(first, PRIVILEGED), (second, Privileges::DEVICES), (third, PLAIN)]

@@ -1,7 +1,7 @@
 //! Bytes as a sequence of [`Op`]s in a world: what a fuzzer invents.
 //!
-//! Every sequence of bytes means something, and a byte that changes changes little: an operation is one byte, each of its
-//! fields one or a few more. Most choices lead to the few pages where requests meet, as in the random tests.
+//! Every sequence of bytes means something, and a byte that changes changes little: an operation is one byte, each of
+//! its fields one or a few more. Most choices lead to the few pages where requests meet, as in the random tests.
 
 use super::ops::*;
 use super::play::{Counts, Score};
