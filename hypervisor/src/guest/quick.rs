@@ -182,6 +182,7 @@ pub(super) extern "C" fn upcall<P: Personality>(frame: &mut TrapFrame) -> Next {
 
 /// An event waits for a guest that was interrupted, or has just got the CPU, and it takes upcalls. The frame is
 /// complete.
+#[inline(never)]
 pub(super) fn event(run: &mut Running, frame: &mut TrapFrame, callback: Callback) -> Next {
     let to = |_: &Running| Some(callback);
     match run.dom.arch {
