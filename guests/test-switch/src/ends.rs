@@ -46,9 +46,19 @@ pub fn dismiss_next(domain: u16, before: u32) {
 
 /// Another domain waits until domain 0 lets it end.
 pub fn take_leave() {
+    listen();
+    events::wait_until(may_leave);
+}
+
+/// From now on it hears of that.
+pub fn listen() {
     events::set_handler(LEAVE, |_| MAY_LEAVE.store(true, Ordering::Relaxed));
     events::unmask(LEAVE);
-    events::wait_until(|| MAY_LEAVE.load(Ordering::Relaxed));
+}
+
+/// Whether it has.
+pub fn may_leave() -> bool {
+    MAY_LEAVE.load(Ordering::Relaxed)
 }
 
 /// Domain 0: two others end.

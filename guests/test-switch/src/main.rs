@@ -44,6 +44,7 @@ fn main(_: &StartInfo) {
         Some("open-tables") => open_tables::part(),
         Some("yields") if boot::is_initial_domain() => yields::run(),
         Some("yields") => yields::part(),
+        Some("yields-watched") => yields::watch(),
         Some("bad-table") => open_tables::bad(),
         Some("quiet") => ends::quiet(),
         Some("bad-list") => attacks::bad_list(),

@@ -4,10 +4,12 @@
 
 use crate::state::{self, Floating, Ldt, WATCHED};
 use crate::{ends, number};
-use core::sync::atomic::{AtomicU32, Ordering};
-use proxenos_guest::abi::Virq;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use proxenos_guest::abi::dom0_ops::args::{GetDomainInfo, PauseDomain, PinCpuDomain, UnpauseDomain};
+use proxenos_guest::abi::dom0_ops::{Dom0Argument, Dom0Op};
+use proxenos_guest::abi::{DomId, Errno, Padded, Virq};
 use proxenos_guest::test::section;
-use proxenos_guest::{check, check_eq, events, hypercall, traps};
+use proxenos_guest::{Arch, Word, check, check_eq, events, hypercall, traps};
 
 const ROUNDS: u32 = 300;
 /// Yields in a row.
@@ -18,21 +20,53 @@ static WORDS: [AtomicU32; 2] = [const { AtomicU32::new(0) }; 2];
 /// Who has an LDT and breakpoints.
 const HAS_BOTH: u32 = 1;
 
-/// Every domain's part: they differ by their mark.
+/// Every domain's part: they differ by their mark. It goes on until domain 0 lets it end.
 pub fn part() {
-    rounds(number("mark"));
+    rounds(number("mark"), ends::may_leave);
     ends::take_leave();
 }
 
 /// Domain 0.
 pub fn run() {
     section("what is in the CPU, through yields");
-    rounds(number("mark"));
+    rounds(number("mark"), || true);
     ends::dismiss(&[1, 2]);
 }
 
-fn rounds(mark: u32) {
+/// How often each of the others is looked at, stopped and moved.
+const LOOKS: u32 = 250;
+
+/// Where the context of one that is looked at goes: more than it takes.
+static CONTEXT: [AtomicU64; 1024] = [const { AtomicU64::new(0) }; 1024];
+
+/// Domain 0, which has two CPUs and all it can do to domains while they yield to one another.
+pub fn watch() {
     proxenos_guest::init();
+    events::handle_virq(Virq::Timer, |_| ()).expect("the timer can be bound");
+    section("looked at, stopped and moved while they yield");
+    for look in 0..LOOKS {
+        for number in 1..=3 {
+            let domain = DomId(number);
+            let ctxt = Padded::new(CONTEXT.as_ptr() as Word);
+            check_eq!(ask(GetDomainInfo::<Arch> { domain, ctxt, ..GetDomainInfo::default() }), Ok(()), "{number}");
+            let cpu = (look.wrapping_mul(number.into()) >> 1) % 2;
+            check_eq!(ask(PinCpuDomain { domain, pad: 0, cpu: cpu as i32 }), Ok(()), "{number} to {cpu}");
+            check_eq!(ask(PauseDomain { domain, pad: 0 }), Ok(()), "{number}");
+            check_eq!(ask(UnpauseDomain { domain, pad: 0 }), Ok(()), "{number}");
+        }
+        check_eq!(hypercall::sched_yield(), Ok(()));
+    }
+    ends::dismiss(&[1, 2, 3]);
+}
+
+fn ask<T: Dom0Argument>(argument: T) -> Result<(), Errno> {
+    // SAFETY: of memory of ours only the request and the context are written to.
+    unsafe { hypercall::dom0_op(&mut Dom0Op::new(argument)) }.map(drop)
+}
+
+fn rounds(mark: u32, is_over: fn() -> bool) {
+    proxenos_guest::init();
+    ends::listen();
     events::handle_virq(Virq::Timer, |_| ()).expect("the timer can be bound");
     state::count_debug_exceptions();
     WORDS.iter().zip([mark, !mark]).for_each(|(word, value)| word.store(value, Ordering::Relaxed));
@@ -46,7 +80,7 @@ fn rounds(mark: u32) {
     }
     let floating = Floating::of(mark);
     floating.load();
-    for round in 0..ROUNDS {
+    for round in (0..).take_while(|&round| round < ROUNDS || !is_over()) {
         check!(state::registers_are_kept_by_yields(YIELDS), "round {round}: general registers");
         WATCHED.store(round, Ordering::SeqCst);
         let breaks = usize::from(ldt.is_some());
