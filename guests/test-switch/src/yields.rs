@@ -19,6 +19,8 @@ static WORDS: [AtomicU32; 2] = [const { AtomicU32::new(0) }; 2];
 
 /// Who has an LDT and breakpoints.
 const HAS_BOTH: u32 = 1;
+/// Who has an LDT only.
+const HAS_LDT: u32 = 5;
 
 /// Every domain's part: they differ by their mark. It goes on until domain 0 lets it end.
 pub fn part() {
@@ -70,20 +72,22 @@ fn rounds(mark: u32, is_over: fn() -> bool) {
     events::handle_virq(Virq::Timer, |_| ()).expect("the timer can be bound");
     state::count_debug_exceptions();
     WORDS.iter().zip([mark, !mark]).for_each(|(word, value)| word.store(value, Ordering::Relaxed));
-    let ldt = (mark == HAS_BOTH).then(|| Ldt::install(WORDS.each_ref().map(|word| word.as_ptr().cast_const())));
+    let ldt = [HAS_BOTH, HAS_LDT]
+        .contains(&mark)
+        .then(|| Ldt::install(WORDS.each_ref().map(|word| word.as_ptr().cast_const())));
     match &ldt {
-        Some(ldt) => {
-            ldt.load();
-            state::watch(WATCHED.as_ptr());
-        }
+        Some(ldt) => ldt.load(),
         None => bases::set(WORDS.each_ref().map(AtomicU32::as_ptr)),
+    }
+    if mark == HAS_BOTH {
+        state::watch(WATCHED.as_ptr());
     }
     let floating = Floating::of(mark);
     floating.load();
     for round in (0..).take_while(|&round| round < ROUNDS || !is_over()) {
         check!(state::registers_are_kept_by_yields(YIELDS), "round {round}: general registers");
         WATCHED.store(round, Ordering::SeqCst);
-        let breaks = usize::from(ldt.is_some());
+        let breaks = usize::from(mark == HAS_BOTH);
         check_eq!(state::debug_exceptions(), breaks, "round {round}: breakpoints");
         let seen = match &ldt {
             Some(ldt) => ldt.read(),
