@@ -245,12 +245,12 @@ impl CpuLocal {
     unsafe fn exchange(&self, old: &mut Running, running: Box<Running>) -> (&mut Running, Box<Running>) {
         old.notes.copy_from(&self.notes);
         self.note_running(&running);
-        let running = Box::into_raw(running);
-        // SAFETY: as the caller promises: the box of `old` is the one in the cell, from which it is taken by being
-        // written over; and the other box takes its place.
+        // SAFETY: as the caller promises: the box of `old` is the one in the cell. It is written over, not dropped, and
+        // so taken from there.
         unsafe {
-            self.running.get().write(Some(Box::from_raw(running)));
-            (&mut *running, Box::from_raw(core::ptr::from_mut(old)))
+            let place = self.running.get();
+            place.write(Some(running));
+            ((*place).as_deref_mut().unwrap_unchecked(), Box::from_raw(core::ptr::from_mut(old)))
         }
     }
 
