@@ -1,19 +1,22 @@
 //! Whom a CPU is to wake: noted by any CPU, also from interrupts, and acted upon by the one whose run queue it is.
 //!
 //! Promise: who is noted before, or while, the set is taken is found by that or the next look; so a CPU that looks
-//! after it was told misses nobody. No lock: a bit a slot, and one for each word of them.
+//! after it was told misses nobody. The same holds for being asked to choose anew who runs, whoever that is by then. No
+//! lock: a bit a slot, one for each word of them, and one for that.
 
 use super::{MAX_VCPUS, Slot};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 const WORD_BITS: usize = u64::BITS as usize;
 const WORDS: usize = MAX_VCPUS / WORD_BITS;
-const _: () = assert!(WORDS <= u32::BITS as usize && MAX_VCPUS.is_multiple_of(WORD_BITS));
+/// The bit of the summary that says that the CPU is to choose anew.
+const CHOOSE: u32 = 1 << 31;
+const _: () = assert!(WORDS < 31 && MAX_VCPUS.is_multiple_of(WORD_BITS));
 
 /// The set.
 #[derive(Debug)]
 pub struct WakeSet {
-    /// Which words may have bits.
+    /// Which words may have bits; and [`CHOOSE`].
     summary: AtomicU32,
     words: [AtomicU64; WORDS],
 }
@@ -39,16 +42,22 @@ impl WakeSet {
         self.summary.fetch_or(1 << word, Ordering::AcqRel);
     }
 
-    /// Whether there may be anybody.
+    /// The CPU is to choose anew who runs. It is then to be told, as for [`add`](Self::add).
+    pub fn ask(&self) {
+        self.summary.fetch_or(CHOOSE, Ordering::AcqRel);
+    }
+
+    /// Whether there may be anybody, or the CPU was asked.
     #[inline]
     #[must_use]
     pub fn may_have_any(&self) -> bool {
         self.summary.load(Ordering::Acquire) != 0
     }
 
-    /// Takes all that are noted, in order.
-    pub fn take(&self, mut each: impl FnMut(Slot)) {
-        let mut summary = self.summary.swap(0, Ordering::AcqRel);
+    /// Takes all that are noted, in order; and says whether the CPU was asked to choose anew.
+    pub fn take(&self, mut each: impl FnMut(Slot)) -> bool {
+        let all = self.summary.swap(0, Ordering::AcqRel);
+        let mut summary = all & !CHOOSE;
         while summary != 0 {
             let word = summary.trailing_zeros() as usize;
             summary &= summary - 1;
@@ -58,6 +67,7 @@ impl WakeSet {
                 bits &= bits - 1;
             }
         }
+        all & CHOOSE != 0
     }
 }
 
@@ -72,8 +82,20 @@ mod tests {
 
     fn taken(set: &WakeSet) -> Vec<u16> {
         let mut all = Vec::new();
-        set.take(|slot| all.push(slot.0));
+        assert!(!set.take(|slot| all.push(slot.0)), "nobody asked");
         all
+    }
+
+    #[test]
+    fn who_is_asked_is_told_once_beside_all_that_are_noted() {
+        let set = WakeSet::new();
+        set.ask();
+        assert!(set.may_have_any());
+        set.add(Slot(3));
+        let mut all = Vec::new();
+        assert!(set.take(|slot| all.push(slot.0)));
+        assert_eq!(all, [3]);
+        assert!(!set.may_have_any() && taken(&set).is_empty());
     }
 
     proptest! {
@@ -105,10 +127,11 @@ mod tests {
             });
             let mut last = 0;
             while last < ROUNDS {
-                set.take(|slot| {
+                let asked = set.take(|slot| {
                     assert_eq!(slot.index(), last * 67 % MAX_VCPUS);
                     last += 1;
                 });
+                assert!(!asked);
                 seen.store(last, Ordering::Release);
             }
         });

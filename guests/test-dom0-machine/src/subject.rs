@@ -4,7 +4,9 @@ use crate::ports::{self, Ports, configuration};
 use crate::{NOBODY, SUBJECT, ask};
 use core::sync::atomic::{AtomicU32, Ordering};
 use proxenos_guest::abi::dom0_ops::Dom0Op;
-use proxenos_guest::abi::dom0_ops::args::{DebugOp, SchedId, ShadowControl, ShadowControlOp};
+use proxenos_guest::abi::dom0_ops::args::{
+    DebugOp, DomainFlags, GetDomainInfo, SchedId, ShadowControl, ShadowControlOp,
+};
 use proxenos_guest::abi::zerocopy::IntoBytes;
 use proxenos_guest::abi::{DomId, Errno, GuestVirt, GuestWord, Padded, Port, Virq};
 use proxenos_guest::memory;
@@ -174,6 +176,15 @@ impl Subject {
         check_eq!(received(), before + 1);
     }
 
+    /// The same, until the subject waits again: on another CPU it may still be writing when its answer is here.
+    fn exchange_and_wait(&self) {
+        self.exchange();
+        let asked = GetDomainInfo::<Arch> { domain: SUBJECT, ..GetDomainInfo::default() };
+        while !DomainFlags::from_bits_retain(ask(asked).1.flags).contains(DomainFlags::BLOCKED) {
+            check_eq!(hypercall::sched_yield(), Ok(()));
+        }
+    }
+
     /// An event there and back, while domain 0 computes: how long that takes, in nanoseconds.
     pub fn answer_while_busy(&self) -> u64 {
         let (before, from) = (received(), time::system_time());
@@ -287,9 +298,10 @@ impl Subject {
         use ShadowControlOp::*;
         check_eq!(control(Peek).0, Err(Errno::EINVAL), "it is not watched");
         for round in 0..3 {
+            self.exchange_and_wait();
             check_eq!(control(EnableLogdirty).0, Ok(0), "round {round}");
             check!(!control(Peek).1);
-            self.exchange();
+            self.exchange_and_wait();
             let (result, is_dirty, count) = control(Peek);
             check_eq!((result, is_dirty), (Ok(0), true), "its page is recorded");
             check!(count > 0);

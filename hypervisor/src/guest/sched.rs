@@ -352,7 +352,7 @@ fn wake(of: &OfCpu, places: &mut Places, queue: &mut RunQueue<Chosen>, runs: Opt
 #[inline(never)]
 fn wake_some(of: &OfCpu, places: &mut Places, queue: &mut RunQueue<Chosen>, runs: Option<Slot>, now: Time) -> Repick {
     let mut result = Repick::AsPlanned;
-    of.woken.take(|slot| {
+    let asked = of.woken.take(|slot| {
         if runs == Some(slot) {
             // It was told of, so something may have changed that its turn depends on.
             result = Repick::Now;
@@ -376,7 +376,7 @@ fn wake_some(of: &OfCpu, places: &mut Places, queue: &mut RunQueue<Chosen>, runs
             (Repick::AsPlanned, Repick::AsPlanned) => Repick::AsPlanned,
         };
     });
-    result
+    if asked { Repick::Now } else { result }
 }
 
 /// Time has come for the first alarm: tells those whose time it is.

@@ -12,23 +12,18 @@
 use super::{Places, Scheduling, now, ring, scheduling, told};
 use crate::guest::sched::reach::attempt;
 use crate::guest::timer;
-use core::sync::atomic::Ordering;
 use proxenos_core::control::NotMoved;
 use proxenos_core::domain::{Domain, News, RunState};
-use proxenos_core::sched::{CpuId, Home, SchedError, Schedulers, Slot, Time};
+use proxenos_core::sched::{CpuId, Home, SchedError, Schedulers, Time};
 
 /// The queues.
 pub fn schedulers() -> &'static Schedulers {
     &scheduling().schedulers
 }
 
-/// Has a CPU choose anew who runs.
+/// Has a CPU choose anew who runs, whoever that is when it looks.
 pub fn choose_again(cpu: CpuId) {
-    let of = scheduling().of(cpu);
-    // To be noted while one runs says so (`super::wake`); one that idles chooses whenever it is told of anything.
-    if let Some(slot) = Slot::from_index(of.runs.load(Ordering::SeqCst) as usize) {
-        of.woken.add(slot);
-    }
+    scheduling().of(cpu).woken.ask();
     ring(cpu);
 }
 
