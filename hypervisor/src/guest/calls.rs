@@ -38,7 +38,7 @@ const NUMBERS: usize = 32;
 type Handler = extern "C" fn(&mut TrapFrame) -> u64;
 
 /// Where a call has its arguments. Each handler loads those of its own call, no more.
-trait CallRegisters: Personality {
+pub(super) trait CallRegisters: Personality {
     /// The arguments of a call, as wide as the guest's registers.
     fn arguments(frame: &TrapFrame) -> [u64; 6];
 }
@@ -71,19 +71,10 @@ macro_rules! table {
     }};
 }
 
+/// With the entries of [`hand_over`], which go on with the plain handler where there is no short way.
 const fn with_short_yield(mut calls: Table, entry: Handler) -> Table {
     calls[Hypercall::SchedOp.raw() as usize] = entry;
     calls
-}
-
-/// `sched_op` where there is no short way ([`hand_over`]).
-pub(super) extern "C" fn plain_sched_op_32(frame: &mut TrapFrame) -> u64 {
-    handle::<X86_32, { Hypercall::SchedOp.raw() }>(frame)
-}
-
-/// The same of x86_64.
-pub(super) extern "C" fn plain_sched_op_64(frame: &mut TrapFrame) -> u64 {
-    handle::<X86_64, { Hypercall::SchedOp.raw() }>(frame)
 }
 
 /// The handlers of all numbers.
@@ -138,7 +129,7 @@ const fn leaves(number: Hypercall) -> Leaves {
 }
 
 /// Carries out call `N`.
-extern "C" fn handle<P: CallRegisters, const N: u32>(frame: &mut TrapFrame) -> u64 {
+pub(super) extern "C" fn handle<P: CallRegisters, const N: u32>(frame: &mut TrapFrame) -> u64 {
     let Some(number) = Hypercall::from_raw(N) else {
         return if N == AUDIT_CALL { audit::call(frame) } else { Errno::ENOSYS.to_result() as u64 };
     };

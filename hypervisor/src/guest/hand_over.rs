@@ -13,7 +13,7 @@
 //!
 //! No lock but those of its parts, one after another as there.
 
-use super::calls::FROM_SYSCALL;
+use super::calls::{FROM_SYSCALL, handle};
 use super::quick::{self, LOCAL};
 use super::switch::{self, Context, Loaded};
 use super::{CpuLocal, Running, leave, sched, timer};
@@ -23,7 +23,7 @@ use crate::time;
 use core::arch::global_asm;
 use core::mem::offset_of;
 use proxenos_abi::hypercall::{SCHEDOP_CMDMASK, SchedOp};
-use proxenos_abi::{GuestArch, X86_64};
+use proxenos_abi::{GuestArch, Hypercall, X86_32, X86_64};
 use proxenos_core::paging::Pager;
 
 unsafe extern "C" {
@@ -120,8 +120,8 @@ global_asm!(
     cs_64 = const X86_64::FLAT_GUESTOS_CS.0,
     ss_64 = const X86_64::FLAT_GUESTOS_DS.0,
     attempt = sym attempt,
-    plain_32 = sym super::calls::plain_sched_op_32,
-    plain_64 = sym super::calls::plain_sched_op_64,
+    plain_32 = sym handle::<X86_32, { Hypercall::SchedOp.raw() }>,
+    plain_64 = sym handle::<X86_64, { Hypercall::SchedOp.raw() }>,
     alone = const LOCAL + offset_of!(CpuLocal, alone),
     running = const LOCAL + offset_of!(CpuLocal, running),
     saved = const SAVED,

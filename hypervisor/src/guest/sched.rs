@@ -7,9 +7,9 @@
 //! Whatever keeps a domain from running is in its run state. The CPU looks at that after it has taken what was noted,
 //! and again on each way back to a guest; whoever changes the state notes the domain behind that. So no wakeup is lost.
 //!
-//! Who comes to a seat, or leaves it for good, is its CPU's alarms' and its queue's affair too, and is done under the
-//! lock of all three ([`Places`]). Whose turn begins or ends does so without: who is picked is nobody else's from then
-//! on, since neither a queue nor [`Places`] let go of the one that runs.
+//! Who comes to a seat, or leaves it for good, does so under a lock of the CPU's that guards its alarms too
+//! ([`Places`]). Whose turn begins or ends does so without: who is picked is nobody else's from then on, since a queue
+//! does not let go of the one that runs.
 //!
 //! Locks, in this order: a CPU's places, its run queue; and, with either, a seat, or a seat and then the queue, where
 //! the places' lock keeps others from the contrary. Of two CPUs', which only who moves a domain holds together, the
